@@ -1,0 +1,459 @@
+"""A pipeline as its user declares it: one value per key, checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from airflow_etl_provider.config.findings import ContradictionError, Finding, named
+from airflow_etl_provider.config.rules import contradictions_of_pipeline, contradictions_of_stream
+from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
+from airflow_etl_provider.core.partition import Every
+from airflow_etl_provider.core.suggest import nearest
+
+#: Names for the schedules that people mean most often.
+PRESETS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@quarterly": "0 0 1 */3 *",
+    "@yearly": "0 0 1 1 *",
+}
+_DAG_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_TAG_LENGTH = 100
+_PARALLEL_RUNS = 4
+
+
+def _refusal(what: str, remedy: str) -> ContradictionError:
+    return ContradictionError([Finding((), what, remedy)])
+
+
+def _pipeline_id(text: str) -> str:
+    if _DAG_ID.fullmatch(text) is None:
+        raise _refusal(
+            f"{text!r} cannot be the id of a DAG",
+            "use letters, digits, '_', '-' and '.', at most 200 of them, as in the file's name",
+        )
+    return text
+
+
+def _schedule(text: str) -> str:
+    if text.startswith("@"):
+        if text not in PRESETS:
+            raise _refusal(
+                f"{text!r} has no data interval to load or is unknown{nearest(text, PRESETS)}",
+                f"write one of {', '.join(PRESETS)}, a cron expression, or null for runs by hand",
+            )
+    elif len(text.split()) != 5:
+        raise _refusal(
+            f"{text!r} is no cron expression: it has {len(text.split())} fields instead of 5",
+            'write minute, hour, day of month, month and day of week, such as "0 5 * * *"',
+        )
+    return text
+
+
+def _zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise _refusal(
+            f"no time zone is called {text!r}{nearest(text, available_timezones())}",
+            "use an IANA name such as UTC or America/New_York",
+        ) from error
+    return text
+
+
+def _moment(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, date | str):
+        raise _refusal(f"{named(value)} is no date", "write a date such as 2013-01-01")
+    return value
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta) or (
+        isinstance(value, int | float) and not isinstance(value, bool)
+    ):
+        return value
+    if isinstance(value, str) and value.startswith("P"):
+        return value
+    raise _refusal(
+        f"{named(value)} is no duration",
+        "write seconds as a number (30) or an ISO 8601 duration (PT30S, PT10M, PT6H)",
+    )
+
+
+def _table(text: str) -> str:
+    try:
+        TableName.parse(text)
+    except ConfigurationError as error:
+        raise _refusal(error.what, error.remedy or "write it as schema.table") from error
+    return text
+
+
+def _column(text: str) -> str:
+    try:
+        return check_identifier(text)
+    except ConfigurationError as error:
+        raise _refusal(
+            error.what, error.remedy or "write the column's name as the server shows it"
+        ) from error
+
+
+def _stream_id(text: str) -> str:
+    try:
+        return check_stream(text)
+    except ConfigurationError as error:
+        raise _refusal(error.what, error.remedy or "choose a short lower-case name") from error
+
+
+def _tag(text: str) -> str:
+    if not 0 < len(text) <= _TAG_LENGTH:
+        raise _refusal(f"a tag of {len(text)} characters", f"use 1 to {_TAG_LENGTH} characters")
+    return text
+
+
+Zone = Annotated[str, AfterValidator(_zone)]
+Moment = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
+    ),
+]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "format": "duration"},
+            ]
+        }
+    ),
+]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+Column = Annotated[str, AfterValidator(_column)]
+Table = Annotated[str, AfterValidator(_table)]
+Expectation = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["type"],
+            "additionalProperties": False,
+            "properties": {
+                "type": {
+                    "type": "string",
+                    "pattern": "^expect_",
+                    "description": "an expectation of Great Expectations",
+                },
+                "kwargs": {"type": "object", "description": "its arguments, such as column"},
+                "severity": {"enum": ["critical", "warning", "info"], "default": "critical"},
+                "meta": {"type": "object"},
+                "id": {"type": "string"},
+                "description": {"type": "string"},
+            },
+        }
+    ),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+
+class Source(_Model):
+    """Where the rows come from and which of them one run reads."""
+
+    conn_id: Name = Field(description="the id of the Airflow connection", examples=["etl_source"])
+    table: Table | None = Field(
+        default=None, description="the table as schema.table", examples=["public.flights"]
+    )
+    query: Name | None = Field(
+        default=None, description="a SELECT with :low and :high instead of a table"
+    )
+    query_file: Name | None = Field(
+        default=None,
+        description="the name of a file with the SELECT, relative to the pipeline's file",
+    )
+    cursor: Column | None = Field(
+        default=None, description="the column that orders the rows in time", examples=["time_hour"]
+    )
+    window: Literal["interval", "full"] | None = Field(
+        default=None,
+        description="interval (the run's data interval; default for events) or full (everything)",
+    )
+    columns: tuple[Column, ...] | None = Field(
+        default=None, description="a list of the columns to read; default all"
+    )
+    timezone: Zone | None = Field(
+        default=None,
+        description="the IANA zone whose wall clock a cursor without time zone shows; "
+        "default the pipeline's",
+    )
+    null_cursor: Literal["fail"] = Field(
+        default="fail",
+        description="fail: a row without a cursor value, which no window would hold, fails the load",
+    )
+    checksum: Flag = Field(default=False, description="true to compare a checksum of both sides")
+
+
+class Partition(_Model):
+    """How the target is partitioned."""
+
+    column: Column = Field(description="the column of the partition key", examples=["time_hour"])
+    every: Every = Field(description="the time that one partition holds", examples=["month"])
+    timezone: Zone | None = Field(
+        default=None,
+        description="the IANA zone whose midnight divides partitions; default the pipeline's",
+    )
+
+
+class Target(_Model):
+    """Where the rows go and how they become visible."""
+
+    conn_id: Name = Field(
+        description="the id of the Airflow connection", examples=["etl_warehouse"]
+    )
+    table: Table = Field(description="the table as schema.table", examples=["analytics.flights"])
+    partition: Partition | None = Field(
+        default=None,
+        description="how the table is partitioned",
+        examples=["{column: time_hour, every: month}"],
+    )
+    strategy: Strategy = Field(
+        default=Strategy.AUTO,
+        description="auto, swap (whole partitions) or replace (the whole table)",
+    )
+    keys: tuple[Column, ...] = Field(
+        default=(), description="a list of the columns that identify a row"
+    )
+    max_shrink: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
+        default=0.5,
+        description="the share of its rows, 0 to 1, that a publish may lose before it is stopped",
+    )
+    keep_versions: Count = Field(
+        default=1, description="how many replaced partitions are kept for a rollback"
+    )
+    lock_budget: Annotated[Duration, Field(gt=timedelta(0), le=timedelta(seconds=10))] = Field(
+        default=timedelta(milliseconds=300),
+        description="how long readers may wait for one try of a publish: seconds, at most 10",
+        examples=["0.3"],
+    )
+    lock_deadline: Annotated[Duration, Field(gt=timedelta(0))] = Field(
+        default=timedelta(minutes=30),
+        description="how long a publish tries again before its task fails: seconds or ISO 8601",
+        examples=["PT30M"],
+    )
+    audit: Literal["required", "none"] = Field(
+        default="required", description="required, or none to publish unaudited, which is recorded"
+    )
+
+
+class Quality(_Model):
+    """What the batch must satisfy before anybody sees it."""
+
+    expectations: tuple[Expectation, ...] = Field(
+        default=(),
+        description="a list of {type, kwargs, severity}, as Great Expectations writes them",
+    )
+    suite: Name | None = Field(
+        default=None,
+        description="the name of a suite's JSON or YAML file, relative to the pipeline's file",
+    )
+
+
+class Stream(_Model):
+    """One source that feeds one target."""
+
+    stream: Annotated[str, AfterValidator(_stream_id)] = Field(
+        description="a short lower-case id that never changes", examples=["flights"]
+    )
+    kind: Kind = Field(
+        description="events (rows never change), entities (rows change, with a key) or "
+        "snapshots (small, whole table each time)",
+        examples=["events"],
+    )
+    source: Source = Field(
+        description="a mapping with conn_id and table",
+        examples=["{conn_id: etl_source, table: public.flights}"],
+    )
+    target: Target = Field(
+        description="a mapping with conn_id and table",
+        examples=["{conn_id: etl_warehouse, table: analytics.flights}"],
+    )
+    quality: Quality = Field(
+        default=Quality(),
+        description="a list of expectations, or {suite: file}",
+        examples=["{suite: suites/flights.json}"],
+    )
+
+    @property
+    def window(self) -> Literal["interval", "full"]:
+        """Which part of the source one run reads."""
+        return self.source.window or ("interval" if self.kind is Kind.EVENTS else "full")
+
+    @property
+    def source_text(self) -> str:
+        """The table or the SELECT."""
+        return self.source.table or self.source.query or ""
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _bare_list(cls, quality: object) -> object:
+        if quality is None:
+            return Quality()
+        return {"expectations": quality} if isinstance(quality, list | tuple) else quality
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stream:
+        if found := contradictions_of_stream(self):
+            raise ContradictionError(found)
+        return self
+
+
+class Pipeline(_Model):
+    """One DAG: when it runs and which streams it loads.
+
+    Either one stream stands at the top level (``stream``, ``kind``, ``source``, ``target``,
+    ``quality``), or ``streams`` lists several, and what stands at the top level is their default.
+    """
+
+    pipeline: Annotated[str, AfterValidator(_pipeline_id)] = Field(
+        description="the DAG's id, equal to the file's name without its ending",
+        examples=["flights"],
+    )
+    description: Name | None = Field(default=None, description="one sentence for the list of DAGs")
+    owner: Name = Field(default="airflow", description="who is asked when it fails")
+    tags: tuple[Annotated[str, AfterValidator(_tag)], ...] = Field(
+        default=(), description="a list of tags for the list of DAGs"
+    )
+    schedule: Annotated[str, AfterValidator(_schedule)] | None = Field(
+        default=None,
+        description="a cron expression, a preset or null for runs by hand only",
+        examples=['"@daily"'],
+    )
+    timezone: Zone = Field(
+        default="UTC",
+        description="an IANA zone for schedule, dates, partitions",
+        examples=["America/New_York"],
+    )
+    start_date: Moment | None = Field(
+        default=None, description="the start of the first interval", examples=["2013-01-01"]
+    )
+    end_date: Moment | None = Field(
+        default=None, description="the start of the last interval", examples=["2013-12-01"]
+    )
+    catchup: Flag = Field(default=False, description="true to load every interval since start_date")
+    max_active_runs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+        default=None,
+        description=f"how many runs may be active at once; default {_PARALLEL_RUNS} for interval "
+        "windows and 1 otherwise",
+    )
+    retries: Count = Field(default=3, description="how often a failed task is tried again")
+    retry_delay: Annotated[Duration, Field(gt=timedelta(0))] = Field(
+        default=timedelta(seconds=30),
+        description="the wait before the first retry, doubled each time: seconds or ISO 8601",
+        examples=["PT30S"],
+    )
+    execution_timeout: Annotated[Duration, Field(gt=timedelta(0))] = Field(
+        default=timedelta(hours=6),
+        description="the longest time one task may take: seconds or ISO 8601",
+        examples=["PT6H"],
+    )
+    streams: tuple[Stream, ...] = Field(
+        description="a list of {stream, kind, source, target, quality}"
+    )
+
+    @property
+    def cron(self) -> str | None:
+        """The schedule as a cron expression."""
+        return None if self.schedule is None else PRESETS.get(self.schedule, self.schedule)
+
+    @property
+    def starts_at(self) -> datetime | None:
+        """``start_date`` as an instant; a date without zone is of the pipeline's wall clock."""
+        return self.instant(self.start_date)
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """``end_date`` as an instant."""
+        return self.instant(self.end_date)
+
+    @property
+    def active_runs(self) -> int:
+        """How many runs may be active at once: windows of their own run side by side."""
+        if self.max_active_runs is not None:
+            return self.max_active_runs
+        return _PARALLEL_RUNS if all(stream.window == "interval" for stream in self.streams) else 1
+
+    def instant(self, moment: datetime | None) -> datetime | None:
+        """*moment* in the pipeline's zone, where it names no zone itself."""
+        if moment is None or moment.tzinfo is not None:
+            return moment
+        return moment.replace(tzinfo=ZoneInfo(self.timezone))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_streams(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        shared = {key: value for key, value in data.items() if key in Stream.model_fields}
+        rest = {key: value for key, value in data.items() if key not in shared}
+        if "streams" not in data:
+            return rest | {"streams": [shared]}
+        if "stream" in shared:
+            raise ContradictionError(
+                [
+                    Finding(
+                        ("stream",),
+                        "stands beside streams",
+                        "give every item of streams its own stream id, or drop the list",
+                    )
+                ]
+            )
+        streams = data["streams"]
+        if isinstance(streams, list | tuple):
+            streams = [
+                deep_merged(shared, stream) if isinstance(stream, Mapping) else stream
+                for stream in streams
+            ]
+        return rest | {"streams": streams}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Pipeline:
+        if found := contradictions_of_pipeline(self):
+            raise ContradictionError(found)
+        return self
+
+
+def deep_merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """*own* over *defaults*, mapping by mapping; lists and values of *own* replace whole."""
+    merged = dict(defaults)
+    for key, value in own.items():
+        default = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            merged[key] = deep_merged(default, value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,126 @@
+"""One tree of errors; the type says whether another try can help.
+
+::
+
+    EtlError
+    ├── TransientError              another try may succeed: Airflow retries
+    │   ├── ConnectionLost
+    │   ├── LockBudgetExceeded      the swap could not get its locks before its deadline
+    │   ├── NotSettled              an open source transaction may still add rows to the window
+    │   ├── FenceConflict           another load moved the stream since this one was planned
+    │   └── Superseded              the same load is being worked on by another try
+    └── TerminalError               another try gives the same answer: fail at once
+        ├── ConfigurationError      the pipeline, a parameter or a window is wrong
+        ├── CatalogError            a table, column, type or privilege is missing or does not fit
+        ├── ContractError           source, batch and target do not agree with each other
+        ├── StateError              ledger or watermark are unreadable or contradict each other
+        ├── DataError               the rows themselves cannot be carried or stored
+        ├── QualityGateFailed       the audit rejected the batch
+        ├── ShrinkBrake             the publish would lose more rows than allowed
+        └── Stopped                 the task was told to stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EtlError(Exception):
+    """What went wrong, where, and what to do next.
+
+    :param what: one sentence that names the thing; never a row's content, never a secret.
+    :param remedy: the next step for the person who reads this at night.
+    """
+
+    def __init__(self, what: str, *, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.what if self.remedy is None else f"{self.what}\nWhat to do: {self.remedy}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.__dict__.copy()))
+
+
+def _rebuild(kind: type[EtlError], state: dict[str, object]) -> EtlError:
+    error = kind.__new__(kind)
+    error.__dict__.update(state)
+    error.args = (state["what"],)
+    return error
+
+
+class TransientError(EtlError):
+    """Another try may succeed."""
+
+
+class ConnectionLost(TransientError):
+    """A server ended the connection, restarted, or could not be reached."""
+
+
+class LockBudgetExceeded(TransientError):
+    """The locks of a publish were not granted before the deadline; the load stays ``validated``."""
+
+
+class NotSettled(TransientError):
+    """An open source transaction may still add rows below the end of the window."""
+
+
+class FenceConflict(TransientError):
+    """The stream moved since this load was planned; the next try plans anew."""
+
+
+class Superseded(TransientError):
+    """Another try of the same load is at work or has taken over."""
+
+
+class TerminalError(EtlError):
+    """Another try gives the same answer."""
+
+
+class ConfigurationError(TerminalError):
+    """A pipeline, a parameter or a window is wrong."""
+
+
+class CatalogError(TerminalError):
+    """A table, column, type or privilege is missing or does not fit."""
+
+
+class ContractError(TerminalError):
+    """Source, staged batch and target do not agree."""
+
+
+class StateError(TerminalError):
+    """Ledger or watermark are unreadable or contradict each other."""
+
+
+class DataError(TerminalError):
+    """The rows themselves cannot be carried or stored."""
+
+
+class ShrinkBrake(TerminalError):
+    """The publish would lose more rows than allowed."""
+
+
+class Stopped(TerminalError):
+    """The task was told to stop; nothing was committed after that."""
+
+
+class QualityGateFailed(TerminalError):
+    """The audit rejected the batch.
+
+    :param failures: one line per failed critical expectation: name, column, count and share.
+    """
+
+    def __init__(
+        self, what: str, *, failures: Sequence[str] = (), remedy: str | None = None
+    ) -> None:
+        super().__init__(what, remedy=remedy)
+        self.failures = tuple(failures)
+
+    def __str__(self) -> str:
+        lines = [self.what, *(f"  - {failure}" for failure in self.failures)]
+        if self.remedy is not None:
+            lines.append(f"What to do: {self.remedy}")
+        return "\n".join(lines)

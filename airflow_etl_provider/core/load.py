@@ -1,0 +1,317 @@
+"""A load on its way from source to target: its identity, its states and what travels with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+
+from airflow_etl_provider.core.errors import ConfigurationError, StateError
+from airflow_etl_provider.core.names import TableName, check_stream
+from airflow_etl_provider.core.window import Window
+
+MANIFEST_VERSION = 1
+
+
+class Kind(StrEnum):
+    """What the rows of a stream are; it decides which strategies are safe."""
+
+    EVENTS = "events"
+    ENTITIES = "entities"
+    SNAPSHOTS = "snapshots"
+
+
+class Strategy(StrEnum):
+    """How a batch becomes visible."""
+
+    AUTO = "auto"
+    SWAP = "swap"
+    REPLACE = "replace"
+
+
+class LoadState(StrEnum):
+    STARTED = "started"
+    STAGED = "staged"
+    VALIDATED = "validated"
+    PUBLISHED = "published"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+    SUPERSEDED = "superseded"
+    ROLLED_BACK = "rolled_back"
+
+    @property
+    def is_finished(self) -> bool:
+        """A finished load is never resumed; a new one is minted."""
+        return self in _FINISHED
+
+
+_FINISHED = frozenset(
+    {
+        LoadState.PUBLISHED,
+        LoadState.REJECTED,
+        LoadState.SUPERSEDED,
+        LoadState.ROLLED_BACK,
+        LoadState.ABANDONED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """The Airflow run a load belongs to: recorded, never identity."""
+
+    dag_id: str
+    task_id: str
+    run_id: str
+    run_type: str
+    map_index: int
+    try_number: int
+    clear_number: int
+
+    @property
+    def is_backfill(self) -> bool:
+        return self.run_type == "backfill"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column by name and PostgreSQL type (``format_type`` with its modifiers)."""
+
+    name: str
+    type: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"name": self.name, "type": self.type}
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRange:
+    """One partition of the target that a load replaces or creates: name and bounds as text."""
+
+    name: str
+    low: str
+    high: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"name": self.name, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a staged batch is. This, not the rows, travels through XCom.
+
+    ``direct`` says that the staged table was made to become the partition itself.
+    ``moves_watermark`` is false for backfills, windows by hand and snapshots.
+    """
+
+    load_id: str
+    stream: str
+    kind: Kind
+    target_conn_id: str
+    target: TableName
+    staging: TableName
+    source_conn_id: str | None
+    source: str | None
+    source_dataset: tuple[str, str] | None
+    window: Window
+    cursor: str | None
+    columns: tuple[Column, ...]
+    keys: tuple[str, ...]
+    partition_column: str | None
+    partitions: tuple[PartitionRange, ...]
+    direct: bool
+    moves_watermark: bool
+    rows: int
+    bytes: int
+    snapshot_at: datetime
+    transport: str | None = None
+    checksum: str | None = None
+    report: Mapping[str, Any] | None = field(default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Small JSON: names, counts and bounds; no row content and no secret."""
+        return {
+            "version": MANIFEST_VERSION,
+            "load_id": self.load_id,
+            "stream": self.stream,
+            "kind": self.kind.value,
+            "target_conn_id": self.target_conn_id,
+            "target": str(self.target),
+            "staging": str(self.staging),
+            "source_conn_id": self.source_conn_id,
+            "source": self.source,
+            "source_dataset": None if self.source_dataset is None else list(self.source_dataset),
+            "window": {
+                "low": self.window.low,
+                "high": self.window.high,
+                "type": self.window.type,
+                "bounds": self.window.bounds,
+            },
+            "cursor": self.cursor,
+            "columns": [column.as_json() for column in self.columns],
+            "keys": list(self.keys),
+            "partition_column": self.partition_column,
+            "partitions": [partition.as_json() for partition in self.partitions],
+            "direct": self.direct,
+            "moves_watermark": self.moves_watermark,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "snapshot_at": self.snapshot_at.isoformat(),
+            "transport": self.transport,
+            "checksum": self.checksum,
+            "report": None if self.report is None else dict(self.report),
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Read what :meth:`as_json` wrote.
+
+        :raises ConfigurationError: *data* is no manifest.
+        :raises StateError: it was written by a newer version.
+        """
+        if not isinstance(data, Mapping) or "load_id" not in data:
+            raise ConfigurationError(
+                f"a staged batch was expected, not {type(data).__name__}",
+                remedy="pass batch=extract.output (or validate.output)",
+            )
+        if data.get("version") != MANIFEST_VERSION:
+            raise StateError(
+                f"the batch of load {data['load_id']} has manifest version {data.get('version')}, "
+                f"this release reads {MANIFEST_VERSION}",
+                remedy="clear the extract task, so that the batch is made again",
+            )
+        try:
+            return cls(
+                load_id=data["load_id"],
+                stream=check_stream(data["stream"]),
+                kind=Kind(data["kind"]),
+                target_conn_id=data["target_conn_id"],
+                target=TableName.parse(data["target"]),
+                staging=TableName.parse(data["staging"]),
+                source_conn_id=data["source_conn_id"],
+                source=data["source"],
+                source_dataset=None
+                if data["source_dataset"] is None
+                else (data["source_dataset"][0], data["source_dataset"][1]),
+                window=Window(**data["window"]),
+                cursor=data["cursor"],
+                columns=tuple(Column(**column) for column in data["columns"]),
+                keys=tuple(data["keys"]),
+                partition_column=data["partition_column"],
+                partitions=tuple(PartitionRange(**partition) for partition in data["partitions"]),
+                direct=data["direct"],
+                moves_watermark=data["moves_watermark"],
+                rows=data["rows"],
+                bytes=data["bytes"],
+                snapshot_at=datetime.fromisoformat(data["snapshot_at"]),
+                transport=data["transport"],
+                checksum=data["checksum"],
+                report=data["report"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"the batch of load {data['load_id']} is not a whole manifest ({error})",
+                remedy="pass batch=extract.output (or validate.output) unchanged",
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load as the ledger knows it."""
+
+    load_id: str
+    seq: int
+    fence: int
+    stream: str
+    target: TableName
+    kind: Kind
+    state: LoadState
+    clear_number: int
+    manifest: Manifest | None
+    report: Mapping[str, Any] | None
+    rows_staged: int | None
+    published_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """Where a stream stands according to the ledger; ``fence`` rises whenever the position moves."""
+
+    stream: str
+    position: str | None
+    position_type: str | None
+    fence: int
+    load_id: str | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPartition:
+    """What a publish did to one partition. ``lock_ms`` is how long readers could have had to wait."""
+
+    name: str
+    bound: str
+    rows: int
+    bytes: int
+    rows_before: int
+    previous: str | None
+    lock_ms: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "bound": self.bound,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "rows_before": self.rows_before,
+            "previous": self.previous,
+            "lock_ms": round(self.lock_ms, 2),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The outcome of a publish, as it stands in the ledger.
+
+    ``already`` says that an earlier try had published this load: nothing was done now.
+    """
+
+    load_id: str
+    stream: str
+    target: TableName
+    strategy: Strategy
+    window: Window
+    rows_inserted: int
+    rows_updated: int
+    rows_deleted: int
+    rows_unchanged: int
+    partitions: tuple[PublishedPartition, ...]
+    lock_ms: float
+    position: StreamPosition
+    already: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether readers see anything else than before."""
+        return bool(self.rows_inserted or self.rows_updated or self.rows_deleted)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "load_id": self.load_id,
+            "stream": self.stream,
+            "target": str(self.target),
+            "strategy": self.strategy.value,
+            "window": str(self.window),
+            "rows_inserted": self.rows_inserted,
+            "rows_updated": self.rows_updated,
+            "rows_deleted": self.rows_deleted,
+            "rows_unchanged": self.rows_unchanged,
+            "partitions": [partition.as_json() for partition in self.partitions],
+            "lock_ms": round(self.lock_ms, 2),
+            "watermark": self.position.position,
+            "fence": self.position.fence,
+            "already_published": self.already,
+        }

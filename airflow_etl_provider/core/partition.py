@@ -1,0 +1,134 @@
+"""Partitions by time: which ones a window covers, their bounds and their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.names import shortened
+
+_MOST = 10_000
+
+
+class Every(StrEnum):
+    """How much time one partition holds."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """One partition's range ``[start, end)`` as instants, and the suffix that names it."""
+
+    start: datetime
+    end: datetime
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSpec:
+    """Partitions of *column*, one for *every* hour, day, …, year of *timezone*'s wall clock."""
+
+    column: str
+    every: Every
+    timezone: str = "UTC"
+
+    def __post_init__(self) -> None:
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ConfigurationError(
+                f"no time zone is called {self.timezone!r}",
+                remedy="use an IANA name such as America/New_York",
+            ) from error
+
+    def periods(self, start: datetime, end: datetime) -> list[Period]:
+        """The partitions that ``[start, end)`` touches, in order."""
+        found: list[Period] = []
+        current = self._floor(start)
+        while True:
+            following = self._next(current)
+            period = Period(self._instant(current), self._instant(following), self._label(current))
+            if period.start >= end:
+                return found
+            if period.end > period.start:
+                found.append(period)
+            if len(found) > _MOST:
+                raise ConfigurationError(
+                    f"{start.isoformat()} to {end.isoformat()} touches more than {_MOST} partitions of one {self.every}",
+                    remedy="choose longer partitions or a shorter window",
+                )
+            current = following
+
+    def covers_whole(self, start: datetime, end: datetime) -> bool:
+        """Whether ``[start, end)`` is made of whole partitions."""
+        periods = self.periods(start, end)
+        return bool(periods) and periods[0].start == start and periods[-1].end == end
+
+    def partition_name(self, table: str, period: Period) -> str:
+        return shortened(f"{table}_{period.label}")
+
+    def _floor(self, moment: datetime) -> datetime:
+        """Start of the period that holds *moment*, in wall time; hours are counted in UTC."""
+        if self.every is Every.HOUR:
+            return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+        day = moment.astimezone(ZoneInfo(self.timezone)).date()
+        match self.every:
+            case Every.WEEK:
+                day -= timedelta(days=day.weekday())
+            case Every.MONTH:
+                day = day.replace(day=1)
+            case Every.QUARTER:
+                day = day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1)
+            case Every.YEAR:
+                day = day.replace(month=1, day=1)
+        return datetime(day.year, day.month, day.day)  # noqa: DTZ001  (wall time, zoned by _instant)
+
+    def _next(self, start: datetime) -> datetime:
+        match self.every:
+            case Every.HOUR:
+                return start + timedelta(hours=1)
+            case Every.DAY:
+                return start + timedelta(days=1)
+            case Every.WEEK:
+                return start + timedelta(days=7)
+            case Every.MONTH:
+                return _plus_months(start, 1)
+            case Every.QUARTER:
+                return _plus_months(start, 3)
+            case Every.YEAR:
+                return _plus_months(start, 12)
+
+    def _instant(self, wall: datetime) -> datetime:
+        if wall.tzinfo is not None:
+            return wall
+        return wall.replace(tzinfo=ZoneInfo(self.timezone)).astimezone(UTC)
+
+    def _label(self, start: datetime) -> str:
+        match self.every:
+            case Every.HOUR:
+                return f"{start.year:04d}_{start:%m_%d_%H}"
+            case Every.DAY:
+                return f"{start.year:04d}_{start:%m_%d}"
+            case Every.WEEK:
+                year, week, _ = date(start.year, start.month, start.day).isocalendar()
+                return f"{year:04d}_w{week:02d}"
+            case Every.MONTH:
+                return f"{start.year:04d}_{start:%m}"
+            case Every.QUARTER:
+                return f"{start.year:04d}_q{(start.month - 1) // 3 + 1}"
+            case Every.YEAR:
+                return f"{start.year:04d}"
+
+
+def _plus_months(moment: datetime, months: int) -> datetime:
+    years, month = divmod(moment.month - 1 + months, 12)
+    return moment.replace(year=moment.year + years, month=month + 1)

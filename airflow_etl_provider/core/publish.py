@@ -1,0 +1,155 @@
+"""The use case *publish*: an audited batch becomes what readers see, all of it or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from airflow_etl_provider.core.errors import ConfigurationError, EtlError, ShrinkBrake
+from airflow_etl_provider.core.extract import repair
+from airflow_etl_provider.core.load import Kind, Manifest, Published, Strategy
+from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """How a publish may behave.
+
+    :param keys: unique columns for ``replace``; empty takes the batch's keys, then the primary key.
+    :param max_shrink: largest share of the rows it replaces that a publish may lose, 0 to 1.
+    :param lock_budget: longest time one attempt may spend waiting for and holding table locks.
+    :param lock_deadline: how long attempts go on.
+    :param keep_versions: replaced partitions that stay, detached, for a rollback.
+    """
+
+    strategy: Strategy = Strategy.AUTO
+    keys: tuple[str, ...] = ()
+    max_shrink: float = 0.5
+    lock_budget: timedelta = timedelta(milliseconds=300)
+    lock_deadline: timedelta = timedelta(minutes=30)
+    keep_versions: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_shrink <= 1:
+            raise ConfigurationError(f"max_shrink is a share from 0 to 1, not {self.max_shrink}")
+        if self.lock_budget <= timedelta(0) or self.lock_deadline < self.lock_budget:
+            raise ConfigurationError(
+                f"lock_budget ({self.lock_budget}) must be positive and at most lock_deadline ({self.lock_deadline})"
+            )
+        if self.keep_versions < 0:
+            raise ConfigurationError(
+                f"keep_versions counts versions, {self.keep_versions} is not a count"
+            )
+
+
+class Publisher(Protocol):
+    """The target database as publish sees it."""
+
+    def publish(
+        self,
+        manifest: Manifest,
+        strategy: Strategy,
+        options: PublishOptions,
+        *,
+        stop: Stop,
+        log: EventLog,
+    ) -> Published:
+        """Make the batch visible and record it, in one transaction."""
+        ...
+
+    def tidy(self, published: Published, manifest: Manifest, options: PublishOptions) -> None:
+        """Drop what nobody needs any more: replaced versions beyond the kept ones."""
+        ...
+
+    def fail(self, load_id: str, error: str) -> None: ...
+
+
+def choose_strategy(asked: Strategy, manifest: Manifest) -> tuple[Strategy, str]:
+    """The strategy for a batch, and why.
+
+    :raises ConfigurationError: no strategy of this release can publish the batch without losing rows.
+    """
+    whole = bool(manifest.partitions)
+    if asked is Strategy.SWAP and not whole:
+        raise ConfigurationError(
+            f"strategy 'swap' would replace partitions of {manifest.target} that stream {manifest.stream!r} did not "
+            "read whole, and lose the rest of their rows",
+            remedy="swap takes events whose window is made of whole partitions: kind='events', the partition column "
+            "as cursor, and a schedule as long as a partition",
+        )
+    if asked is Strategy.REPLACE and not manifest.window.is_full:
+        raise ConfigurationError(
+            f"strategy 'replace' would delete every row of {manifest.target} outside {manifest.window}",
+            remedy="extract with window='full', or use strategy='swap'",
+        )
+    if asked is not Strategy.AUTO:
+        return asked, "asked for"
+    if whole:
+        return Strategy.SWAP, "the window is made of whole partitions, read anew"
+    if manifest.kind is Kind.SNAPSHOTS and manifest.window.is_full:
+        return Strategy.REPLACE, "a snapshot of the whole source"
+    raise ConfigurationError(
+        f"stream {manifest.stream!r} ({manifest.kind}, window {manifest.window}) cannot be published into "
+        f"{manifest.target} without losing or doubling rows",
+        remedy="use kind='events' with a window of whole partitions of the target, or kind='snapshots' with "
+        "window='full' into an unpartitioned table",
+    )
+
+
+def brake(
+    manifest: Manifest, what: str, *, before: int, lost: int, options: PublishOptions
+) -> None:
+    """:raises ShrinkBrake: the publish would lose more than the allowed share of *before* rows."""
+    if before and lost / before > options.max_shrink:
+        raise ShrinkBrake(
+            f"publishing load {manifest.load_id} would take {lost:,} of {before:,} rows ({lost / before:.0%}) from "
+            f"{what}; at most {options.max_shrink:.0%} may go",
+            remedy="if the source really shrank, clear publish with max_shrink raised for that run; otherwise look "
+            f"at the batch in {manifest.staging} and at the source",
+        )
+
+
+def publish(
+    manifest: Manifest,
+    options: PublishOptions,
+    *,
+    publisher: Publisher,
+    store: WatermarkStore,
+    stop: Stop,
+    log: EventLog,
+) -> Published:
+    """Publish *manifest* exactly once: a load that is already published is returned as it was.
+
+    The stored watermark follows after the commit; if that fails, the next load of the stream repairs it.
+    """
+    strategy, why = choose_strategy(options.strategy, manifest)
+    log(
+        "publish started",
+        load_id=manifest.load_id,
+        target=str(manifest.target),
+        strategy=strategy.value,
+        why=why,
+    )
+    try:
+        published = publisher.publish(manifest, strategy, options, stop=stop, log=log)
+    except EtlError as error:
+        publisher.fail(manifest.load_id, error.what)
+        raise
+    log(
+        "already published" if published.already else "published",
+        load_id=published.load_id,
+        target=str(published.target),
+        strategy=published.strategy.value,
+        inserted=published.rows_inserted,
+        updated=published.rows_updated,
+        deleted=published.rows_deleted,
+        unchanged=published.rows_unchanged,
+        partitions=[partition.name for partition in published.partitions],
+        lock_ms=round(published.lock_ms, 1),
+        watermark=published.position.position,
+    )
+    if not manifest.window.is_full:
+        repair(store, published.position, log=log)
+    publisher.tidy(published, manifest, options)
+    return published

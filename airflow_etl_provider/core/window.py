@@ -1,0 +1,151 @@
+"""Windows: which part of a source one load covers, and how that is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from airflow_etl_provider.core.errors import ConfigurationError
+
+#: Cursor types an ``interval`` window can bound, as PostgreSQL's ``format_type`` without precision.
+TIME_TYPES = ("timestamp with time zone", "timestamp without time zone", "date")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Half-open range ``[low, high)`` of the cursor, in PostgreSQL's own text of *type*.
+
+    ``None`` is unbounded; a window without both bounds and type is the whole source.
+    """
+
+    low: str | None = None
+    high: str | None = None
+    type: str | None = None
+    bounds: str = "[)"
+
+    @property
+    def is_full(self) -> bool:
+        return self.low is None and self.high is None
+
+    def __str__(self) -> str:
+        return (
+            "everything"
+            if self.is_full
+            else f"{self.bounds[0]}{self.low}, {self.high}{self.bounds[1]}"
+        )
+
+
+FULL = Window()
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Half-open range of instants ``[start, end)``, with where it came from.
+
+    ``moves_watermark`` is false for backfills and for windows given by hand: they write coverage only.
+    """
+
+    start: datetime
+    end: datetime
+    origin: str
+    moves_watermark: bool
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ConfigurationError(
+                f"the window {self.start} to {self.end} has no time zone",
+                remedy="give both ends with an offset, such as 2013-01-01T00:00:00-05:00",
+            )
+        if self.start >= self.end:
+            raise ConfigurationError(
+                f"the {self.origin} {self.start.isoformat()} to {self.end.isoformat()} holds no time",
+                remedy="cron strings give zero-length intervals in Airflow 3; schedule the DAG with "
+                "CronDataIntervalTimetable(cron, timezone=...) or give the params window_low and window_high",
+            )
+
+
+def choose_interval(
+    *,
+    param_low: datetime | None,
+    param_high: datetime | None,
+    interval_start: datetime | None,
+    interval_end: datetime | None,
+    backfill: bool,
+) -> Interval:
+    """Pick the interval of a run: explicit params win over the run's data interval.
+
+    :raises ConfigurationError: only one param given, neither params nor interval, or a zero-length one.
+    """
+    if (param_low is None) != (param_high is None):
+        given = "window_low" if param_high is None else "window_high"
+        raise ConfigurationError(
+            f"only {given} was given; a window has two ends",
+            remedy="give both window_low and window_high, or neither",
+        )
+    if param_low is not None and param_high is not None:
+        return Interval(param_low, param_high, "window of the run's params", moves_watermark=False)
+    if interval_start is None or interval_end is None:
+        raise ConfigurationError(
+            "this run has no data interval, so window='interval' has nothing to load",
+            remedy="trigger it with a logical date, or with the params window_low and window_high",
+        )
+    return Interval(interval_start, interval_end, "data interval", moves_watermark=not backfill)
+
+
+def refuse_future(interval: Interval, now: datetime) -> None:
+    """:raises ConfigurationError: the window ends after *now*, so rows are still to come."""
+    if interval.end > now:
+        raise ConfigurationError(
+            f"the {interval.origin} ends at {interval.end.isoformat()}, which is "
+            f"{str(interval.end - now).split('.')[0]} from now: rows are still to come",
+            remedy="end the window at or before the present",
+        )
+
+
+def bound_text(moment: datetime, cursor_type: str, timezone: str) -> str:
+    """*moment* as a bound of *cursor_type*: zoned types keep the instant, others take wall time.
+
+    :param timezone: IANA zone whose wall clock a column without time zone holds.
+    :raises ConfigurationError: a type that an interval cannot bound, a moment that the type cannot
+        hold (a date bound that is not midnight in *timezone*).
+    """
+    base = cursor_type.split("(")[0].strip() if cursor_type.startswith("timestamp") else cursor_type
+    if cursor_type.startswith("timestamp"):
+        base = (
+            "timestamp with time zone"
+            if cursor_type.endswith("with time zone")
+            else ("timestamp without time zone")
+        )
+    if base == "timestamp with time zone":
+        return _iso(moment.astimezone(UTC)) + "+00"
+    local = moment.astimezone(ZoneInfo(timezone)).replace(tzinfo=None)
+    if base == "timestamp without time zone":
+        return _iso(local)
+    if base == "date":
+        if local.time() != local.time().min:
+            raise ConfigurationError(
+                f"{moment.isoformat()} is not midnight in {timezone}, so it cannot bound a date column",
+                remedy="align the schedule with days of that zone, or name the zone of the dates",
+            )
+        return local.date().isoformat()
+    raise ConfigurationError(
+        f"a cursor of type {cursor_type} cannot be bounded by an interval of time",
+        remedy="name a date or timestamp column as the cursor, or use window='full'",
+    )
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(sep=" ")[: 26 if moment.microsecond else 19]
+
+
+def humane(duration: timedelta) -> str:
+    """``1.5 s``, ``2 min 3 s``: a duration as a person reads it."""
+    seconds = duration.total_seconds()
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

@@ -1,0 +1,200 @@
+"""A DAG from one pipeline: extract, validate and publish for each of its streams."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.common.compat.sdk import redact
+from airflow.sdk import DAG, Param, TaskGroup
+
+from airflow_etl_provider.config.files import parse_pipeline
+from airflow_etl_provider.config.findings import Finding, as_written
+from airflow_etl_provider.config.models import Pipeline, Stream
+from airflow_etl_provider.config.rules import group_id
+from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.factories import schedule
+from airflow_etl_provider.factories.page import page
+from airflow_etl_provider.operators.extract import IncrementalExtractOperator
+from airflow_etl_provider.operators.publish import PartitionSwapOperator
+from airflow_etl_provider.operators.validate import QualityValidationOperator
+from airflow_etl_provider.quality.suite import parse_suite
+
+_MAX_RETRY_DELAY = timedelta(minutes=10)
+_NUMBER_OF_ONE = re.compile(r"^suite .+?, expectation 1(?: \([^)]*\))?(?: (?=is|has)|: )")
+
+
+def build_pipeline(config: Pipeline | Mapping[str, Any]) -> DAG:
+    """The DAG of a pipeline, given as a model or as a mapping with the keys of a pipeline file.
+
+    Suites and SQL files that a mapping names are looked up beside the calling file. Building reads no
+    database, and the same pipeline always gives the same DAG.
+
+    :raises ConfigurationError: with everything that is wrong, key by key.
+    """
+    caller = sys._getframe(1).f_code.co_filename
+    if not isinstance(config, Pipeline):
+        config = parse_pipeline(config, folder=Path(caller).parent)
+    if found := findings(config):
+        written = {"streams": True} if len(config.streams) > 1 else {}
+        lines = [str(Finding(as_written(f.path, written), f.what, f.remedy)) for f in found]
+        raise ConfigurationError(
+            f"pipeline {config.pipeline}:" + "".join(f"\n  - {line}" for line in lines)
+        )
+    dag = assemble(config)
+    dag.fileloc = caller
+    return dag
+
+
+def findings(pipeline: Pipeline) -> list[Finding]:
+    """What is wrong with a pipeline beyond its model: schedule, expectations, masked stream ids."""
+    return [*schedule.findings(pipeline), *_expectations(pipeline), *_masked(pipeline)]
+
+
+def assemble(pipeline: Pipeline) -> DAG:
+    """The DAG of a pipeline without :func:`findings`."""
+    origin = schedule.origin(pipeline)
+    with DAG(
+        pipeline.pipeline,
+        description=pipeline.description or _described(pipeline),
+        schedule=schedule.timetable(pipeline),
+        start_date=pipeline.starts_at,
+        end_date=pipeline.ends_at,
+        catchup=pipeline.catchup,
+        max_active_runs=pipeline.active_runs,
+        tags=_tags(pipeline),
+        params=_params(pipeline),
+        doc_md=page(pipeline, None if origin is None else origin.isoformat()),
+        default_args={
+            "owner": pipeline.owner,
+            "retries": pipeline.retries,
+            "retry_delay": pipeline.retry_delay,
+            "retry_exponential_backoff": 2.0,
+            "max_retry_delay": max(_MAX_RETRY_DELAY, pipeline.retry_delay),
+            "execution_timeout": pipeline.execution_timeout,
+        },
+        auto_register=False,  # a loader decides which DAGs its file has
+    ) as dag:
+        for stream in pipeline.streams:
+            several = len(pipeline.streams) > 1
+            with TaskGroup(group_id(stream.stream)) if several else nullcontext():
+                _tasks(pipeline, stream, origin)
+    return dag
+
+
+def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
+    source, target = stream.source, stream.target
+    partition = None
+    if target.partition is not None:
+        partition = {
+            "column": target.partition.column,
+            "every": target.partition.every.value,
+            "timezone": target.partition.timezone or pipeline.timezone,
+        }
+    extract = IncrementalExtractOperator(
+        task_id="extract",
+        stream=stream.stream,
+        kind=stream.kind.value,
+        source_conn_id=source.conn_id,
+        source=stream.source_text,
+        target_conn_id=target.conn_id,
+        target=target.table,
+        cursor=source.cursor,
+        window=stream.window,
+        keys=list(target.keys),
+        columns=None if source.columns is None else list(source.columns),
+        partition=partition,
+        timezone=source.timezone or pipeline.timezone,
+        origin=None if origin is None or stream.window != "interval" else origin.isoformat(),
+        null_cursor=source.null_cursor,
+        checksum=source.checksum,
+    )
+    validate = QualityValidationOperator(
+        task_id="validate", batch=extract.output, expectations=_suite(stream)
+    )
+    publish = PartitionSwapOperator(
+        task_id="publish",
+        batch=validate.output,
+        strategy=target.strategy.value,
+        keys=list(target.keys),
+        max_shrink=target.max_shrink,
+        keep_versions=target.keep_versions,
+        lock_budget=target.lock_budget,
+        lock_deadline=target.lock_deadline,
+        audit=target.audit,
+    )
+    extract >> validate >> publish
+
+
+def _suite(stream: Stream) -> list[dict[str, Any]]:
+    if not stream.quality.expectations:
+        return []
+    suite = parse_suite(stream.quality.expectations, stream.stream)
+    return [expectation.as_json() for expectation in suite.expectations]
+
+
+def _expectations(pipeline: Pipeline) -> Iterator[Finding]:
+    for number, stream in enumerate(pipeline.streams):
+        for place, expectation in enumerate(stream.quality.expectations):
+            try:
+                parse_suite([expectation], stream.stream)
+            except ConfigurationError as error:
+                yield Finding(
+                    ("streams", number, "quality", "expectations", place),
+                    _NUMBER_OF_ONE.sub("", error.what),
+                    error.remedy or "see https://greatexpectations.io/expectations",
+                )
+
+
+def _masked(pipeline: Pipeline) -> Iterator[Finding]:
+    """Streams whose watermark Airflow would show as ``***`` in the log of every task."""
+    for number, stream in enumerate(pipeline.streams):
+        if redact("watermark", f"etl.watermark.{stream.stream}") != "watermark":
+            yield Finding(
+                ("streams", number, "stream"),
+                f"{stream.stream!r} holds a word that Airflow masks, so its watermark would show as *** in logs",
+                "choose an id without words such as token, secret, password or proxy",
+            )
+
+
+def _params(pipeline: Pipeline) -> dict[str, Param]:
+    """The window by hand; null by default, since a schedule needs params that are valid as they are."""
+    if not any(stream.window == "interval" for stream in pipeline.streams):
+        return {}
+    return {
+        "window_low": Param(
+            None,
+            type=["null", "string"],
+            format="date-time",
+            title="Window from (inclusive)",
+            description="Load this window instead of the run's data interval; give both ends, with an offset. "
+            "The watermark stays where it is.",
+        ),
+        "window_high": Param(
+            None,
+            type=["null", "string"],
+            format="date-time",
+            title="Window to (exclusive)",
+            description="The end of the window, not part of it.",
+        ),
+    }
+
+
+def _tags(pipeline: Pipeline) -> list[str]:
+    found = {"etl", *pipeline.tags}
+    for stream in pipeline.streams:
+        found |= {stream.kind.value, TableName.parse(stream.target.table).schema}
+    return sorted(found)
+
+
+def _described(pipeline: Pipeline) -> str:
+    if len(pipeline.streams) > 1:
+        return f"Loads {', '.join(stream.target.table for stream in pipeline.streams)}"
+    (stream,) = pipeline.streams
+    return f"Loads {stream.target.table} from {stream.source.table or 'a query'}"

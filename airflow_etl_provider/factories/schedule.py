@@ -1,0 +1,83 @@
+"""When a pipeline runs: its timetable, and what can be known about its intervals without running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pendulum
+from airflow.sdk import CronDataIntervalTimetable
+from airflow.timetables.base import DataInterval, TimeRestriction
+from airflow.timetables.interval import CronDataIntervalTimetable as Calendar
+
+from airflow_etl_provider.config.findings import Finding
+from airflow_etl_provider.config.models import Pipeline
+from airflow_etl_provider.core.partition import PartitionSpec
+
+_ANY_DAY = datetime(2024, 1, 1, tzinfo=UTC)
+# One interval per season shows a schedule and partitions that differ only in summer time.
+_SEASONS = tuple(timedelta(days=days) for days in (0, 91, 182, 273))
+
+
+def timetable(pipeline: Pipeline) -> CronDataIntervalTimetable | None:
+    """The timetable whose runs each load the interval before them, or ``None`` for runs by hand.
+
+    A cron string given to Airflow 3 as it is would make intervals that hold no time.
+    """
+    if pipeline.cron is None:
+        return None
+    return CronDataIntervalTimetable(pipeline.cron, timezone=pipeline.timezone)
+
+
+def origin(pipeline: Pipeline) -> datetime | None:
+    """Start of the first interval, where every interval since ``start_date`` will be loaded."""
+    if pipeline.cron is None or pipeline.starts_at is None or not pipeline.catchup:
+        return None
+    return _first_interval(pipeline, pipeline.starts_at).start
+
+
+def findings(pipeline: Pipeline) -> Iterator[Finding]:
+    """What is wrong with the schedule, in itself and against the target's partitions."""
+    if pipeline.cron is None:
+        return
+    since = pipeline.starts_at or _ANY_DAY
+    try:
+        intervals = [_first_interval(pipeline, since + season) for season in _SEASONS]
+    except ValueError as error:  # what croniter raises
+        yield Finding(
+            ("schedule",),
+            f"{pipeline.schedule!r} is no cron expression: {error}",
+            'write minute, hour, day of month, month and day of week, such as "0 5 * * *"',
+        )
+        return
+    for number, stream in enumerate(pipeline.streams):
+        partition = stream.target.partition
+        if partition is None or stream.window != "interval":
+            continue
+        spec = PartitionSpec(
+            partition.column, partition.every, partition.timezone or pipeline.timezone
+        )
+        for interval in intervals:
+            if not spec.covers_whole(interval.start, interval.end):
+                yield Finding(
+                    ("streams", number, "target", "partition", "every"),
+                    f"schedule {pipeline.schedule!r} in {pipeline.timezone} loads {_shown(interval.start, spec)} to "
+                    f"{_shown(interval.end, spec)}, which is not made of whole partitions of one {spec.every} "
+                    f"in {spec.timezone}",
+                    f"schedule the pipeline by the {spec.every} in {spec.timezone}, or make partitions shorter",
+                )
+                break
+
+
+def _first_interval(pipeline: Pipeline, since: datetime) -> DataInterval:
+    info = Calendar(str(pipeline.cron), timezone=pipeline.timezone).next_dagrun_info(
+        last_automated_data_interval=None,
+        restriction=TimeRestriction(earliest=pendulum.instance(since), latest=None, catchup=True),
+    )
+    if info is None or info.data_interval is None:
+        raise ValueError(f"no interval begins after {since.isoformat()}")
+    return info.data_interval
+
+
+def _shown(moment: datetime, spec: PartitionSpec) -> str:
+    return pendulum.instance(moment).in_timezone(spec.timezone).isoformat()

@@ -1,0 +1,1 @@
+"""Airflow connections as endpoints, and our errors as Airflow's."""

@@ -1,0 +1,1 @@
+"""OpenLineage datasets and facets of the operators; uses the OpenLineage client, not Airflow."""

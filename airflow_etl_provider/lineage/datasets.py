@@ -1,0 +1,247 @@
+"""What each operator tells OpenLineage.
+
+Staged tables are private and gone after publish, so they are never datasets: extract reads the source,
+validate states its assertions on the target it guards, publish writes the target once it is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_etl_provider.core.load import Column, Manifest, Published, Strategy
+
+if TYPE_CHECKING:
+    from openlineage.client.event_v2 import InputDataset, OutputDataset
+
+Dataset = tuple[str, str]
+"""Namespace and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Inputs and outputs of one task."""
+
+    inputs: list[InputDataset] = field(default_factory=list)
+    outputs: list[OutputDataset] = field(default_factory=list)
+
+
+class Checked(Protocol):
+    """One audited expectation, without values of rows."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def success(self) -> bool: ...
+    @property
+    def column(self) -> str | None: ...
+    @property
+    def severity(self) -> Any: ...
+    @property
+    def unexpected_count(self) -> int | None: ...
+
+
+class CheckedTable(Protocol):
+    """An audit as lineage needs it."""
+
+    @property
+    def rows(self) -> int | None: ...
+    @property
+    def results(self) -> Iterable[Checked]: ...
+
+
+def extract_lineage(manifest: Manifest | None) -> Lineage:
+    """The source, with its schema, rows and bytes read, and the window as a subset."""
+    from openlineage.client.event_v2 import InputDataset
+    from openlineage.client.facet_v2 import (
+        base_subset_dataset as subset,
+    )
+    from openlineage.client.facet_v2 import (
+        input_statistics_input_dataset as statistics,
+    )
+
+    if manifest is None or manifest.source_dataset is None:
+        return Lineage()
+    namespace, name = manifest.source_dataset
+    facets: dict[str, Any] = {
+        "inputStatistics": statistics.InputStatisticsInputDatasetFacet(
+            rowCount=manifest.rows, size=manifest.bytes
+        )
+    }
+    if not manifest.window.is_full and manifest.cursor is not None:
+        facets["subset"] = subset.InputSubsetInputDatasetFacet(
+            inputCondition=_between(subset, manifest)
+        )
+    return Lineage(
+        inputs=[
+            InputDataset(
+                namespace=namespace,
+                name=name,
+                facets=_described(manifest.columns, namespace),
+                inputFacets=facets,
+            )
+        ]
+    )
+
+
+def validate_lineage(
+    manifest: Manifest | None, report: CheckedTable | None, dataset: Dataset | None
+) -> Lineage:
+    """The guarded table, with one assertion for each expectation."""
+    from openlineage.client.event_v2 import InputDataset
+    from openlineage.client.facet_v2 import data_quality_assertions_dataset as assertions
+    from openlineage.client.facet_v2 import data_quality_metrics_input_dataset as metrics
+
+    if report is None or dataset is None:
+        return Lineage()
+    namespace, name = dataset
+    found = [
+        assertions.Assertion(
+            assertion=result.type,
+            success=result.success,
+            column=result.column,
+            severity=_SEVERITIES[str(result.severity)],
+        )
+        for result in report.results
+    ]
+    facets: dict[str, Any] = {
+        "dataQualityAssertions": assertions.DataQualityAssertionsDatasetFacet(assertions=found),
+        "dataQualityMetrics": metrics.DataQualityMetricsInputDatasetFacet(
+            columnMetrics={}, rowCount=report.rows
+        ),
+    }
+    columns = () if manifest is None else manifest.columns
+    return Lineage(
+        inputs=[
+            InputDataset(
+                namespace=namespace,
+                name=name,
+                facets=_described(columns, namespace),
+                inputFacets=facets,
+            )
+        ]
+    )
+
+
+#: OpenLineage knows two severities: what fails a run, and what warns.
+_SEVERITIES = {"critical": "error", "warning": "warn", "info": "warn"}
+
+
+def publish_lineage(
+    manifest: Manifest | None, published: Published | None, dataset: Dataset | None
+) -> Lineage:
+    """The target, as an output only once it is published."""
+    from openlineage.client.event_v2 import InputDataset, OutputDataset
+    from openlineage.client.facet_v2 import (
+        base_subset_dataset as subset,
+    )
+    from openlineage.client.facet_v2 import (
+        dataset_version_dataset as version,
+    )
+    from openlineage.client.facet_v2 import (
+        lifecycle_state_change_dataset as lifecycle,
+    )
+    from openlineage.client.facet_v2 import (
+        output_statistics_output_dataset as statistics,
+    )
+
+    if manifest is None or dataset is None:
+        return Lineage()
+    inputs = []
+    if manifest.source_dataset is not None:
+        source_namespace, source_name = manifest.source_dataset
+        inputs.append(
+            InputDataset(
+                namespace=source_namespace,
+                name=source_name,
+                facets=_described(manifest.columns, source_namespace),
+            )
+        )
+    if published is None:
+        return Lineage(inputs=inputs)
+    namespace, name = dataset
+    facets = _described(manifest.columns, namespace)
+    if manifest.source_dataset is not None:
+        facets["columnLineage"] = _identity_lineage(manifest.source_dataset, manifest.columns)
+    facets["version"] = version.DatasetVersionDatasetFacet(datasetVersion=published.load_id)
+    change = lifecycle.LifecycleStateChange
+    facets["lifecycleStateChange"] = lifecycle.LifecycleStateChangeDatasetFacet(
+        lifecycleStateChange=change.OVERWRITE
+        if published.strategy is Strategy.SWAP
+        else change.ALTER
+    )
+    output: dict[str, Any] = {
+        "outputStatistics": statistics.OutputStatisticsOutputDatasetFacet(
+            rowCount=published.rows_inserted + published.rows_updated,
+            size=sum(partition.bytes for partition in published.partitions) or None,
+        )
+    }
+    if published.partitions:
+        output["subset"] = subset.OutputSubsetOutputDatasetFacet(
+            outputCondition=subset.PartitionSubsetCondition(
+                partitions=[
+                    subset.Partition(
+                        identifier=partition.name, dimensions={"bound": partition.bound}
+                    )
+                    for partition in published.partitions
+                ]
+            )
+        )
+    return Lineage(
+        inputs=inputs,
+        outputs=[OutputDataset(namespace=namespace, name=name, facets=facets, outputFacets=output)],
+    )
+
+
+def _described(columns: Iterable[Column], namespace: str) -> dict[str, Any]:
+    from openlineage.client.facet_v2 import datasource_dataset, schema_dataset
+
+    facets: dict[str, Any] = {
+        "dataSource": datasource_dataset.DatasourceDatasetFacet(name=namespace, uri=namespace)
+    }
+    fields = [
+        schema_dataset.SchemaDatasetFacetFields(name=column.name, type=column.type)
+        for column in columns
+    ]
+    if fields:
+        facets["schema"] = schema_dataset.SchemaDatasetFacet(fields=fields)
+    return facets
+
+
+def _identity_lineage(source: Dataset, columns: Iterable[Column]) -> Any:
+    """Every column of the target is the source's column of the same name."""
+    from openlineage.client.facet_v2 import column_lineage_dataset as lineage
+
+    namespace, name = source
+    fields: Mapping[str, Any] = {
+        column.name: lineage.Fields(
+            inputFields=[
+                lineage.InputField(
+                    namespace=namespace,
+                    name=name,
+                    field=column.name,
+                    transformations=[lineage.Transformation(type="DIRECT", subtype="IDENTITY")],
+                )
+            ]
+        )
+        for column in columns
+    }
+    return lineage.ColumnLineageDatasetFacet(fields=dict(fields))
+
+
+def _between(subset: Any, manifest: Manifest) -> Any:
+    """``cursor >= low AND cursor < high`` as OpenLineage writes conditions."""
+
+    def compare(bound: str | None, comparison: str) -> Any:
+        return subset.CompareSubsetCondition(
+            left=subset.FieldBaseCompareExpression(field=manifest.cursor),
+            right=subset.LiteralCompareExpression(value=bound),
+            comparison=comparison,
+        )
+
+    return subset.BinarySubsetCondition(
+        left=compare(manifest.window.low, "GREATER_EQUAL_THAN"),
+        right=compare(manifest.window.high, "LESS_THAN"),
+        operator="AND",
+    )

@@ -1,0 +1,1 @@
+"""Operators: extract, validate, publish."""

@@ -1,0 +1,223 @@
+"""Publication of an audited batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.load import Kind, LoadState, Manifest, Published, Strategy
+from airflow_etl_provider.core.names import TableName, check_stream
+from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.hooks.errors import airflow_errors
+from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
+from airflow_etl_provider.lineage.datasets import publish_lineage
+from airflow_etl_provider.operators.run import (
+    Stopper,
+    application_name,
+    event_log,
+    load_id_for,
+    operator_lineage,
+    partition_spec,
+    run_info,
+    run_interval,
+)
+from airflow_etl_provider.postgres.audit import PostgresAuditArea
+from airflow_etl_provider.postgres.publish import PostgresPublisher
+from airflow_etl_provider.postgres.staging import PostgresStaging
+from airflow_etl_provider.stores.variable import VariableWatermarkStore
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import Context
+
+AUDITS = ("required", "none")
+
+
+class PartitionSwapOperator(BaseOperator):
+    """Make an audited batch what readers see, in one short transaction.
+
+    ``swap`` builds whole partitions aside and exchanges them; ``replace`` applies the difference
+    between a snapshot and a small table in place. Data, ledger and coverage commit together, and the
+    watermark Variable follows; a retry of what is already published does nothing. Returns what was
+    done (small JSON).
+
+    Used alone, it publishes any table: *staged_table*, *target*, *target_conn_id*, *stream*, and for a
+    swap the window that the table holds completely (*window_low*, *window_high*, or the run's interval).
+
+    :param batch: what validate (or, with ``audit="none"``, extract) returned. (templated)
+    :param report: what validate returned for *staged_table*, where publish is used alone. (templated)
+    :param strategy: ``auto``, ``swap`` or ``replace``; ``auto`` says in the log what it chose and why.
+    :param keys: columns that identify a row, for ``replace``; default: the batch's keys, then the
+        target's primary key, then whole rows.
+    :param max_shrink: largest share of rows (0 to 1) that a publish may take away.
+    :param keep_versions: replaced partitions that stay, detached, in schema ``etl_staging``.
+    :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
+        ``deadlock_timeout``.
+    :param lock_deadline: how long attempts go on; then the task fails as transient, and the load stays
+        ``validated``.
+    :param audit: ``required``, or ``none`` to publish without one, which is recorded.
+    :param staged_table: ``schema.table`` to publish where there is no batch. (templated)
+    :param target: ``schema.table`` to publish into, with *staged_table*. (templated)
+    :param target_conn_id: PostgreSQL connection of both, with *staged_table*.
+    :param stream: stream id, with *staged_table*. (templated)
+    :param kind: kind of stream, with *staged_table*.
+    :param partition: ``{"column", "every", "timezone"}``, with *staged_table*, so that missing
+        partitions can be made.
+    :param timezone: wall clock of a partition column without time zone, with *staged_table*.
+    """
+
+    template_fields: Sequence[str] = ("batch", "report", "staged_table", "target", "stream")
+    ui_color = "#d8efd3"
+
+    def __init__(
+        self,
+        *,
+        batch: Any = None,
+        report: Any = None,
+        strategy: str = "auto",
+        keys: Sequence[str] = (),
+        max_shrink: float = 0.5,
+        keep_versions: int = 1,
+        lock_budget: timedelta = timedelta(milliseconds=300),
+        lock_deadline: timedelta = timedelta(minutes=30),
+        audit: str = "required",
+        staged_table: str | None = None,
+        target: str | None = None,
+        target_conn_id: str | None = None,
+        stream: str | None = None,
+        kind: str = "events",
+        partition: Mapping[str, Any] | None = None,
+        timezone: str = "UTC",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.batch = batch
+        self.report = report
+        self.strategy = strategy
+        self.keys = keys
+        self.max_shrink = max_shrink
+        self.keep_versions = keep_versions
+        self.lock_budget = lock_budget
+        self.lock_deadline = lock_deadline
+        self.audit = audit
+        self.staged_table = staged_table
+        self.target = target
+        self.target_conn_id = target_conn_id
+        self.stream = stream
+        self.kind = kind
+        self.partition = partition
+        self.timezone = timezone
+        self._stopper = Stopper()
+        self._manifest: Manifest | None = None
+        self._published: Published | None = None
+        self._dataset: tuple[str, str] | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            options = self._options()
+            manifest = self._staged(context) if self.batch is None else self._batch(context)
+            name = application_name("publish", manifest.load_id, run_info(context))
+            endpoint = EtlPostgresHook(postgres_conn_id=manifest.target_conn_id).endpoint(name)
+            self._manifest = manifest
+            self._dataset = PostgresAuditArea(endpoint).dataset(manifest.target)
+            self._published = publish(
+                manifest,
+                options,
+                publisher=PostgresPublisher(endpoint),
+                store=VariableWatermarkStore(),
+                stop=self._stopper,
+                log=event_log(__name__),
+            )
+        return self._published.as_json()
+
+    def on_kill(self) -> None:
+        self._stopper.stop()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """The target as output, with rows, schema, columns' origins and partitions, once published."""
+        return operator_lineage(publish_lineage(self._manifest, self._published, self._dataset))
+
+    def _options(self) -> PublishOptions:
+        try:
+            strategy = Strategy(self.strategy)
+        except ValueError:
+            raise ConfigurationError(
+                f"strategy={self.strategy!r} is unknown", remedy=f"use one of {', '.join(Strategy)}"
+            ) from None
+        if self.audit not in AUDITS:
+            raise ConfigurationError(
+                f"audit={self.audit!r} is unknown", remedy=f"use one of {', '.join(AUDITS)}"
+            )
+        return PublishOptions(
+            strategy=strategy,
+            keys=tuple(self.keys),
+            max_shrink=self.max_shrink,
+            lock_budget=self.lock_budget,
+            lock_deadline=self.lock_deadline,
+            keep_versions=self.keep_versions,
+        )
+
+    def _batch(self, context: Context) -> Manifest:
+        """The batch as the ledger knows it: what came by XCom names it, and nothing more."""
+        given = Manifest.from_json(self.batch)
+        run = run_info(context)
+        hook = EtlPostgresHook(postgres_conn_id=given.target_conn_id)
+        area = PostgresAuditArea(hook.endpoint(application_name("publish", given.load_id, run)))
+        load = area.load(given.load_id)
+        if self.report is not None and self.report.get("load_id") != given.load_id:
+            raise ConfigurationError(
+                f"the report is of load {self.report.get('load_id')}, the batch of load {given.load_id}",
+                remedy="pass batch=validate.output alone",
+            )
+        if load.state is LoadState.STAGED and self.audit == "none":
+            area.waive(given.load_id, f"{run.dag_id} {run.run_id}")
+        return load.manifest or given
+
+    def _staged(self, context: Context) -> Manifest:
+        """Register *staged_table* as a load of its own."""
+        if not (self.staged_table and self.target and self.target_conn_id and self.stream):
+            raise ConfigurationError(
+                f"task {self.task_id} has nothing to publish",
+                remedy="give batch=validate.output, or staged_table, target, target_conn_id and stream",
+            )
+        run = run_info(context)
+        staged = TableName.parse(self.staged_table)
+        endpoint = EtlPostgresHook(postgres_conn_id=self.target_conn_id).endpoint(
+            application_name("publish", None, run)
+        )
+        area = PostgresAuditArea(endpoint)
+        if self.audit != "none":
+            self._require_report(staged)
+        whole = self.strategy == Strategy.REPLACE or self.kind == Kind.SNAPSHOTS
+        manifest = area.register(
+            load_id=load_id_for(context, run, PostgresStaging(endpoint)),
+            run=run,
+            stream=check_stream(self.stream),
+            kind=Kind(self.kind),
+            staged=staged,
+            target=TableName.parse(self.target),
+            target_conn_id=self.target_conn_id,
+            interval=None if whole else run_interval(context, run),
+            partition=partition_spec(self.partition),
+            keys=tuple(self.keys),
+            timezone=self.timezone,
+            store="variable",
+        )
+        if self.audit == "none":
+            area.waive(manifest.load_id, f"{run.dag_id} {run.run_id}")
+        else:
+            area.accept(manifest.load_id, self.report["report"])
+        return manifest
+
+    def _require_report(self, staged: TableName) -> None:
+        report = self.report if isinstance(self.report, Mapping) else {}
+        if report.get("table") != str(staged) or report.get("conn_id") != self.target_conn_id:
+            raise ConfigurationError(
+                f"no audit of {staged} on {self.target_conn_id} was given",
+                remedy="validate it first (QualityValidationOperator with conn_id and table) and pass "
+                "report=validate.output, or say audit='none', which is recorded",
+            )

@@ -1,0 +1,166 @@
+"""What the operators share: the run they are in, how it is stopped, and how it is logged."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import uuid6
+from airflow.sdk.execution_time.context import NEVER_EXPIRE
+
+from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.load import LoadState, RunInfo
+from airflow_etl_provider.core.names import short_id
+from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.core.window import Interval, choose_interval
+from airflow_etl_provider.postgres.session import cancel_open_sessions
+from airflow_etl_provider.postgres.staging import PostgresStaging
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import Context
+
+    from airflow_etl_provider.lineage.datasets import Lineage
+
+LOAD_KEY = "etl_load"
+
+
+class Stopper:
+    """Set by ``on_kill``: long work ends at its next step, running statements are cancelled now."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def stop(self) -> None:
+        self._event.set()
+        cancel_open_sessions()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Stopper:
+        """Airflow copies operators; each copy is stopped on its own."""
+        return Stopper()
+
+
+def event_log(logger_name: str) -> Any:
+    """A logger whose events and fields stay JSON fields in Airflow's task log."""
+    return structlog.get_logger(logger_name).info
+
+
+def run_info(context: Context) -> RunInfo:
+    """The Airflow run of *context*."""
+    dag_run, ti = context["dag_run"], context["ti"]
+    run_type = dag_run.run_type
+    return RunInfo(
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        run_id=ti.run_id,
+        # Airflow has two enums of this name whose members differ; their values agree.
+        run_type=str(getattr(run_type, "value", run_type)),
+        map_index=-1 if ti.map_index is None else ti.map_index,
+        try_number=ti.try_number,
+        clear_number=getattr(dag_run, "clear_number", None) or 0,
+    )
+
+
+def run_interval(context: Context, run: RunInfo) -> Interval:
+    """The interval of this run: explicit params first, then the data interval.
+
+    :raises ConfigurationError: neither, only half of one, or a zero-length one.
+    """
+    params = context.get("params") or {}
+    dag_run = context["dag_run"]
+    return choose_interval(
+        param_low=_moment(params.get("window_low"), "window_low"),
+        param_high=_moment(params.get("window_high"), "window_high"),
+        interval_start=getattr(dag_run, "data_interval_start", None),
+        interval_end=getattr(dag_run, "data_interval_end", None),
+        backfill=run.is_backfill,
+    )
+
+
+def _moment(value: object, name: str) -> datetime | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, datetime):
+        return value
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise ConfigurationError(
+            f"param {name} is {value!r}, not a date and time",
+            remedy="write it as 2013-01-01T00:00:00-05:00",
+        ) from None
+    if moment.tzinfo is None:
+        raise ConfigurationError(
+            f"param {name} is {value!r}, without a time zone",
+            remedy="add the offset, as in 2013-01-01T00:00:00-05:00 or …Z",
+        )
+    return moment
+
+
+def partition_spec(given: Mapping[str, Any] | PartitionSpec | None) -> PartitionSpec | None:
+    """The ``partition=`` argument of an operator.
+
+    :raises ConfigurationError: unknown keys or an unknown length.
+    """
+    if given is None or isinstance(given, PartitionSpec):
+        return given
+    unknown = set(given) - {"column", "every", "timezone"}
+    if unknown or not {"column", "every"} <= set(given):
+        raise ConfigurationError(
+            f"partition={dict(given)!r} is not a partitioning",
+            remedy="write {'column': 'time_hour', 'every': 'month', 'timezone': 'America/New_York'}",
+        )
+    try:
+        every = Every(given["every"])
+    except ValueError:
+        raise ConfigurationError(
+            f"partitions of one {given['every']!r} are unknown",
+            remedy=f"use one of {', '.join(Every)}",
+        ) from None
+    return PartitionSpec(given["column"], every, given.get("timezone", "UTC"))
+
+
+def load_id_for(context: Context, run: RunInfo, staging: PostgresStaging) -> str:
+    """The load this task instance works on: minted by its first try and kept in the task state store.
+
+    A retry meets its own load again, and so does a clear of what had not finished. A clear of what was
+    staged but not published mints a new load and abandons the old one.
+    """
+    store = context.get("task_state_store")
+    kept = None if store is None else store.get(LOAD_KEY)
+    if isinstance(kept, dict) and "load_id" in kept:
+        load_id = str(kept["load_id"])
+        state = staging.state(load_id)
+        unfinished = state in (None, LoadState.STARTED, LoadState.FAILED)
+        waiting = state in (LoadState.STAGED, LoadState.VALIDATED)
+        if unfinished or (waiting and kept.get("clear_number") == run.clear_number):
+            return load_id
+        if waiting:
+            staging.discard(load_id, "the task was cleared: its window is loaded anew")
+    load_id = str(uuid6.uuid7())
+    if store is not None:
+        store.set(
+            LOAD_KEY,
+            {"load_id": load_id, "clear_number": run.clear_number},
+            retention=NEVER_EXPIRE,
+        )
+    return load_id
+
+
+def application_name(stage: str, load_id: str | None, run: RunInfo) -> str:
+    """``etl:<load> <stage> <dag>.<task>``: the load comes first, since the server cuts at 63 bytes."""
+    load = "" if load_id is None else short_id(load_id)
+    return f"etl:{load} {stage} {run.dag_id}.{run.task_id}"
+
+
+def operator_lineage(lineage: Lineage) -> OperatorLineage[Any, Any]:
+    """*lineage* as Airflow's OpenLineage provider takes it."""
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    return OperatorLineage(inputs=lineage.inputs, outputs=lineage.outputs)

@@ -1,0 +1,1 @@
+"""PostgreSQL: sessions, catalog, COPY transport, staging, publish and the ledger."""

@@ -1,0 +1,187 @@
+"""The target database as validate sees it, and the registration of tables staged by others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_etl_provider.core.errors import ConfigurationError, ContractError
+from airflow_etl_provider.core.load import Column, Kind, Load, Manifest, PartitionRange, RunInfo
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.partition import PartitionSpec
+from airflow_etl_provider.core.ports import AuditReport
+from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text
+from airflow_etl_provider.postgres import catalog, ledger, statements
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.partitions import expected_partitions
+from airflow_etl_provider.postgres.replace import require_same_rows
+from airflow_etl_provider.postgres.session import Endpoint, connect, dataset_of
+from airflow_etl_provider.postgres.staging import exists
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresAuditArea:
+    """Reads and records audits over *endpoint*."""
+
+    endpoint: Endpoint
+
+    def load(self, load_id: str) -> Load:
+        with connect(self.endpoint) as connection:
+            ledger.ensure_ledger(connection, label=self.endpoint.label)
+            return ledger.require_load(connection, load_id, label=self.endpoint.label)
+
+    def require_batch(self, manifest: Manifest) -> None:
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"looking at {manifest.staging}"),
+        ):
+            if not exists(connection, manifest.staging):
+                raise ContractError(
+                    f"the staged table {manifest.staging} of load {manifest.load_id} is gone",
+                    remedy="clear extract and downstream: the window is read anew",
+                )
+            require_same_rows(
+                manifest, catalog.scalar(connection, statements.count(manifest.staging))
+            )
+
+    def record_audit(self, load_id: str, report: AuditReport, *, error: str | None) -> None:
+        self._record(
+            load_id, report.as_ledger(), rejected=report.verdict == "rejected", error=error
+        )
+
+    def _record(
+        self, load_id: str, report: Mapping[str, Any], *, rejected: bool, error: str | None
+    ) -> None:
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"recording the audit of load {load_id}"),
+        ):
+            ledger.mark_audited(connection, load_id, rejected=rejected, report=report, error=error)
+
+    def waive(self, load_id: str, actor: str) -> None:
+        """Record that nobody audited the load because the task said ``audit="none"``."""
+        report = {"verdict": "none", "reason": "audit='none'", "actor": actor}
+        self._record(load_id, report, rejected=False, error=None)
+
+    def accept(self, load_id: str, report: Mapping[str, Any]) -> None:
+        """Record a report that an earlier task made of the same table."""
+        self._record(load_id, report, rejected=False, error=None)
+
+    def fail(self, load_id: str, error: str) -> None:
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"recording the failure of {load_id}"),
+        ):
+            ledger.mark_failed(connection, load_id, error)
+
+    def columns(self, table: TableName) -> tuple[Column, ...]:
+        """The columns of any table.
+
+        :raises CatalogError: it does not exist.
+        """
+        with connect(self.endpoint) as connection:
+            found = catalog.read_table(connection, table, label=self.endpoint.label)
+            return tuple(column.column for column in found.columns)
+
+    def register(
+        self,
+        *,
+        load_id: str,
+        run: RunInfo,
+        stream: str,
+        kind: Kind,
+        staged: TableName,
+        target: TableName,
+        target_conn_id: str,
+        interval: Interval | None,
+        partition: PartitionSpec | None,
+        keys: tuple[str, ...],
+        timezone: str,
+        store: str,
+    ) -> Manifest:
+        """Take a table that somebody else staged as the batch of a new load.
+
+        :raises ContractError: the staged table has columns that the target has not.
+        :raises ConfigurationError: a window that does not fit the target's partitions.
+        """
+        with connect(self.endpoint) as connection:
+            batch = catalog.read_table(connection, staged, label=self.endpoint.label)
+            goal = catalog.read_table(connection, target, label=self.endpoint.label)
+            unknown = [c.name for c in batch.columns if not goal.has_column(c.name)]
+            if unknown:
+                raise ContractError(
+                    f"{staged} has columns that {target} has not: {', '.join(unknown)}",
+                    remedy=f"stage only columns of {target}",
+                )
+            ledger.ensure_ledger(connection, label=self.endpoint.label)
+            with translated_errors(f"registering {staged} as a load of {target}"):
+                window, column = FULL, None
+                partitions: tuple[PartitionRange, ...] = ()
+                if interval is not None:
+                    if goal.partition_strategy != "r" or len(goal.partition_columns) != 1:
+                        raise ConfigurationError(
+                            f"{target} is not partitioned by RANGE on one column, so a window of it cannot be swapped",
+                            remedy="leave the window out and publish the whole table with strategy='replace'",
+                        )
+                    column = goal.partition_columns[0]
+                    column_type = goal.column(column, use="the partition column").type
+                    window = Window(
+                        bound_text(interval.start, column_type, timezone),
+                        bound_text(interval.end, column_type, timezone),
+                        column_type,
+                    )
+                    partitions = expected_partitions(
+                        connection, goal, spec=partition, interval=interval, timezone=timezone
+                    )
+                ledger.bind_stream(connection, stream, target, kind, store)
+                rows = catalog.scalar(connection, statements.count(staged))
+                manifest = Manifest(
+                    load_id=load_id,
+                    stream=stream,
+                    kind=kind,
+                    target_conn_id=target_conn_id,
+                    target=target,
+                    staging=staged,
+                    source_conn_id=None,
+                    source=None,
+                    source_dataset=None,
+                    window=window,
+                    cursor=column,
+                    columns=tuple(c.column for c in batch.columns if not c.generated),
+                    keys=keys,
+                    partition_column=column,
+                    partitions=partitions,
+                    direct=False,
+                    moves_watermark=interval is not None and interval.moves_watermark,
+                    rows=rows,
+                    bytes=0,
+                    snapshot_at=ledger.server_time(connection),
+                )
+                with connection.transaction():
+                    found = ledger.begin_load(
+                        connection,
+                        load_id=load_id,
+                        stream=stream,
+                        target=target,
+                        kind=kind,
+                        run=run,
+                        window=window,
+                        moves_watermark=manifest.moves_watermark,
+                        origin=None,
+                    )
+                    if found.manifest is not None:
+                        return found.manifest
+                    statement, params = ledger.staged_statement(manifest)
+                    connection.execute(statement, params)
+            return manifest
+
+    def count(self, table: TableName) -> int:
+        with connect(self.endpoint) as connection, translated_errors(f"counting {table}"):
+            rows: int = catalog.scalar(connection, statements.count(table))
+            return rows
+
+    def dataset(self, table: TableName) -> tuple[str, str]:
+        """The OpenLineage namespace and name of *table*."""
+        with connect(self.endpoint) as connection:
+            return dataset_of(connection, table)

@@ -1,0 +1,197 @@
+"""What a table is, read from PostgreSQL's catalogs in one session with an empty search path."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
+from airflow_etl_provider.core.load import Column
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.suggest import nearest
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.queries import queries
+
+_LITERAL = r"(?:'(?:[^']|'')*'|[^',()]+)"
+_RANGE = re.compile(rf"FOR VALUES FROM \(({_LITERAL})\) TO \(({_LITERAL})\)")
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogColumn:
+    """A column with what decides how it can be carried.
+
+    ``builtin``: the type is PostgreSQL's own, so its binary form means the same on every server.
+    """
+
+    name: str
+    type: str
+    builtin: bool
+    refers_by_oid: bool
+    not_null: bool
+    has_default: bool
+    generated: bool
+    identity: bool
+    category: str
+
+    @property
+    def column(self) -> Column:
+        return Column(self.name, self.type)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition as attached; ``low`` and ``high`` are ``None`` for DEFAULT and unbounded ends."""
+
+    table: TableName
+    oid: int
+    bound: str
+    low: str | None
+    high: str | None
+    is_default: bool
+    is_leaf: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table, view or foreign table."""
+
+    name: TableName
+    oid: int
+    kind: str
+    persistence: str
+    columns: tuple[CatalogColumn, ...]
+    primary_key: tuple[str, ...]
+    partition_strategy: str | None
+    partition_columns: tuple[str, ...]
+    database: str
+
+    def column(self, name: str, *, use: str) -> CatalogColumn:
+        """:raises CatalogError: there is no such column; the nearest one is named."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise CatalogError(
+            f"{self.name} has no column {name!r}, named as {use}{nearest(name, [c.name for c in self.columns])}",
+            remedy=f"its columns are: {', '.join(c.name for c in self.columns)}",
+        )
+
+    def has_column(self, name: str) -> bool:
+        return any(column.name == name for column in self.columns)
+
+
+def read_table(connection: psycopg.Connection[Any], table: TableName, *, label: str) -> Table:
+    """Read *table*, with every column that its role may see.
+
+    :param label: names the connection in errors.
+    :raises CatalogError: there is no such table, or the role may not use its schema.
+    """
+    with (
+        translated_errors(f"reading the catalog for {table} on {label}"),
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
+        found = cursor.execute(
+            queries("catalog")["table"], {"schema": table.schema, "name": table.name}
+        ).fetchone()
+        if found is None:
+            others = [
+                row["name"]
+                for row in cursor.execute(queries("catalog")["tables_like"], {"name": table.name})
+            ]
+            hint = f"; there is {' and '.join(others)}" if others else ""
+            raise CatalogError(
+                f"{label} (database {_database(connection)}) has no table {table}{hint}",
+                remedy="check the name and the connection's database; the name is case-sensitive",
+            )
+        columns = [
+            CatalogColumn(**row)
+            for row in cursor.execute(queries("catalog")["columns"], {"oid": found["oid"]})
+        ]
+        return Table(
+            name=table,
+            oid=found["oid"],
+            kind=found["kind"],
+            persistence=found["persistence"],
+            columns=tuple(columns),
+            primary_key=tuple(found["primary_key"] or ()),
+            partition_strategy=found["partition_strategy"],
+            partition_columns=tuple(found["partition_columns"] or ()),
+            database=_database(connection),
+        )
+
+
+def _database(connection: psycopg.Connection[Any]) -> str:
+    return connection.info.dbname
+
+
+def missing_privileges(
+    connection: psycopg.Connection[Any], table: Table, privileges: tuple[str, ...]
+) -> list[str]:
+    """Those of *privileges* (``SELECT``, ``INSERT``, …) that the session's role lacks on *table*."""
+    return [
+        privilege
+        for privilege in privileges
+        if not scalar(
+            connection,
+            queries("catalog")["has_privilege"],
+            {"oid": table.oid, "privilege": privilege},
+        )
+    ]
+
+
+def read_partitions(connection: psycopg.Connection[Any], parent: Table) -> list[Partition]:
+    """The partitions of a table that is partitioned by RANGE on one column, in order of their bounds."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(queries("catalog")["partitions"], {"oid": parent.oid}).fetchall()
+    return [_partition(row) for row in rows]
+
+
+def _partition(row: dict[str, Any]) -> Partition:
+    low = high = None
+    match = _RANGE.fullmatch(row["bound"])
+    if match is not None:
+        low, high = _value(match[1]), _value(match[2])
+    return Partition(
+        table=TableName(row["schema"], row["name"]),
+        oid=row["oid"],
+        bound=row["bound"],
+        low=low,
+        high=high,
+        is_default=row["bound"] == "DEFAULT",
+        is_leaf=row["is_leaf"],
+    )
+
+
+def _value(literal: str) -> str | None:
+    if literal in ("MINVALUE", "MAXVALUE"):
+        return None
+    return literal[1:-1].replace("''", "'") if literal.startswith("'") else literal
+
+
+def require_range_partitioned(table: Table, column: str) -> None:
+    """:raises CatalogError: *table* is not partitioned by RANGE on exactly *column*."""
+    if table.partition_strategy is None:
+        raise CatalogError(
+            f"{table.name} is not partitioned, so no partition of it can be swapped",
+            remedy=f"create it with PARTITION BY RANGE ({column}), or use strategy 'replace' for a small snapshot",
+        )
+    if table.partition_strategy != "r" or table.partition_columns != (column,):
+        how = {"r": "RANGE", "l": "LIST", "h": "HASH"}[table.partition_strategy]
+        keys = ", ".join(table.partition_columns) or "an expression"
+        raise CatalogError(
+            f"{table.name} is partitioned by {how} ({keys}), not by RANGE ({column})",
+            remedy="name the column it is partitioned by; it must be a single column of a RANGE",
+        )
+
+
+def scalar(
+    connection: psycopg.Connection[Any], query: Any, params: dict[str, Any] | None = None
+) -> Any:
+    """The first column of the first row."""
+    row = connection.execute(query, params).fetchone()
+    if row is None:
+        raise ConfigurationError("the query gave no row")
+    return row[0]

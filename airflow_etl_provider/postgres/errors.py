@@ -1,0 +1,119 @@
+"""Server and driver errors, translated once.
+
+Only what cannot hold a row's content is kept: the primary message of errors about structure, and for
+errors about data the SQLSTATE, the row number and the column. DETAIL and CONTEXT never pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import psycopg2
+
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    ConnectionLost,
+    DataError,
+    EtlError,
+    LockBudgetExceeded,
+    TransientError,
+)
+
+_TRANSIENT = {
+    "25P03": "the server ended an idle transaction",
+    "25P04": "the server ended a transaction that took too long",
+    "40001": "a concurrent transaction got in the way (serialization failure)",
+    "40P01": "the server resolved a deadlock at our expense",
+    "53100": "the server's disk is full",
+    "53200": "the server is out of memory",
+    "53300": "the server has no connection left",
+    "55006": "an object is in use",
+    "57014": "the statement was cancelled or timed out",
+}
+_REMEDIES = {
+    "28": "check login and password of the Airflow connection",
+    "3D": "check the database name (schema field) of the Airflow connection",
+    "42501": "grant the missing privilege to the connection's role, or use a role that has it",
+    "53100": "free disk space on the server; the load starts over or goes on by itself",
+    "53300": "raise max_connections or lower the number of parallel runs",
+}
+_COPY_CONTEXT = re.compile(
+    r"\bline (\d+)(?:, column ((?:[^:\"]|\"[^\"]*\")+?))?(?::|$)", re.MULTILINE
+)
+
+
+def translate(error: Exception, what: str) -> EtlError:
+    """Our error for a driver's *error* that happened while doing *what* (a phrase such as
+    ``creating the staging table etl_staging.x``)."""
+    sqlstate, primary, context = _diagnosis(error)
+    if sqlstate is None:
+        reason = _first_line(str(error))
+        return ConnectionLost(
+            f"{what}: {reason or 'the connection broke'}",
+            remedy="check that the server is up and reachable; Airflow retries by itself",
+        )
+    remedy = _REMEDIES.get(sqlstate) or _REMEDIES.get(sqlstate[:2])
+    if sqlstate == "55P03":
+        return LockBudgetExceeded(f"{what}: a lock was not granted in time", remedy=remedy)
+    if sqlstate in _TRANSIENT:
+        return TransientError(f"{what}: {_TRANSIENT[sqlstate]} ({sqlstate})", remedy=remedy)
+    if sqlstate[:2] == "08" or sqlstate[:3] == "57P":
+        return ConnectionLost(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+    if sqlstate[:2] in ("22", "23"):
+        return DataError(f"{what}: {_without_values(sqlstate, primary, context)}", remedy=remedy)
+    if sqlstate[:2] in ("28", "3D"):
+        return ConfigurationError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+    if sqlstate[:2] in ("42", "3F", "0A", "55"):
+        return CatalogError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+    return EtlError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+
+
+@contextmanager
+def translated_errors(what: str) -> Iterator[None]:
+    """Turn driver errors inside the block into ours.
+
+    The driver's error is not chained: its text may hold row content that must not reach a log.
+    """
+    try:
+        yield
+    except (psycopg.Error, psycopg2.Error) as error:
+        raise translate(error, what) from None
+
+
+def sqlstate_of(error: Exception) -> str | None:
+    """The SQLSTATE of a driver's error; ``None`` where the server sent none."""
+    return _diagnosis(error)[0]
+
+
+def _diagnosis(error: Exception) -> tuple[str | None, str, str]:
+    if isinstance(error, psycopg.Error):
+        return error.sqlstate, error.diag.message_primary or "", error.diag.context or ""
+    if isinstance(error, psycopg2.Error):
+        return error.pgcode, error.diag.message_primary or "", error.diag.context or ""
+    return None, "", ""
+
+
+def _without_values(sqlstate: str, primary: str, context: str) -> str:
+    """Where the bad value is, without the value."""
+    place = _COPY_CONTEXT.search(context)
+    at = ""
+    if place is not None:
+        at = f" in row {place[1]} of the batch" + (
+            f", column {place[2].strip()}" if place[2] else ""
+        )
+    if sqlstate[:2] == "23":
+        return f"{primary}{at} ({sqlstate})"
+    try:
+        name = psycopg.errors.lookup(sqlstate).__name__
+    except KeyError:
+        name = "data exception"
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return f"a value cannot be stored{at}: {words} ({sqlstate})"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else ""

@@ -1,0 +1,585 @@
+"""The ledger: every load of every stream, in the database that it loads.
+
+All functions work on the caller's connection; those that must commit together are called inside the
+caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    StateError,
+    Superseded,
+)
+from airflow_etl_provider.core.load import (
+    Kind,
+    Load,
+    LoadState,
+    Manifest,
+    Published,
+    PublishedPartition,
+    RunInfo,
+    Strategy,
+    StreamPosition,
+)
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
+from airflow_etl_provider.postgres.queries import queries, script
+
+STAGING_SCHEMA = "etl_staging"
+LEDGER_VERSION = 1
+
+#: Two-key advisory locks of this package: class id, then a hash of what is locked.
+_LOCK_CLASS = 0x45544C
+_LOCK_LEDGER = 1
+
+#: Types a cursor may have: cast in statements, so only these names ever enter SQL text.
+CURSOR_TYPES = {
+    "timestamp with time zone": sql.SQL("timestamptz"),
+    "timestamp without time zone": sql.SQL("timestamp"),
+    "date": sql.SQL("date"),
+}
+
+
+def ensure_ledger(connection: psycopg.Connection[Any], *, label: str) -> None:
+    """Create the ledger on first use.
+
+    :raises CatalogError: it is missing and the role may not create it.
+    :raises StateError: it was made by a newer release.
+    """
+    with translated_errors(f"reading the ledger on {label}"):
+        version = _version(connection)
+    if version is None:
+        version = _create(connection, label)
+    if version > LEDGER_VERSION:
+        raise StateError(
+            f"the ledger on {label} has version {version}; this release knows {LEDGER_VERSION}",
+            remedy="upgrade airflow-etl-provider on this worker",
+        )
+
+
+def _version(connection: psycopg.Connection[Any]) -> int | None:
+    if scalar(connection, "SELECT to_regclass('etl.schema_version')::text") is None:
+        return None
+    found: int = scalar(connection, "SELECT max(version) FROM etl.schema_version")
+    return found
+
+
+def _create(connection: psycopg.Connection[Any], label: str) -> int:
+    try:
+        with connection.transaction():
+            # Parallel first loads: one creates, the others wait and find it.
+            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, _LOCK_LEDGER))
+            found = _version(connection)
+            if found is None:
+                # The file is part of this package.
+                connection.execute(script("ledger_v1"))
+                found = LEDGER_VERSION
+            return found
+    except psycopg.Error as error:
+        if sqlstate_of(error) != "42501":
+            with translated_errors(f"creating the ledger on {label}"):
+                raise
+        raise CatalogError(
+            f"the ledger (schemas etl and etl_staging) is missing on {label} and role "
+            f"{connection.info.user} may not create it",
+            remedy=f"GRANT CREATE ON DATABASE {connection.info.dbname} TO {connection.info.user}; or let an owner "
+            "run airflow_etl_provider/postgres/sql/ledger_v1.sql once and grant both schemas to the role",
+        ) from None
+
+
+def _position(row: Mapping[str, Any]) -> StreamPosition:
+    return StreamPosition(
+        stream=row["stream"],
+        position=row["position"],
+        position_type=row["position_type"],
+        fence=row["fence"],
+        load_id=None if row["load_id"] is None else str(row["load_id"]),
+        updated_at=row["updated_at"],
+    )
+
+
+def bind_stream(
+    connection: psycopg.Connection[Any], stream: str, target: TableName, kind: Kind, store: str
+) -> StreamPosition:
+    """Bind *stream* to *target* with its first load; later loads must name the same.
+
+    :raises ConfigurationError: the stream is bound to another target or kind.
+    """
+    named = queries("ledger")
+    connection.execute(
+        named["bind_stream"],
+        {"stream": stream, "target": str(target), "kind": kind.value, "store": store},
+    )
+    row = _row(connection, named["stream"], {"stream": stream})
+    if row["target"] != str(target):
+        raise ConfigurationError(
+            f"stream {stream!r} is bound to {row['target']} by its first load and cannot load {target}",
+            remedy="give the new target a stream id of its own",
+        )
+    if row["kind"] != kind.value:
+        raise ConfigurationError(
+            f"stream {stream!r} holds {row['kind']}, not {kind.value}, since its first load",
+            remedy="keep the kind, or start a new stream id",
+        )
+    return _position(row)
+
+
+def position(connection: psycopg.Connection[Any], stream: str) -> StreamPosition | None:
+    """Where *stream* stands; ``None`` if it never loaded."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(queries("ledger")["stream"], {"stream": stream}).fetchone()
+    return None if row is None else _position(row)
+
+
+def position_of(connection: psycopg.Connection[Any], stream: str) -> StreamPosition:
+    """:raises StateError: the stream is not in the ledger."""
+    found = position(connection, stream)
+    if found is None:
+        raise StateError(
+            f"the ledger does not know stream {stream!r}", remedy="clear extract and downstream"
+        )
+    return found
+
+
+def begin_load(
+    connection: psycopg.Connection[Any],
+    *,
+    load_id: str,
+    stream: str,
+    target: TableName,
+    kind: Kind,
+    run: RunInfo,
+    window: Window,
+    moves_watermark: bool,
+    origin: str | None,
+) -> Load:
+    """Record the load before anything is created for it; a load that is already known is returned.
+
+    The stream's origin (where contiguous coverage starts counting) is the lowest *origin* or window
+    of any load that moves the watermark.
+    """
+    named = queries("ledger")
+    with connection.transaction():
+        stream_row = _row(connection, named["lock_stream"], {"stream": stream})
+        if moves_watermark and window.type is not None:
+            _lower_origin(connection, stream, origin or window.low, window.type)
+        connection.execute(
+            named["begin_load"],
+            {
+                "load_id": load_id,
+                "fence": stream_row["fence"],
+                "stream": stream,
+                "target": str(target),
+                "kind": kind.value,
+                "dag_id": run.dag_id,
+                "task_id": run.task_id,
+                "run_id": run.run_id,
+                "run_type": run.run_type,
+                "map_index": run.map_index,
+                "try_number": run.try_number,
+                "clear_number": run.clear_number,
+                "window_low": window.low,
+                "window_high": window.high,
+                "window_type": window.type,
+                "bounds": window.bounds,
+                "moves_watermark": moves_watermark,
+                "watermark_low": stream_row["position"],
+            },
+        )
+        found = load(connection, load_id)
+    if found is None:
+        raise StateError(f"load {load_id} vanished from the ledger while it was begun")
+    return found
+
+
+def _lower_origin(
+    connection: psycopg.Connection[Any], stream: str, origin: str | None, cursor_type: str
+) -> None:
+    known = scalar(connection, queries("ledger")["origin"], {"stream": stream})
+    if origin is None:
+        return
+    lowest = origin
+    if known is not None:
+        lowest = scalar(
+            connection,
+            sql.SQL("SELECT least(%(a)s::{t}, %(b)s::{t})::text").format(
+                t=cursor_type_sql(cursor_type)
+            ),
+            {"a": known, "b": origin},
+        )
+    connection.execute(queries("ledger")["set_origin"], {"stream": stream, "origin": lowest})
+
+
+def cursor_type_sql(cursor_type: str) -> sql.SQL:
+    """The SQL name of a cursor type, precision left out.
+
+    :raises ConfigurationError: not a type that orders a stream.
+    """
+    plain = cursor_type
+    if cursor_type.startswith("timestamp"):
+        zone = "with" if cursor_type.endswith("with time zone") else "without"
+        plain = f"timestamp {zone} time zone"
+    try:
+        return CURSOR_TYPES[plain]
+    except KeyError:
+        raise ConfigurationError(
+            f"a column of type {cursor_type} cannot order a stream",
+            remedy=f"name a cursor of type {', '.join(CURSOR_TYPES)}, or use window='full'",
+        ) from None
+
+
+def load(connection: psycopg.Connection[Any], load_id: str, *, lock: bool = False) -> Load | None:
+    """A load as the ledger knows it; with *lock* its row stays locked to the end of the transaction."""
+    statement = queries("ledger")["lock_load" if lock else "load"]
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(statement, {"load_id": load_id}).fetchone()
+    if row is None:
+        return None
+    return Load(
+        load_id=str(row["load_id"]),
+        seq=row["seq"],
+        fence=row["fence"],
+        stream=row["stream"],
+        target=TableName.parse(row["target"]),
+        kind=Kind(row["kind"]),
+        state=LoadState(row["state"]),
+        clear_number=row["clear_number"],
+        manifest=None if row["manifest"] is None else Manifest.from_json(row["manifest"]),
+        report=row["report"],
+        rows_staged=row["rows_staged"],
+        published_at=row["published_at"],
+    )
+
+
+def require_load(connection: psycopg.Connection[Any], load_id: str, *, label: str) -> Load:
+    """:raises StateError: the ledger does not know the load, or it never staged a batch."""
+    with translated_errors(f"reading the ledger on {label}"):
+        found = load(connection, load_id)
+    if found is None or found.manifest is None:
+        raise StateError(
+            f"the ledger on {label} knows no staged batch of load {load_id}",
+            remedy="check that the connection is the one the batch was staged with, then clear the extract task",
+        )
+    return found
+
+
+def abandon(connection: psycopg.Connection[Any], load_id: str, reason: str) -> None:
+    """End an unfinished load that a newer one replaces."""
+    connection.execute(queries("ledger")["abandon"], {"load_id": load_id, "reason": reason})
+
+
+def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
+    """The statement that records a staged batch; it commits with the batch itself."""
+    return queries("ledger")["mark_staged"], {
+        "load_id": manifest.load_id,
+        "staging": str(manifest.staging),
+        "manifest": Jsonb(manifest.as_json()),
+        "snapshot_at": manifest.snapshot_at,
+        "rows": manifest.rows,
+        "bytes": manifest.bytes,
+        "checksum": manifest.checksum,
+    }
+
+
+def mark_audited(
+    connection: psycopg.Connection[Any],
+    load_id: str,
+    *,
+    rejected: bool,
+    report: Mapping[str, Any],
+    error: str | None,
+) -> None:
+    """Record the audit.
+
+    :raises Superseded: the load is no longer waiting for one.
+    """
+    done = connection.execute(
+        queries("ledger")["mark_audited"],
+        {
+            "load_id": load_id,
+            "state": (LoadState.REJECTED if rejected else LoadState.VALIDATED).value,
+            "report": Jsonb(dict(report)),
+            "error": error,
+        },
+    )
+    if done.rowcount != 1:
+        raise Superseded(
+            f"load {load_id} is no longer waiting for an audit: another task has moved it on",
+            remedy="look at its row in etl.loads; clear extract and downstream to load the window anew",
+        )
+
+
+def mark_failed(connection: psycopg.Connection[Any], load_id: str, error: str) -> None:
+    """Record why a try ended; what it had staged or audited stays as it is."""
+    connection.execute(queries("ledger")["mark_failed"], {"load_id": load_id, "error": error})
+
+
+def lock_for_publish(
+    connection: psycopg.Connection[Any], manifest: Manifest
+) -> tuple[StreamPosition, Load]:
+    """Lock the stream, then the load: the first statements of every publish transaction.
+
+    :raises StateError: the load is neither ``validated`` nor ``published``, or a newer load of the same
+        run took its place.
+    """
+    named = queries("ledger")
+    stream = _position(_row(connection, named["lock_stream"], {"stream": manifest.stream}))
+    current = load(connection, manifest.load_id, lock=True)
+    if current is None or current.state not in (LoadState.VALIDATED, LoadState.PUBLISHED):
+        state = "unknown" if current is None else current.state.value
+        raise StateError(
+            f"load {manifest.load_id} of stream {manifest.stream} is {state}, not validated, so it is not published",
+            remedy=_state_remedy(None if current is None else current.state),
+        )
+    newer = connection.execute(named["newer_load_of_run"], {"load_id": manifest.load_id}).fetchone()
+    if current.state is LoadState.VALIDATED and newer is not None:
+        raise StateError(
+            f"load {manifest.load_id} was replaced by load {newer[0]} of the same run",
+            remedy="clear validate and publish together with extract, so that they take the newer batch",
+        )
+    return stream, current
+
+
+def overtaken_by(connection: psycopg.Connection[Any], load: Load, window: Window) -> str | None:
+    """A load that began later and has already published the whole window, if there is one."""
+    if window.is_full:
+        found = connection.execute(
+            queries("ledger")["newer_full_load"], {"stream": load.stream, "seq": load.seq}
+        ).fetchone()
+    else:
+        found = connection.execute(
+            sql.SQL(
+                "SELECT load_id FROM etl.loads"
+                " WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s"
+                " AND (window_type IS NULL"
+                "      OR window_low::{t} <= %(low)s::{t} AND window_high::{t} >= %(high)s::{t})"
+                " ORDER BY seq DESC LIMIT 1"
+            ).format(t=cursor_type_sql(window.type or "")),
+            {"stream": load.stream, "seq": load.seq, "low": window.low, "high": window.high},
+        ).fetchone()
+    return None if found is None else str(found[0])
+
+
+def _state_remedy(state: LoadState | None) -> str:
+    match state:
+        case LoadState.STAGED:
+            return "run the validate task first, or publish with audit='none', which is recorded"
+        case LoadState.REJECTED:
+            return "mend the rows or the suite, then clear validate and publish"
+        case _:
+            return "clear extract and downstream to load the window anew"
+
+
+def record_published(
+    connection: psycopg.Connection[Any], published: Published, manifest: Manifest
+) -> Published:
+    """Write everything a publish leaves in the ledger; called inside the publish transaction.
+
+    Coverage grows by the window; the position moves to the end of contiguous coverage if this load
+    may move it, and never back.
+    """
+    named = queries("ledger")
+    moved = published.position
+    if not manifest.window.is_full:
+        _cover(connection, manifest)
+        if manifest.moves_watermark:
+            moved = _advance(connection, manifest, published.position)
+    done = connection.execute(
+        named["mark_published"],
+        {
+            "load_id": manifest.load_id,
+            "strategy": published.strategy.value,
+            "rows_inserted": published.rows_inserted,
+            "rows_updated": published.rows_updated,
+            "rows_deleted": published.rows_deleted,
+            "rows_unchanged": published.rows_unchanged,
+            "watermark_high": moved.position,
+        },
+    )
+    if done.rowcount != 1:
+        raise StateError(
+            f"load {manifest.load_id} left the state 'validated' while it was being published"
+        )
+    for partition in published.partitions:
+        connection.execute(
+            named["add_partition"],
+            {
+                "load_id": manifest.load_id,
+                "partition": partition.name,
+                "bound": partition.bound,
+                "rows": partition.rows,
+                "rows_before": partition.rows_before,
+                "bytes": partition.bytes,
+                "previous": partition.previous,
+            },
+        )
+    return replace(published, position=moved)
+
+
+def record_lock_time(connection: psycopg.Connection[Any], load_id: str, lock_ms: float) -> None:
+    """Record how long the publish held its table locks, measured up to the answer of COMMIT."""
+    connection.execute(queries("ledger")["set_lock_ms"], {"load_id": load_id, "lock_ms": lock_ms})
+
+
+def published_before(
+    connection: psycopg.Connection[Any], manifest: Manifest, at: StreamPosition
+) -> Published:
+    """What an earlier try published, read back."""
+    named = queries("ledger")
+    row = _row(connection, named["published_load"], {"load_id": manifest.load_id})
+    with connection.cursor(row_factory=dict_row) as cursor:
+        partitions = cursor.execute(
+            named["partitions_of_load"], {"load_id": manifest.load_id}
+        ).fetchall()
+    found = tuple(
+        PublishedPartition(
+            name=partition["partition"],
+            bound=partition["bound"],
+            rows=partition["rows"],
+            bytes=partition["bytes"],
+            rows_before=partition["rows_before"],
+            previous=partition["previous"],
+            lock_ms=partition["lock_ms"] or 0.0,
+        )
+        for partition in partitions
+    )
+    return Published(
+        load_id=manifest.load_id,
+        stream=manifest.stream,
+        target=manifest.target,
+        strategy=Strategy(row["strategy"]),
+        window=manifest.window,
+        rows_inserted=row["rows_inserted"],
+        rows_updated=row["rows_updated"],
+        rows_deleted=row["rows_deleted"],
+        rows_unchanged=row["rows_unchanged"],
+        partitions=found,
+        lock_ms=max((partition.lock_ms for partition in found), default=0.0),
+        position=at,
+        already=True,
+    )
+
+
+def _cover(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
+    """Add the window to the coverage; what older loads covered of it is now this load's."""
+    window = manifest.window
+    cast = cursor_type_sql(window.type or "")
+    params = {"stream": manifest.stream, "low": window.low, "high": window.high}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        overlapped = cursor.execute(
+            sql.SQL(
+                "DELETE FROM etl.coverage WHERE stream = %(stream)s"
+                " AND low::{t} < %(high)s::{t} AND high::{t} > %(low)s::{t}"
+                " RETURNING low, high, bounds, load_id,"
+                " low::{t} < %(low)s::{t} AS before, high::{t} > %(high)s::{t} AS after"
+            ).format(t=cast),
+            params,
+        ).fetchall()
+    pieces = [(window.low, window.high, window.bounds, manifest.load_id)]
+    for row in overlapped:
+        if row["before"]:
+            pieces.append((row["low"], window.low, row["bounds"], row["load_id"]))
+        if row["after"]:
+            pieces.append((window.high, row["high"], row["bounds"], row["load_id"]))
+    for low, high, bounds, load_id in pieces:
+        connection.execute(
+            queries("ledger")["add_coverage"],
+            {
+                "stream": manifest.stream,
+                "low": low,
+                "high": high,
+                "bounds": bounds,
+                "load_id": load_id,
+            },
+        )
+
+
+def _advance(
+    connection: psycopg.Connection[Any], manifest: Manifest, at: StreamPosition
+) -> StreamPosition:
+    """Move the position to the end of what is covered without a gap, if that is ahead of it."""
+    cast = cursor_type_sql(manifest.window.type or "")
+    origin = scalar(connection, queries("ledger")["origin"], {"stream": manifest.stream})
+    row = connection.execute(
+        sql.SQL(
+            "WITH spans AS ("
+            "  SELECT low::{t} AS low, high::{t} AS high,"
+            "         greatest(%(start)s::{t}, max(high::{t}) OVER (ORDER BY low::{t}"
+            "                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) AS reached"
+            "  FROM etl.coverage WHERE stream = %(stream)s AND high::{t} > %(start)s::{t}"
+            "), gap AS (SELECT min(low) AS low FROM spans WHERE low > reached)"
+            " SELECT max(high)::text FROM spans, gap WHERE gap.low IS NULL OR spans.low < gap.low"
+        ).format(t=cast),
+        {"stream": manifest.stream, "start": at.position or origin},
+    ).fetchone()
+    reached = None if row is None else row[0]
+    if reached is None:
+        return at
+    named = queries("ledger")
+    moved = _position(
+        _row(
+            connection,
+            named["move_position"],
+            {
+                "stream": manifest.stream,
+                "position": reached,
+                "type": manifest.window.type,
+                "load_id": manifest.load_id,
+            },
+        )
+    )
+    connection.execute(
+        named["record_move"],
+        {
+            "stream": manifest.stream,
+            "from": at.position,
+            "to": reached,
+            "fence": moved.fence,
+            "reason": "published",
+            "actor": scalar(connection, named["actor"], {"load_id": manifest.load_id}),
+        },
+    )
+    return moved
+
+
+def old_versions(
+    connection: psycopg.Connection[Any], partition: str, *, keep: int
+) -> list[TableName]:
+    """Replaced versions of *partition* beyond the newest *keep*."""
+    rows = connection.execute(
+        queries("ledger")["old_versions"], {"partition": partition, "keep": keep}
+    ).fetchall()
+    return [TableName.parse(row[0]) for row in rows]
+
+
+def server_time(connection: psycopg.Connection[Any]) -> datetime:
+    """The target server's clock."""
+    now: datetime = scalar(connection, "SELECT clock_timestamp()")
+    return now
+
+
+def _row(
+    connection: psycopg.Connection[Any], statement: sql.SQL, params: Mapping[str, Any]
+) -> dict[str, Any]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(statement, params).fetchone()
+    if row is None:
+        raise StateError(
+            f"the ledger has no row for {', '.join(f'{k} {v}' for k, v in params.items() if k in ('stream', 'load_id'))}",
+            remedy="was the schema etl dropped or restored? clear extract and downstream to begin again",
+        )
+    return row

@@ -1,0 +1,194 @@
+"""Which partitions of a target a window means, held against those that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
+from airflow_etl_provider.core.load import PartitionRange
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.partition import PartitionSpec
+from airflow_etl_provider.core.window import Interval, bound_text
+from airflow_etl_provider.postgres import statements
+from airflow_etl_provider.postgres.catalog import Partition, Table, read_partitions, scalar
+from airflow_etl_provider.postgres.ledger import cursor_type_sql
+
+
+def expected_partitions(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    *,
+    spec: PartitionSpec | None,
+    interval: Interval,
+    timezone: str,
+) -> tuple[PartitionRange, ...]:
+    """The partitions that *interval* covers, whole, existing or still to be made.
+
+    :raises ConfigurationError: the interval covers part of a partition only, or a partition is missing
+        and *spec* does not say how long one is.
+    :raises CatalogError: existing partitions are cut differently from *spec*, or cannot be swapped.
+    """
+    column = target.column(target.partition_columns[0], use="the partition column")
+    wanted = _wanted(target, spec, interval, column.type, timezone)
+    existing = read_partitions(connection, target)
+    return tuple(
+        PartitionRange(
+            _existing_name(connection, target, part, existing, column.type), part.low, part.high
+        )
+        for part in wanted
+    )
+
+
+def _wanted(
+    target: Table, spec: PartitionSpec | None, interval: Interval, column_type: str, timezone: str
+) -> list[PartitionRange]:
+    if spec is None:
+        return [
+            PartitionRange(
+                "",
+                bound_text(interval.start, column_type, timezone),
+                bound_text(interval.end, column_type, timezone),
+            )
+        ]
+    if not spec.covers_whole(interval.start, interval.end):
+        raise ConfigurationError(
+            f"the {interval.origin} {interval.start.isoformat()} to {interval.end.isoformat()} is not made of whole "
+            f"partitions of {target.name} (one {spec.every} of {spec.timezone}): a swap would drop the rest of the "
+            "partition",
+            remedy=f"schedule the pipeline by the {spec.every} in {spec.timezone}, or make the partitions shorter",
+        )
+    return [
+        PartitionRange(
+            spec.partition_name(target.name.name, period),
+            bound_text(period.start, column_type, spec.timezone),
+            bound_text(period.end, column_type, spec.timezone),
+        )
+        for period in spec.periods(interval.start, interval.end)
+    ]
+
+
+def _existing_name(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    wanted: PartitionRange,
+    existing: Sequence[Partition],
+    column_type: str,
+) -> str:
+    """The name of the partition with exactly the wanted bounds, or the name to make it under."""
+    overlapping = [
+        partition
+        for partition in existing
+        if not partition.is_default and _overlaps(connection, partition, wanted, column_type)
+    ]
+    if not overlapping:
+        if not wanted.name:
+            raise ConfigurationError(
+                f"{target.name} has no partition for {wanted.low} to {wanted.high}",
+                remedy="say how long a partition is, so that missing ones can be made: "
+                "partition={'column': ..., 'every': 'month', 'timezone': ...}",
+            )
+        _refuse_taken(connection, TableName(target.name.schema, wanted.name), target)
+        return wanted.name
+    (first, *rest) = overlapping
+    if rest or not _same(connection, first, wanted, column_type):
+        bounds = "; ".join(f"{p.table} {p.bound}" for p in overlapping)
+        raise CatalogError(
+            f"{target.name} is cut differently from the wanted partition {wanted.low} to {wanted.high}: {bounds}",
+            remedy="let partition.every and partition.timezone say how the table is really partitioned",
+        )
+    if not first.is_leaf or first.table.schema != target.name.schema:
+        raise CatalogError(
+            f"partition {first.table} of {target.name} is partitioned itself or lives in another schema, "
+            "so it cannot be swapped as one table",
+            remedy="swap at the level of its leaves, or move it into the parent's schema",
+        )
+    return first.table.name
+
+
+def _overlaps(
+    connection: psycopg.Connection[Any],
+    partition: Partition,
+    wanted: PartitionRange,
+    column_type: str,
+) -> bool:
+    found: bool = scalar(
+        connection,
+        sql.SQL(
+            "SELECT coalesce(%(low)s::{t} < %(wanted_high)s::{t}, true)"
+            " AND coalesce(%(high)s::{t} > %(wanted_low)s::{t}, true)"
+        ).format(t=cursor_type_sql(column_type)),
+        _bounds(partition, wanted),
+    )
+    return found
+
+
+def _same(
+    connection: psycopg.Connection[Any],
+    partition: Partition,
+    wanted: PartitionRange,
+    column_type: str,
+) -> bool:
+    found: bool = scalar(
+        connection,
+        sql.SQL(
+            "SELECT %(low)s::{t} IS NOT DISTINCT FROM %(wanted_low)s::{t}"
+            " AND %(high)s::{t} IS NOT DISTINCT FROM %(wanted_high)s::{t}"
+        ).format(t=cursor_type_sql(column_type)),
+        _bounds(partition, wanted),
+    )
+    return found
+
+
+def _bounds(partition: Partition, wanted: PartitionRange) -> dict[str, str | None]:
+    return {
+        "low": partition.low,
+        "high": partition.high,
+        "wanted_low": wanted.low,
+        "wanted_high": wanted.high,
+    }
+
+
+def _refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Table) -> None:
+    taken = scalar(
+        connection,
+        "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %(schema)s AND c.relname = %(name)s)",
+        {"schema": name.schema, "name": name.name},
+    )
+    if taken:
+        raise CatalogError(
+            f"the partition to be made for {target.name} would be called {name}, which exists and is not "
+            "that partition",
+            remedy=f"rename or attach {name}, then clear the task",
+        )
+
+
+def refuse_default_rows(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    column: str,
+    wanted: Sequence[PartitionRange],
+) -> None:
+    """:raises CatalogError: a DEFAULT partition holds rows that belong into one of *wanted*."""
+    for partition in read_partitions(connection, target):
+        if not partition.is_default:
+            continue
+        for part in wanted:
+            rows = scalar(
+                connection,
+                sql.SQL("SELECT count(*) FROM {} WHERE {}").format(
+                    statements.ident(partition.table),
+                    statements.in_range(column, part.low, part.high),
+                ),
+            )
+            if rows:
+                where = statements.in_range(column, part.low, part.high).as_string(connection)
+                raise CatalogError(
+                    f"the DEFAULT partition {partition.table} of {target.name} holds {rows:,} rows of "
+                    f"{part.low} to {part.high}, so a partition for that range cannot be attached",
+                    remedy=f"look at them and move them away: DELETE FROM {partition.table} WHERE {where}",
+                )

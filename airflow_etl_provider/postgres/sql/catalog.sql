@@ -1,0 +1,143 @@
+-- name: table
+SELECT c.oid::bigint AS oid,
+       c.relkind::text AS kind,
+       c.relpersistence::text AS persistence,
+       p.partstrat::text AS partition_strategy,
+       CASE WHEN p.partrelid IS NOT NULL AND NOT 0 = ANY (p.partattrs::int2[]) THEN
+           ARRAY(SELECT a.attname::text
+                 FROM unnest(p.partattrs::int2[]) WITH ORDINALITY AS k (attnum, place)
+                 JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
+                 ORDER BY k.place)
+       END AS partition_columns,
+       (SELECT ARRAY(SELECT a.attname::text
+                     FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place)
+                     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
+                     ORDER BY k.place)
+        FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary) AS primary_key
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_partitioned_table AS p ON p.partrelid = c.oid
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+
+-- name: tables_like
+SELECT format('%%I.%%I', n.nspname, c.relname) AS name
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE lower(c.relname) = lower(%(name)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'etl', 'etl_staging')
+ORDER BY 1 LIMIT 3
+
+-- name: columns
+WITH RECURSIVE bases AS (
+    SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typelem, t.typcategory FROM pg_type AS t
+    UNION ALL
+    SELECT b.type, t.oid, t.typtype, t.typbasetype, t.typelem, t.typcategory
+    FROM bases AS b
+    JOIN pg_type AS t ON t.oid = CASE WHEN b.typtype = 'd' THEN b.typbasetype
+                                      WHEN b.typcategory = 'A' THEN b.typelem END
+)
+SELECT a.attname::text AS name,
+       format_type(a.atttypid, a.atttypmod) AS type,
+       a.atttypid < 16384 AS builtin,
+       EXISTS (SELECT FROM bases AS b
+               WHERE b.type = a.atttypid
+                 AND b.base = ANY (ARRAY['regclass', 'regcollation', 'regconfig', 'regdictionary', 'regnamespace',
+                                         'regoper', 'regoperator', 'regproc', 'regprocedure', 'regrole',
+                                         'regtype']::regtype[])) AS refers_by_oid,
+       a.attnotnull AS not_null,
+       a.atthasdef AND a.attgenerated = '' AS has_default,
+       a.attgenerated <> '' AS generated,
+       a.attidentity <> '' AS identity,
+       t.typcategory::text AS category
+FROM pg_attribute AS a
+JOIN pg_type AS t ON t.oid = a.atttypid
+WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+
+-- name: has_privilege
+SELECT has_table_privilege(%(oid)s::oid, %(privilege)s)
+
+-- name: partitions
+SELECT c.oid::bigint AS oid,
+       n.nspname::text AS schema,
+       c.relname::text AS name,
+       pg_get_expr(c.relpartbound, c.oid) AS bound,
+       c.relkind = 'r' AS is_leaf
+FROM pg_inherits AS i
+JOIN pg_class AS c ON c.oid = i.inhrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE i.inhparent = %(oid)s
+ORDER BY c.relname
+
+-- name: parent_indexes
+SELECT i.indexrelid::bigint AS oid,
+       ci.relname::text AS name,
+       substr(pg_get_indexdef(i.indexrelid),
+              length(format('CREATE %%sINDEX %%I ON %%s%%s ',
+                            CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
+                            ci.relname,
+                            CASE WHEN ci.relkind = 'I' THEN 'ONLY ' ELSE '' END,
+                            format('%%I.%%I', n.nspname, c.relname))) + 1) AS definition,
+       i.indisunique AS is_unique,
+       con.contype::text AS constraint_type,
+       con.conname::text AS constraint_name,
+       con.condeferrable AS is_deferrable,
+       con.condeferred AS is_deferred,
+       pg_get_constraintdef(con.oid) AS constraint_definition,
+       i.indisreplident AS is_replica_identity
+FROM pg_index AS i
+JOIN pg_class AS ci ON ci.oid = i.indexrelid
+JOIN pg_class AS c ON c.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid = i.indrelid
+                              AND con.contype IN ('p', 'u', 'x')
+WHERE i.indrelid = %(oid)s AND i.indisvalid
+ORDER BY i.indisprimary DESC, ci.relname
+
+-- name: child_index_names
+SELECT inh.inhparent::bigint AS parent, c.relname::text AS name
+FROM pg_index AS i
+JOIN pg_class AS c ON c.oid = i.indexrelid
+LEFT JOIN pg_inherits AS inh ON inh.inhrelid = i.indexrelid
+WHERE i.indrelid = %(oid)s
+
+-- name: foreign_keys
+SELECT conname::text AS name, pg_get_constraintdef(oid) AS definition
+FROM pg_constraint
+WHERE conrelid = %(oid)s AND contype = 'f' AND conparentid = 0
+ORDER BY conname
+
+-- name: referencing_foreign_keys
+SELECT conrelid::regclass::text AS name
+FROM pg_constraint
+WHERE confrelid = %(oid)s AND contype = 'f' AND conparentid = 0
+ORDER BY 1
+
+-- name: partition_condition
+SELECT pg_get_partition_constraintdef(%(oid)s)
+
+-- name: blockers
+SELECT a.pid, a.usename::text AS "user", a.application_name AS application,
+       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start))::float AS age_s,
+       l.mode, l.relation::regclass::text AS relation, a.state
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.relation = ANY (%(oids)s::oid[]) AND l.granted AND l.pid <> pg_backend_pid()
+ORDER BY age_s DESC NULLS LAST
+LIMIT 3
+
+-- name: publications
+SELECT pubname::text FROM pg_publication_tables WHERE schemaname = %(schema)s AND tablename = %(name)s
+UNION
+SELECT pubname::text FROM pg_publication WHERE puballtables
+ORDER BY 1
+
+-- name: may_own
+SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class AS c WHERE c.oid = %(oid)s
+
+-- name: has_constraint
+SELECT EXISTS (SELECT FROM pg_constraint AS con
+               JOIN pg_class AS c ON c.oid = con.conrelid
+               JOIN pg_namespace AS n ON n.oid = c.relnamespace
+               WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND con.conname = %(constraint)s)

@@ -1,0 +1,117 @@
+-- name: stream
+SELECT stream, target, kind, position, position_type, fence, load_id, updated_at
+FROM etl.streams WHERE stream = %(stream)s
+
+-- name: lock_stream
+SELECT stream, target, kind, position, position_type, fence, load_id, updated_at
+FROM etl.streams WHERE stream = %(stream)s FOR UPDATE
+
+-- name: bind_stream
+INSERT INTO etl.streams (stream, target, kind, store)
+VALUES (%(stream)s, %(target)s, %(kind)s, %(store)s)
+ON CONFLICT (stream) DO NOTHING
+
+-- name: set_origin
+UPDATE etl.streams SET origin = %(origin)s WHERE stream = %(stream)s
+
+-- name: origin
+SELECT origin FROM etl.streams WHERE stream = %(stream)s
+
+-- name: begin_load
+INSERT INTO etl.loads (load_id, fence, stream, target, kind, state, dag_id, task_id, run_id, run_type, map_index,
+                       try_number, clear_number, window_low, window_high, window_type, bounds, moves_watermark,
+                       watermark_low)
+VALUES (%(load_id)s, %(fence)s, %(stream)s, %(target)s, %(kind)s, 'started', %(dag_id)s, %(task_id)s, %(run_id)s,
+        %(run_type)s, %(map_index)s, %(try_number)s, %(clear_number)s, %(window_low)s, %(window_high)s,
+        %(window_type)s, %(bounds)s, %(moves_watermark)s, %(watermark_low)s)
+ON CONFLICT (load_id) DO UPDATE
+SET state = 'started', error = NULL, try_number = excluded.try_number, fence = excluded.fence
+WHERE etl.loads.state IN ('started', 'failed')
+
+-- name: load
+SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at
+FROM etl.loads WHERE load_id = %(load_id)s
+
+-- name: lock_load
+SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at
+FROM etl.loads WHERE load_id = %(load_id)s FOR UPDATE
+
+-- name: abandon
+UPDATE etl.loads SET state = 'abandoned', error = %(reason)s
+WHERE load_id = %(load_id)s AND state IN ('started', 'staged', 'validated', 'failed')
+
+-- name: mark_staged
+UPDATE etl.loads
+SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, snapshot_at = %(snapshot_at)s,
+    rows_staged = %(rows)s, bytes_staged = %(bytes)s, checksum = %(checksum)s, staged_at = clock_timestamp(),
+    report = NULL, validated_at = NULL, error = NULL
+WHERE load_id = %(load_id)s AND state = 'started'
+
+-- name: mark_audited
+UPDATE etl.loads
+SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s
+WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
+
+-- name: mark_failed
+UPDATE etl.loads
+SET state = CASE WHEN state = 'started' THEN 'failed' ELSE state END, error = %(error)s
+WHERE load_id = %(load_id)s AND state <> 'published'
+
+-- name: mark_published
+UPDATE etl.loads
+SET state = 'published', strategy = %(strategy)s, rows_inserted = %(rows_inserted)s, rows_updated = %(rows_updated)s,
+    rows_deleted = %(rows_deleted)s, rows_unchanged = %(rows_unchanged)s, watermark_high = %(watermark_high)s,
+    published_at = clock_timestamp(), error = NULL
+WHERE load_id = %(load_id)s AND state = 'validated'
+
+-- name: newer_load_of_run
+SELECT newer.load_id
+FROM etl.loads AS mine
+JOIN etl.loads AS newer USING (stream, dag_id, run_id, task_id, map_index)
+WHERE mine.load_id = %(load_id)s AND newer.seq > mine.seq AND newer.state <> 'failed'
+ORDER BY newer.seq DESC LIMIT 1
+
+-- name: newer_full_load
+SELECT load_id FROM etl.loads
+WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s AND window_type IS NULL
+ORDER BY seq DESC LIMIT 1
+
+-- name: add_partition
+INSERT INTO etl.load_partitions (load_id, partition, bound, rows, rows_before, bytes, previous)
+VALUES (%(load_id)s, %(partition)s, %(bound)s, %(rows)s, %(rows_before)s, %(bytes)s, %(previous)s)
+
+-- name: set_lock_ms
+UPDATE etl.load_partitions SET lock_ms = %(lock_ms)s WHERE load_id = %(load_id)s
+
+-- name: partitions_of_load
+SELECT partition, bound, rows, rows_before, bytes, previous, lock_ms
+FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
+
+-- name: published_load
+SELECT strategy, rows_inserted, rows_updated, rows_deleted, rows_unchanged
+FROM etl.loads WHERE load_id = %(load_id)s
+
+-- name: old_versions
+SELECT previous FROM (
+    SELECT previous, row_number() OVER (ORDER BY published_at DESC) AS age
+    FROM etl.load_partitions WHERE partition = %(partition)s AND previous IS NOT NULL
+) AS versions
+WHERE age > %(keep)s
+
+-- name: move_position
+UPDATE etl.streams
+SET position = %(position)s, position_type = %(type)s, fence = fence + 1, load_id = %(load_id)s,
+    updated_at = clock_timestamp()
+WHERE stream = %(stream)s
+RETURNING stream, target, kind, position, position_type, fence, load_id, updated_at
+
+-- name: record_move
+INSERT INTO etl.watermark_moves (stream, position_from, position_to, fence, reason, actor)
+VALUES (%(stream)s, %(from)s, %(to)s, %(fence)s, %(reason)s, %(actor)s)
+
+-- name: add_coverage
+INSERT INTO etl.coverage (stream, low, high, bounds, load_id)
+VALUES (%(stream)s, %(low)s, %(high)s, %(bounds)s, %(load_id)s)
+
+-- name: actor
+SELECT dag_id || ' ' || run_id FROM etl.loads WHERE load_id = %(load_id)s

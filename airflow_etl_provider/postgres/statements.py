@@ -1,0 +1,154 @@
+"""Statements whose shape varies; pure functions of names, rendered without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from airflow_etl_provider.core.load import PartitionRange
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.window import Window
+
+BOUND_CHECK = "etl_partition_bound"
+
+
+def ident(table: TableName) -> sql.Identifier:
+    return sql.Identifier(table.schema, table.name)
+
+
+def names(columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(column) for column in columns)
+
+
+def qualified(alias: str, columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(alias, column) for column in columns)
+
+
+def in_range(column: str, low: str | None, high: str | None) -> sql.Composed:
+    """``column >= low AND column < high``; the literals take the column's type."""
+    parts = [
+        sql.SQL("{} {} {}").format(sql.Identifier(column), sql.SQL(operator), sql.Literal(bound))
+        for operator, bound in ((">=", low), ("<", high))
+        if bound is not None
+    ]
+    return sql.SQL(" AND ").join(parts) if parts else sql.Composed([sql.SQL("true")])
+
+
+def window_query(
+    table: TableName, columns: Sequence[str], cursor: str | None, window: Window
+) -> sql.Composed:
+    query = sql.SQL("SELECT {} FROM {}").format(names(columns), ident(table))
+    if window.is_full or cursor is None:
+        return query
+    return query + sql.SQL(" WHERE ") + in_range(cursor, window.low, window.high)
+
+
+def null_cursors(table: TableName, cursor: str) -> sql.Composed:
+    return sql.SQL("SELECT count(*) FROM {} WHERE {} IS NULL").format(
+        ident(table), sql.Identifier(cursor)
+    )
+
+
+def checksum(query: sql.Composable, columns: Sequence[str]) -> sql.Composed:
+    """Order-independent: the sum of a 64-bit hash of each row's text. Costs about one more scan."""
+    return sql.SQL(
+        "SELECT coalesce(sum(hashtextextended(ROW({})::text, 0)::numeric), 0)::text FROM ({}) AS batch"
+    ).format(qualified("batch", columns), query)
+
+
+def copy_out(query: sql.Composable, *, binary: bool) -> sql.Composed:
+    return sql.SQL("COPY ({}) TO STDOUT (FORMAT {})").format(query, _format(binary))
+
+
+def copy_in(
+    table: TableName, columns: Sequence[str], *, binary: bool, freeze: bool
+) -> sql.Composed:
+    options = [sql.SQL("FORMAT ") + _format(binary)]
+    if freeze:
+        options.append(sql.SQL(" ").join([sql.SQL("FREEZE"), sql.SQL("true")]))
+    return sql.SQL("COPY {} ({}) FROM STDIN ({})").format(
+        ident(table), names(columns), sql.SQL(", ").join(options)
+    )
+
+
+def _format(binary: bool) -> sql.SQL:
+    return sql.SQL("binary") if binary else sql.SQL("text")
+
+
+def create_twin(table: TableName, parent: TableName) -> sql.Composed:
+    """A future partition: the parent's columns with all that belongs to them, indexes and keys aside.
+
+    Identity is left out because ATTACH brings it; autovacuum stays away until the table is attached.
+    """
+    return sql.SQL(
+        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
+        " WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)"
+    ).format(ident(table), ident(parent))
+
+
+def create_staging(table: TableName, target: TableName, columns: Sequence[str]) -> sql.Composed:
+    """A table of its own, typed like the target's columns."""
+    return sql.SQL(
+        "CREATE TABLE {} WITH (autovacuum_enabled = off) AS SELECT {} FROM {} WITH NO DATA"
+    ).format(ident(table), names(columns), ident(target))
+
+
+def comment(table: TableName, text: str) -> sql.Composed:
+    return sql.SQL("COMMENT ON TABLE {} IS {}").format(ident(table), sql.Literal(text))
+
+
+def bound_check(table: TableName, column: str, partition: PartitionRange) -> sql.Composed:
+    """The CHECK that lets ATTACH skip its scan: it says what the partition's bound says."""
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} IS NOT NULL AND {})").format(
+        ident(table),
+        sql.Identifier(BOUND_CHECK),
+        sql.Identifier(column),
+        in_range(column, partition.low, partition.high),
+    )
+
+
+def attach(parent: TableName, child: TableName, partition: PartitionRange) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
+        ident(parent), ident(child), sql.Literal(partition.low), sql.Literal(partition.high)
+    )
+
+
+def detach(parent: TableName, child: TableName) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(ident(parent), ident(child))
+
+
+def move(table: TableName, to: TableName) -> list[sql.Composed]:
+    """Give *table* a new name in another schema; its indexes go with it."""
+    steps: list[sql.Composed] = []
+    if table.name != to.name:
+        steps.append(
+            sql.SQL("ALTER TABLE {} RENAME TO {}").format(ident(table), sql.Identifier(to.name))
+        )
+    if table.schema != to.schema:
+        steps.append(
+            sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
+                sql.Identifier(table.schema, to.name), sql.Identifier(to.schema)
+            )
+        )
+    return steps
+
+
+def rename_index(schema: str, old: str, new: str) -> sql.Composed:
+    return sql.SQL("ALTER INDEX {} RENAME TO {}").format(
+        sql.Identifier(schema, old), sql.Identifier(new)
+    )
+
+
+def lock(table: TableName, mode: str) -> sql.Composed:
+    """*mode* is one of PostgreSQL's lock modes, written in this package."""
+    return sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(ident(table), sql.SQL(mode))
+
+
+def count(table: TableName) -> sql.Composed:
+    return sql.SQL("SELECT count(*) FROM {}").format(ident(table))
+
+
+def script(steps: Sequence[sql.Composable]) -> sql.Composed:
+    """Several statements in one message to the server."""
+    return sql.SQL(";\n").join(steps)

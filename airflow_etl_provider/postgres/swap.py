@@ -1,0 +1,549 @@
+"""``swap``: partitions built aside and exchanged in one short transaction.
+
+Everything long happens before the locks: filling, indexes, keys, foreign keys, the CHECK that lets
+ATTACH skip its scan, ANALYZE. Under the locks only the catalog changes, which takes milliseconds at any
+size. One budget bounds waiting and work of an attempt together, so that readers queue behind us no longer
+than that; attempts go on, with pauses, until the deadline.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    ContractError,
+    LockBudgetExceeded,
+    Stopped,
+)
+from airflow_etl_provider.core.load import (
+    LoadState,
+    Manifest,
+    PartitionRange,
+    Published,
+    PublishedPartition,
+    Strategy,
+)
+from airflow_etl_provider.core.names import TableName, short_id, shortened
+from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.core.publish import PublishOptions, brake
+from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres.catalog import (
+    Partition,
+    Table,
+    missing_privileges,
+    read_partitions,
+    require_range_partitioned,
+    scalar,
+)
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.partitions import refuse_default_rows
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.replace import require_same_rows
+from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
+from airflow_etl_provider.postgres.source import PostgresSender
+from airflow_etl_provider.postgres.transfer import relay
+
+_PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
+_REPORT_EVERY = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """An index of the parent, to be made alike on a partition under *working* and shown as *final*."""
+
+    parent_oid: int
+    parent_name: str
+    definition: str
+    is_unique: bool
+    constraint_type: str | None
+    constraint_definition: str | None
+    is_replica_identity: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One partition to be exchanged, or made where ``old`` is ``None``."""
+
+    range: PartitionRange
+    new: TableName
+    old: Partition | None
+    rows: int
+    rows_before: int
+    bytes: int
+
+    def final(self, parent: TableName) -> TableName:
+        return TableName(parent.schema, self.range.name)
+
+
+class Swap:
+    """One publish by swap; *connection* is in autocommit and belongs to the caller."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        connection: psycopg.Connection[Any],
+        manifest: Manifest,
+        target: Table,
+        options: PublishOptions,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        self._endpoint = endpoint
+        self._connection = connection
+        self._manifest = manifest
+        self._target = target
+        self._options = options
+        self._stop = stop
+        self._log = log
+
+    def run(self) -> Published:
+        """Build, then exchange.
+
+        :raises CatalogError: the target cannot be swapped: other tables reference it, it is published,
+            cut differently, or a privilege is missing.
+        :raises ContractError: the batch changed since its audit, or holds rows outside its partitions.
+        :raises ShrinkBrake: a partition would lose more rows than allowed.
+        :raises LockBudgetExceeded: readers held their locks up to the deadline; the load stays validated.
+        """
+        self._inspect()
+        indexes = self._indexes()
+        tables = self._fill()
+        for part, table in zip(self._manifest.partitions, tables, strict=True):
+            self._finish(part, table, indexes)
+        deadline = time.monotonic() + self._options.lock_deadline.total_seconds()
+        reported = time.monotonic()
+        attempt = 0
+        while True:
+            if self._stop.is_set():
+                raise Stopped(
+                    f"publishing load {self._manifest.load_id} was stopped; nothing was changed"
+                )
+            attempt += 1
+            changes = self._changes(tables)
+            try:
+                return self._exchange(changes, indexes)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+                blockers = self._blockers(changes)
+            except psycopg.errors.DeadlockDetected:
+                blockers = "a deadlock, which the server resolved at our expense"
+            now = time.monotonic()
+            if now >= deadline:
+                raise LockBudgetExceeded(
+                    f"load {self._manifest.load_id} could not get its locks on {self._target.name} in {attempt} "
+                    f"attempts; blocked by {blockers}",
+                    remedy="the load stays validated: a retry publishes it without reading again; end the session "
+                    "that blocks (SELECT pg_terminate_backend(pid)) or raise lock_deadline",
+                )
+            if attempt == 1 or now - reported >= _REPORT_EVERY:
+                reported = now
+                self._log(
+                    "waiting for locks",
+                    target=str(self._target.name),
+                    attempt=attempt,
+                    blocked_by=blockers,
+                )
+            time.sleep(
+                min(random.uniform(_PAUSE_LEAST, _PAUSE_LEAST * 2 ** min(attempt, 6)), _PAUSE_MOST)
+            )  # noqa: S311
+
+    # -- before the locks -------------------------------------------------------------------------
+
+    def _inspect(self) -> None:
+        require_range_partitioned(self._target, self._manifest.partition_column or "")
+        referencing = [
+            row[0]
+            for row in self._connection.execute(
+                queries("catalog")["referencing_foreign_keys"], {"oid": self._target.oid}
+            )
+        ]
+        if referencing:
+            raise CatalogError(
+                f"{', '.join(referencing)} reference {self._target.name} by foreign key: PostgreSQL lets no "
+                "referenced partition be detached",
+                remedy=f"drop those foreign keys, or load {self._target.name} by another way than swap",
+            )
+        published = [
+            row[0]
+            for row in self._connection.execute(
+                queries("catalog")["publications"],
+                {"schema": self._target.name.schema, "name": self._target.name.name},
+            )
+        ]
+        if published:
+            raise CatalogError(
+                f"{self._target.name} is in publication {', '.join(published)}: subscribers would not see a swap",
+                remedy="take it out of the publication, or load it by another way than swap",
+            )
+        owner = scalar(self._connection, queries("catalog")["may_own"], {"oid": self._target.oid})
+        if not owner:
+            user = self._connection.info.user
+            raise CatalogError(
+                f"role {user} does not own {self._target.name}, and only its owner may attach partitions",
+                remedy=f"ALTER TABLE {self._target.name} OWNER TO {user}, or GRANT the owner's role TO {user}",
+            )
+        if missing_privileges(self._connection, self._target, ("SELECT",)):
+            raise CatalogError(
+                f"role {self._connection.info.user} may not read {self._target.name}"
+            )
+        patience = scalar(
+            self._connection,
+            "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'",
+        )
+        if self._options.lock_budget.total_seconds() >= patience:
+            raise ConfigurationError(
+                f"lock_budget ({self._options.lock_budget.total_seconds():g} s) must stay below the server's "
+                f"deadlock_timeout ({patience:g} s), or readers are shot in deadlocks with us",
+                remedy="lower lock_budget",
+            )
+
+    def _indexes(self) -> list[_Index]:
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            rows = cursor.execute(
+                queries("catalog")["parent_indexes"], {"oid": self._target.oid}
+            ).fetchall()
+        return [
+            _Index(
+                parent_oid=row["oid"],
+                parent_name=row["name"],
+                definition=row["definition"],
+                is_unique=row["is_unique"],
+                constraint_type=row["constraint_type"],
+                constraint_definition=row["constraint_definition"],
+                is_replica_identity=row["is_replica_identity"],
+            )
+            for row in rows
+        ]
+
+    def _fill(self) -> list[TableName]:
+        """The tables that become partitions: the staged one itself, or one filled from it for each."""
+        manifest = self._manifest
+        if manifest.direct:
+            return [manifest.staging]
+        return [
+            self._fill_one(
+                part, TableName(manifest.staging.schema, f"{manifest.staging.name}_p{number}")
+            )
+            for number, part in enumerate(manifest.partitions)
+        ]
+
+    def _fill_one(self, part: PartitionRange, table: TableName) -> TableName:
+        """Copy the partition's rows out of the staged table, frozen in the transaction that creates it.
+
+        Frozen, because a reader whose snapshot is older than this fill must not find an empty partition.
+        """
+        if scalar(self._connection, "SELECT to_regclass(%(name)s)::text", {"name": str(table)}):
+            return table
+        columns = [column.name for column in self._manifest.columns]
+        column = self._manifest.partition_column or ""
+        query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
+            statements.names(columns),
+            statements.ident(self._manifest.staging),
+            statements.in_range(column, part.low, part.high),
+        )
+        what = f"filling {table} for partition {part.name}"
+        with ExitStack() as stack:
+            reading = stack.enter_context(connect_for_copy(self._endpoint, read_only=True))
+            writing = stack.enter_context(connect_for_copy(self._endpoint, read_only=False))
+            with translated_errors(what), writing.cursor() as cursor:
+                cursor.execute(statements.create_twin(table, self._target.name).as_string(None))
+            sender = PostgresSender(
+                connection=reading,
+                statement=statements.copy_out(query, binary=True).as_string(None),
+                snapshot_at=self._manifest.snapshot_at,
+                null_cursors=0,
+                checksum=None,
+            )
+            relay(
+                sender,
+                writing,
+                statements.copy_in(table, columns, binary=True, freeze=True).as_string(None),
+                stop=self._stop,
+                what=what,
+            )
+            with translated_errors(what):
+                writing.commit()
+        return table
+
+    def _finish(self, part: PartitionRange, table: TableName, indexes: Sequence[_Index]) -> None:
+        """Make *table* its siblings' twin, in one transaction; a try before this one may have done it."""
+        what = f"preparing {table} for partition {part.name}"
+        with translated_errors(what):
+            if scalar(
+                self._connection,
+                queries("catalog")["has_constraint"],
+                {"schema": table.schema, "name": table.name, "constraint": statements.BOUND_CHECK},
+            ):
+                return
+            foreign = self._connection.execute(
+                queries("catalog")["foreign_keys"], {"oid": self._target.oid}
+            ).fetchall()
+            with self._connection.transaction():
+                for number, index in enumerate(indexes):
+                    for step in _build_index(table, _working(table, number), index):
+                        self._connection.execute(step)
+                for name, definition in foreign:
+                    self._connection.execute(_add_constraint(table, name, definition))
+                self._connection.execute(
+                    statements.bound_check(table, self._manifest.partition_column or "", part)
+                )
+            self._connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
+
+    def _changes(self, tables: Sequence[TableName]) -> list[_Change]:
+        """What to exchange, with counts; partitions that are and stay empty are left alone."""
+        manifest = self._manifest
+        column = manifest.partition_column or ""
+        refuse_default_rows(self._connection, self._target, column, manifest.partitions)
+        existing = {
+            partition.table.name: partition
+            for partition in read_partitions(self._connection, self._target)
+        }
+        changes = []
+        for part, table in zip(manifest.partitions, tables, strict=True):
+            old = existing.get(part.name)
+            rows = scalar(self._connection, statements.count(table))
+            before = 0 if old is None else scalar(self._connection, statements.count(old.table))
+            brake(
+                manifest,
+                f"partition {part.name}",
+                before=before,
+                lost=max(before - rows, 0),
+                options=self._options,
+            )
+            if rows or before:
+                size = scalar(
+                    self._connection,
+                    sql.SQL("SELECT pg_total_relation_size({}::regclass)").format(
+                        sql.Literal(statements.ident(table).as_string(self._connection))
+                    ),
+                )
+                changes.append(_Change(part, table, old, rows, before, size))
+        require_same_rows(manifest, sum(change.rows for change in changes))
+        return changes
+
+    # -- under the locks --------------------------------------------------------------------------
+
+    def _exchange(self, changes: Sequence[_Change], indexes: Sequence[_Index]) -> Published:
+        connection, manifest = self._connection, self._manifest
+        published = Published(
+            load_id=manifest.load_id,
+            stream=manifest.stream,
+            target=manifest.target,
+            strategy=Strategy.SWAP,
+            window=manifest.window,
+            rows_inserted=sum(change.rows for change in changes),
+            rows_updated=0,
+            rows_deleted=sum(change.rows_before for change in changes),
+            rows_unchanged=0,
+            partitions=tuple(
+                PublishedPartition(
+                    name=str(change.final(manifest.target)),
+                    bound=f"FROM ('{change.range.low}') TO ('{change.range.high}')",
+                    rows=change.rows,
+                    bytes=change.bytes,
+                    rows_before=change.rows_before,
+                    previous=None if change.old is None else str(self._kept(change)),
+                    lock_ms=0.0,
+                )
+                for change in changes
+            ),
+            lock_ms=0.0,
+            position=ledger.position_of(connection, manifest.stream),
+        )
+        steps = statements.script(
+            [step for change in changes for step in self._steps(change, indexes)]
+        )
+        locked = None
+        with connection.transaction():
+            position, current = ledger.lock_for_publish(connection, manifest)
+            if current.state is LoadState.PUBLISHED:
+                return ledger.published_before(connection, manifest, position)
+            # The ledger is written before the table locks are taken, so that they are held for the
+            # catalog changes alone.
+            published = ledger.record_published(
+                connection, replace(published, position=position), manifest
+            )
+            until = time.monotonic() + self._options.lock_budget.total_seconds()
+            for table, mode in self._locks(changes):
+                self._limit(until)
+                connection.execute(statements.lock(table, mode))
+                locked = locked or time.monotonic()
+            self._require_unmoved(changes)
+            self._limit(until)
+            connection.execute(steps)
+            if self._stop.is_set():
+                raise Stopped(
+                    f"publishing load {manifest.load_id} was stopped; nothing was changed"
+                )
+        lock_ms = 0.0 if locked is None else (time.monotonic() - locked) * 1000
+        ledger.record_lock_time(connection, manifest.load_id, lock_ms)
+        return replace(
+            published,
+            lock_ms=lock_ms,
+            partitions=tuple(replace(part, lock_ms=lock_ms) for part in published.partitions),
+        )
+
+    def _limit(self, until: float) -> None:
+        """Give the next statements what remains of the budget."""
+        remaining = max(round((until - time.monotonic()) * 1000), 1)
+        self._connection.execute(
+            "SELECT set_config('lock_timeout', %(ms)s, true), set_config('statement_timeout', %(ms)s, true)",
+            {"ms": str(remaining)},
+        )
+
+    def _locks(self, changes: Sequence[_Change]) -> list[tuple[TableName, str]]:
+        """All locks, parent first, then partitions by bound, then DEFAULT; ATTACH alone needs a weaker one."""
+        replaced = sorted(
+            (change for change in changes if change.old is not None), key=lambda c: c.range.low
+        )
+        if not changes:
+            return []
+        parent = "ACCESS EXCLUSIVE" if replaced else "SHARE UPDATE EXCLUSIVE"
+        locks = [(self._target.name, parent)]
+        locks += [
+            (change.old.table, "ACCESS EXCLUSIVE") for change in replaced if change.old is not None
+        ]
+        locks += [
+            (partition.table, "ACCESS EXCLUSIVE")
+            for partition in read_partitions(self._connection, self._target)
+            if partition.is_default
+        ]
+        locks += [(change.new, "ACCESS EXCLUSIVE") for change in changes]
+        return locks
+
+    def _require_unmoved(self, changes: Sequence[_Change]) -> None:
+        """Under the locks: the partitions are those that were looked at."""
+        now = {
+            partition.table.name: partition.oid
+            for partition in read_partitions(self._connection, self._target)
+        }
+        for change in changes:
+            expected = None if change.old is None else change.old.oid
+            if now.get(change.range.name) != expected:
+                raise ContractError(
+                    f"partition {change.range.name} of {self._target.name} was replaced by somebody else while "
+                    f"load {self._manifest.load_id} was being published",
+                    remedy="clear publish: it looks at the table anew",
+                )
+
+    def _steps(self, change: _Change, indexes: Sequence[_Index]) -> list[sql.Composed]:
+        """The catalog changes for one partition, in order."""
+        parent = self._target.name
+        final = change.final(parent)
+        steps: list[sql.Composed] = []
+        index_names: dict[int, str] = {}
+        if change.old is not None:
+            kept = self._kept(change)
+            with self._connection.cursor(row_factory=dict_row) as cursor:
+                owned = cursor.execute(
+                    queries("catalog")["child_index_names"], {"oid": change.old.oid}
+                ).fetchall()
+            index_names = {row["parent"]: row["name"] for row in owned if row["parent"] is not None}
+            steps.append(statements.detach(parent, change.old.table))
+            steps += [
+                statements.rename_index(
+                    final.schema, row["name"], f"{shortened(kept.name, room=4)}_i{number}"
+                )
+                for number, row in enumerate(owned)
+            ]
+            steps += statements.move(change.old.table, kept)
+        steps.append(statements.attach(parent, change.new, change.range))
+        steps.append(
+            sql.SQL(
+                "ALTER TABLE {} DROP CONSTRAINT {}, RESET (autovacuum_enabled, toast.autovacuum_enabled)"
+            ).format(statements.ident(change.new), sql.Identifier(statements.BOUND_CHECK))
+        )
+        steps += statements.move(change.new, final)
+        steps += [
+            statements.rename_index(
+                final.schema,
+                _working(change.new, number),
+                index_names.get(index.parent_oid) or self._index_name(final, index),
+            )
+            for number, index in enumerate(indexes)
+        ]
+        return steps
+
+    def _index_name(self, partition: TableName, index: _Index) -> str:
+        """``<partition>_<what the parent's index is called after the parent's name>``."""
+        own = index.parent_name.removeprefix(self._target.name.name + "_")
+        return shortened(f"{partition.name}_{own}")
+
+    def _kept(self, change: _Change) -> TableName:
+        """Where the replaced partition stays, named after the load that replaced it."""
+        return TableName(
+            ledger.STAGING_SCHEMA,
+            f"{shortened(change.range.name, room=17)}_{short_id(self._manifest.load_id)}",
+        )
+
+    def _blockers(self, changes: Sequence[_Change]) -> str:
+        """Who holds locks on the tables, as a person would tell a colleague."""
+        oids = [self._target.oid, *(change.old.oid for change in changes if change.old is not None)]
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            rows = cursor.execute(queries("catalog")["blockers"], {"oids": oids}).fetchall()
+        return (
+            "; ".join(
+                f"pid {row['pid']} (user {row['user']}, application {row['application'] or 'unnamed'!s}, "
+                f"{row['state']}, for {row['age_s'] or 0:.0f} s, {row['mode']} on {row['relation']})"
+                for row in rows
+            )
+            or "sessions that have gone meanwhile"
+        )
+
+
+def _working(table: TableName, number: int) -> str:
+    """The name of a future partition's index until it is attached."""
+    return f"{shortened(table.name, room=4)}_i{number}"
+
+
+def _build_index(table: TableName, name: str, index: _Index) -> list[sql.Composed]:
+    if index.constraint_type == "x":
+        return [_add_constraint(table, name, index.constraint_definition or "")]
+    steps: list[sql.Composed] = [
+        sql.SQL("CREATE {}INDEX {} ON {} {}").format(
+            sql.SQL("UNIQUE " if index.is_unique else ""),
+            sql.Identifier(name),
+            statements.ident(table),
+            # The server's own rendering of the parent's index.
+            sql.SQL(index.definition),
+        )
+    ]
+    if index.constraint_type in ("p", "u"):
+        kind = "PRIMARY KEY" if index.constraint_type == "p" else "UNIQUE"
+        definition = index.constraint_definition or ""
+        deferral = (
+            definition[definition.index(" DEFERRABLE") :] if " DEFERRABLE" in definition else ""
+        )
+        steps.append(
+            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} USING INDEX {}{}").format(
+                statements.ident(table),
+                sql.Identifier(name),
+                sql.SQL(kind),
+                sql.Identifier(name),
+                sql.SQL(deferral),
+            )
+        )
+    if index.is_replica_identity:
+        steps.append(
+            sql.SQL("ALTER TABLE {} REPLICA IDENTITY USING INDEX {}").format(
+                statements.ident(table), sql.Identifier(name)
+            )
+        )
+    return steps
+
+
+def _add_constraint(table: TableName, name: str, definition: str) -> sql.Composed:
+    """*definition* is the server's own rendering of the parent's constraint."""
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
+        statements.ident(table), sql.Identifier(name), sql.SQL(definition)
+    )

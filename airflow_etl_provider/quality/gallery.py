@@ -1,0 +1,96 @@
+"""Which expectations exist and what they take, known without importing Great Expectations.
+
+``gallery.json`` is generated from the installed Great Expectations; write it anew after an
+upgrade with ``python -m airflow_etl_provider.quality.gallery``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+FILE = "gallery.json"
+
+# Fields every expectation has; they describe or steer it and are no part of its kwargs.
+_COMMON_FIELDS = frozenset(
+    {
+        "batch_id",
+        "catch_exceptions",
+        "description",
+        "id",
+        "library_metadata",
+        "meta",
+        "notes",
+        "rendered_content",
+        "result_format",
+        "severity",
+        "windows",
+    }
+)
+_COLUMN_KWARGS = frozenset({"column", "column_A", "column_B", "column_list", "column_set"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kwarg:
+    """One keyword of an expectation: must it be given, does it name columns of the table."""
+
+    required: bool
+    names_columns: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectationType:
+    """One kind of expectation and everything it takes."""
+
+    name: str
+    kwargs: Mapping[str, Kwarg]
+
+
+@cache
+def read_gallery() -> Mapping[str, ExpectationType]:
+    """The expectation types a suite may use, by name."""
+    text = files("airflow_etl_provider.quality").joinpath(FILE).read_text(encoding="utf-8")
+    return MappingProxyType(
+        {
+            name: ExpectationType(
+                name, MappingProxyType({key: Kwarg(**facts) for key, facts in kwargs.items()})
+            )
+            for name, kwargs in json.loads(text)["expectations"].items()
+        }
+    )
+
+
+def generate_gallery() -> dict[str, Any]:
+    """The content of ``gallery.json`` as the installed Great Expectations has it."""
+    import great_expectations
+    from great_expectations.expectations import registry
+
+    types = {}
+    for name in sorted(registry.list_registered_expectation_implementations()):
+        implementation = registry.get_expectation_impl(name)
+        if implementation.__module__.startswith("great_expectations.expectations.core."):
+            types[name] = _kwargs_of(implementation)
+    return {"great_expectations": great_expectations.__version__, "expectations": types}
+
+
+def _kwargs_of(implementation: Any) -> dict[str, dict[str, bool]]:
+    return {
+        name: {"required": bool(field.required), "names_columns": name in _COLUMN_KWARGS}
+        for name, field in sorted(implementation.__fields__.items())
+        if name not in _COMMON_FIELDS
+    }
+
+
+def write_gallery(path: Path) -> None:
+    """Write ``gallery.json`` to *path*."""
+    path.write_text(json.dumps(generate_gallery(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_gallery(Path(__file__).with_name(FILE))

@@ -1,0 +1,290 @@
+"""What an audit found, in the shapes the ledger, XCom and a task log need."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from enum import StrEnum
+from typing import Any
+
+from airflow_etl_provider.core.errors import QualityGateFailed
+from airflow_etl_provider.quality.suite import Severity
+
+# A report is a small document: samples of long texts and long lists are cut.
+LONGEST_TEXT = 1_000
+LONGEST_LIST = 20
+
+
+class Verdict(StrEnum):
+    """``passed``: all held. ``warned``: only warnings or infos failed. ``rejected``: a critical
+    one failed or could not be evaluated."""
+
+    PASSED = "passed"
+    WARNED = "warned"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectationResult:
+    """The outcome of one expectation.
+
+    ``exception`` is set when it could not be evaluated, which counts as failed. ``observed_value``
+    and ``partial_unexpected_list`` hold values of rows and go to the ledger only.
+    """
+
+    type: str
+    kwargs: Mapping[str, Any]
+    severity: Severity
+    success: bool
+    column: str | None = None
+    element_count: int | None = None
+    unexpected_count: int | None = None
+    unexpected_percent: float | None = None
+    missing_count: int | None = None
+    observed_value: Any = None
+    partial_unexpected_list: tuple[Any, ...] = ()
+    exception: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.success and self.exception is not None:
+            raise ValueError(f"{self.type} cannot both hold and raise")
+
+    @property
+    def name(self) -> str:
+        """Type and columns: ``expect_column_values_to_not_be_null(carrier)``."""
+        return f"{self.type}({self.column})" if self.column else self.type
+
+    @property
+    def finding(self) -> str:
+        """What was found, in one line without any value of a row."""
+        if self.exception is not None:
+            return f"could not be evaluated: {self.exception}"
+        if self.success and not self.unexpected_count:
+            return "holds"
+        if self.unexpected_count is not None and self.element_count:
+            return self._share_found()
+        if self.unexpected_count is not None:
+            return f"{self.unexpected_count:,} unexpected"
+        return f"does not hold{self._limits()}"
+
+    def as_ledger(self) -> dict[str, Any]:
+        """The result as Great Expectations writes it, with values."""
+        return {
+            "success": self.success,
+            "expectation_config": {
+                "type": self.type,
+                "kwargs": json_safe(self.kwargs, cut=False),
+                "severity": self.severity.value,
+            },
+            "result": {
+                "element_count": self.element_count,
+                "unexpected_count": self.unexpected_count,
+                "unexpected_percent": json_safe(self.unexpected_percent),
+                "missing_count": self.missing_count,
+                "observed_value": json_safe(self.observed_value),
+                "partial_unexpected_list": json_safe(self.partial_unexpected_list),
+            },
+            "exception_info": {
+                "raised_exception": self.exception is not None,
+                "exception_message": json_safe(self.exception),
+            },
+        }
+
+    def as_xcom(self) -> dict[str, Any]:
+        """Names, counts and the reason; no value of a row."""
+        facts = {
+            "type": self.type,
+            "column": json_safe(self.column),
+            "severity": self.severity.value,
+            "unexpected_count": self.unexpected_count,
+            "unexpected_percent": json_safe(self.unexpected_percent),
+            "exception": json_safe(self.exception),
+        }
+        return {key: value for key, value in facts.items() if value is not None}
+
+    def _share_found(self) -> str:
+        missing = self.missing_count or 0
+        judged = (self.element_count or 0) - missing
+        rows = "non-null rows" if missing else "rows"
+        share = "" if self.unexpected_percent is None else f" ({_share(self.unexpected_percent)})"
+        return f"{self.unexpected_count:,} of {judged:,} {rows}{share}"
+
+    def _limits(self) -> str:
+        limits = [
+            f"{key}={value!r}"
+            for key, value in self.kwargs.items()
+            if isinstance(value, int | float | str) and not key.startswith(("column", "condition"))
+        ]
+        return f" ({', '.join(limits)})" if limits else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of the audit of one load; results stand in the order of the suite.
+
+    ``rows`` is ``None`` when even counting them failed, for instance by a statement timeout.
+    """
+
+    load_id: str
+    engine: str
+    table: str
+    rows: int | None
+    results: tuple[ExpectationResult, ...]
+    started_at: datetime
+    finished_at: datetime
+
+    def __post_init__(self) -> None:
+        if self.started_at.tzinfo is None or self.finished_at.tzinfo is None:
+            raise ValueError("a report needs times with a time zone")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the batch may be published."""
+        failed = {result.severity for result in self.results if not result.success}
+        if Severity.CRITICAL in failed:
+            return Verdict.REJECTED
+        return Verdict.WARNED if failed else Verdict.PASSED
+
+    def failures(self, severity: Severity = Severity.CRITICAL) -> tuple[str, ...]:
+        """One line per failed expectation of *severity*, without any value of a row."""
+        return tuple(
+            f"{printable(result.name)}: {printable(result.finding)}"
+            for result in self.results
+            if not result.success and result.severity is severity
+        )
+
+    def as_ledger(self) -> dict[str, Any]:
+        """The whole report with values, in the shape of a Great Expectations result."""
+        held = sum(result.success for result in self.results)
+        evaluated = len(self.results)
+        return {
+            "success": held == evaluated,
+            "verdict": self.verdict.value,
+            "load_id": self.load_id,
+            "engine": self.engine,
+            "table": json_safe(self.table),
+            "rows": self.rows,
+            "started_at": self.started_at.isoformat(),
+            "finished_at": self.finished_at.isoformat(),
+            "statistics": {
+                "evaluated_expectations": evaluated,
+                "successful_expectations": held,
+                "unsuccessful_expectations": evaluated - held,
+                "success_percent": 100 * held / evaluated if evaluated else None,
+            },
+            "results": [result.as_ledger() for result in self.results],
+        }
+
+    def as_xcom(self) -> dict[str, Any]:
+        """A small summary: verdict, counts and the failed expectations; no value of a row."""
+        failed = [result for result in self.results if not result.success]
+        by_severity = Counter(result.severity for result in failed)
+        return {
+            "load_id": self.load_id,
+            "engine": self.engine,
+            "table": json_safe(self.table),
+            "rows": self.rows,
+            "verdict": self.verdict.value,
+            "evaluated": len(self.results),
+            "failed": {severity.value: by_severity[severity] for severity in Severity},
+            "failures": [result.as_xcom() for result in failed[:LONGEST_LIST]],
+        }
+
+    def as_table(self) -> str:
+        """A table for a person who reads the task log; no value of a row."""
+        heading = ("expectation", "column", "severity", "result", "unexpected", "share")
+        lines = _aligned([heading, *map(_row, self.results)])
+        ruler = "-" * max(map(len, lines))
+        notes = [
+            f"{printable(result.name)}: {printable(result.finding)}"
+            for result in self.results
+            if result.exception is not None
+        ]
+        rows = "uncounted" if self.rows is None else f"{self.rows:,}"
+        title = (
+            f"audit of {printable(self.table)} ({rows} rows) by {self.engine}: {self.verdict.value}"
+        )
+        return "\n".join([title, lines[0], ruler, *lines[1:], *notes])
+
+
+def raise_if_rejected(report: Report, *, staging: str) -> None:
+    """Raise ``QualityGateFailed`` when the batch may not be published."""
+    if report.verdict is not Verdict.REJECTED:
+        return
+    failures = report.failures(Severity.CRITICAL)
+    raise QualityGateFailed(
+        f"load {report.load_id}: {len(failures)} of {len(report.results)} expectations on "
+        f"{printable(report.table)} failed critically; nothing was published",
+        failures=failures,
+        remedy=f"look at the rows, which are kept in {printable(staging)}; mend the data or the "
+        "suite, then clear the task `validate`.",
+    )
+
+
+def json_safe(value: Any, *, cut: bool = True) -> Any:
+    """*value* as JSON and PostgreSQL's jsonb can hold it, long texts and lists cut."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _non_finite(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _text("\\x" + bytes(value).hex(), cut)
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {_text(str(key), cut): json_safe(item, cut=cut) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items: Iterable[Any] = list(value)[:LONGEST_LIST] if cut else value
+        return [json_safe(item, cut=cut) for item in items]
+    if hasattr(value, "tolist"):  # a numpy scalar or array
+        return json_safe(value.tolist(), cut=cut)
+    return _text(str(value), cut)
+
+
+def printable(text: str) -> str:
+    """*text* on one line, control characters escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def _text(text: str, cut: bool) -> str:
+    storable = text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    return f"{storable[:LONGEST_TEXT]}…" if cut and len(storable) > LONGEST_TEXT else storable
+
+
+def _non_finite(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _share(percent: float) -> str:
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
+    return f"{percent:.2f} %"
+
+
+def _row(result: ExpectationResult) -> tuple[str, ...]:
+    outcome = "ok" if result.success else "failed" if result.exception is None else "error"
+    count, percent = result.unexpected_count, result.unexpected_percent
+    return (
+        printable(result.type),
+        printable(result.column or "-"),
+        result.severity.value,
+        outcome,
+        "-" if count is None else f"{count:,}",
+        "-" if percent is None else _share(percent),
+    )
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
