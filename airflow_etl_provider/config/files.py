@@ -125,13 +125,15 @@ def _validated(
     name: str, data: dict[str, Any], places: Mapping[KeyPath, Place], problems: list[Problem]
 ) -> tuple[list[Problem], Pipeline | None]:
     """The pipeline, or everything that is wrong, *problems* found before included."""
-    known = {problem.path for problem in problems}
+    known = {(problem.path, problem.line) for problem in problems}
     try:
         pipeline = Pipeline.model_validate(data)
     except ValidationError as error:
         found = _located(name, data, places, findings_of(error, Pipeline, data))
         # A key that could not be read is reported once, with the reason, and not as missing too.
-        return problems + [problem for problem in found if problem.path not in known], None
+        return problems + [
+            problem for problem in found if (problem.path, problem.line) not in known
+        ], None
     return problems, None if problems else pipeline
 
 

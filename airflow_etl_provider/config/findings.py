@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,11 @@ Key = str | int
 KeyPath = tuple[Key, ...]
 
 _WORDS = {bool: "true or false", int: "a number", float: "a number", str: "a text"}
+_LIMITS = {
+    "greater_than": "more than",
+    "greater_than_equal": "at least",
+    "less_than_equal": "at most",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,12 @@ def findings_of(error: ValidationError, model: type[BaseModel], written: object)
     :param written: the data as the user wrote it, to name paths that the user can find in it.
     """
     found: list[Finding] = []
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    unknown = {detail["loc"] for detail in details if detail["type"] == "extra_forbidden"}
+    for detail in details:
         path = tuple(key for key in detail["loc"] if not _is_inner(key))
+        if detail["type"] == "missing" and _misspelt(detail["loc"], unknown):
+            continue
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, ContradictionError):
             found.extend(
@@ -92,6 +101,13 @@ def value_at(data: object, path: KeyPath) -> object:
     return data
 
 
+def _misspelt(missing: KeyPath, unknown: Collection[KeyPath]) -> bool:
+    """Whether a key that is missing is there under a name like it, which is reported instead."""
+    return any(
+        key[:-1] == missing[:-1] and nearest(str(key[-1]), [str(missing[-1])]) for key in unknown
+    )
+
+
 def _is_inner(key: Key) -> bool:
     """pydantic names its own wrappers in a location; no key of a file looks like that."""
     return isinstance(key, str) and "[" in key and key.endswith("]")
@@ -125,6 +141,11 @@ def _explained(detail: ErrorDetails, model: type[BaseModel], path: KeyPath) -> t
             return f"{given!r} is neither true nor false", "write true or false without quotes"
         case "int_type" | "float_type":
             return f"a number is expected, not {named(given)}", "write the number without quotes"
+        case "greater_than" | "greater_than_equal" | "less_than_equal":
+            (limit,) = context.values()  # of a duration, pydantic gives the source text
+            if not isinstance(limit, int | float):
+                return f"{named(given)} is out of range", _hint(model, path)
+            return f"{named(given)} is not {_LIMITS[kind]} {limit:g}", _hint(model, path)
         case _:
             what = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             return f"{named(given)}: {what}", _hint(model, path)
@@ -143,7 +164,7 @@ def _not_text(given: object) -> tuple[str, str]:
             f"a text is expected, not {named(given)}",
             "write one value; put it in quotes if it has {, [ or :",
         )
-    return f"a text is expected, not the {type(given).__name__} {given}", "put it in quotes"
+    return f"a text is expected, not {named(given)}", "put it in quotes"
 
 
 def named(value: object) -> str:
@@ -158,6 +179,8 @@ def named(value: object) -> str:
 
 
 def _hint(model: type[BaseModel], path: KeyPath) -> str:
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
     field = _field_at(model, path)
     if field is None or not field.description:
         return "see the documentation of this key"

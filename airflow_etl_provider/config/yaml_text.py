@@ -151,12 +151,20 @@ class _Reader:
         return merged
 
     def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
-        key = self._scalar(node, path) if isinstance(node, yaml.ScalarNode) else None
+        if not isinstance(node, yaml.ScalarNode):
+            self._refuse(
+                node,
+                path,
+                "a list or mapping stands where a key is expected",
+                "put the whole value in quotes if it begins with '{' or '['",
+            )
+            return None
+        key = self._scalar(node, path)
         if isinstance(key, str):
             return key
-        shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
         read_as = f", which YAML reads as {str(key).lower()}" if isinstance(key, bool) else ""
-        self._refuse(node, path, f"the key {shown!r} is no text{read_as}", "put the key in quotes")
+        what = f"the key {node.value!r} is no text{read_as}"
+        self._refuse(node, path, what, "put the key in quotes")
         return None
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:

