@@ -29,7 +29,7 @@ from airflow_etl_provider.core.ports import (
     WatermarkStore,
 )
 from airflow_etl_provider.core.suggest import nearest
-from airflow_etl_provider.core.watermark import Repair, Watermark, reconcile
+from airflow_etl_provider.core.watermark import follow
 from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text, refuse_future
 
 WINDOWS = ("interval", "full")
@@ -150,7 +150,7 @@ def extract(
     window = _window(request, shape)
     plan = area.plan(request, shape, window)
     load, position = area.begin(request, window)
-    repair(store, position, log=log)
+    follow(store, position, log=log)
     if load.manifest is not None and load.state in (LoadState.STAGED, LoadState.VALIDATED):
         if area.has(load.manifest.staging):
             log(
@@ -185,33 +185,6 @@ def extract(
         bytes=manifest.bytes,
     )
     return manifest
-
-
-def repair(store: WatermarkStore, position: StreamPosition, *, log: EventLog) -> None:
-    """Bring the stored watermark in line with the ledger."""
-    where = store.where(position.stream)
-    stored = store.read(position.stream)
-    if reconcile(stored, position, where=where) is Repair.WRITE:
-        store.write(
-            Watermark(
-                stream=position.stream,
-                value=position.position,
-                type=position.position_type,
-                fence=position.fence,
-                load_id=position.load_id,
-                dag_id=None,
-                run_id=None,
-                advanced_at=position.updated_at,
-                rows=None,
-                previous=None if stored is None else stored.value,
-            )
-        )
-        log(
-            "watermark repaired from the ledger",
-            where=where,
-            value=position.position,
-            fence=position.fence,
-        )
 
 
 def _open(

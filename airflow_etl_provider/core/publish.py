@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Protocol
 
 from airflow_etl_provider.core.errors import ConfigurationError, EtlError, ShrinkBrake
-from airflow_etl_provider.core.extract import repair
-from airflow_etl_provider.core.load import Kind, Manifest, Published, Strategy
+from airflow_etl_provider.core.load import Kind, Manifest, Published, RunInfo, Strategy
 from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
+from airflow_etl_provider.core.watermark import follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ def publish(
     manifest: Manifest,
     options: PublishOptions,
     *,
+    run: RunInfo,
     publisher: Publisher,
     store: WatermarkStore,
     stop: Stop,
@@ -150,6 +151,13 @@ def publish(
         watermark=published.position.position,
     )
     if not manifest.window.is_full:
-        repair(store, published.position, log=log)
+        moved = published.position.load_id == published.load_id and not published.already
+        follow(
+            store,
+            published.position,
+            log=log,
+            run=run if moved else None,
+            rows=published.rows_inserted + published.rows_updated,
+        )
     publisher.tidy(published, manifest, options)
     return published

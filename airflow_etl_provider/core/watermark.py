@@ -6,10 +6,13 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from airflow_etl_provider.core.errors import StateError
-from airflow_etl_provider.core.load import StreamPosition
+from airflow_etl_provider.core.load import RunInfo, StreamPosition
+
+if TYPE_CHECKING:
+    from airflow_etl_provider.core.ports import EventLog, WatermarkStore
 
 WATERMARK_VERSION = 1
 
@@ -136,3 +139,43 @@ def reconcile(stored: Watermark | None, ledger: StreamPosition, *, where: str) -
             "etl.watermark_moves, never an edit of the Variable",
         )
     return Repair.NOTHING
+
+
+def follow(
+    store: WatermarkStore,
+    ledger: StreamPosition,
+    *,
+    log: EventLog,
+    run: RunInfo | None = None,
+    rows: int | None = None,
+) -> None:
+    """Bring the stored watermark in line with the ledger.
+
+    :param run: the run that has just moved the position, with *rows* published; without it what is
+        written is a repair.
+    :raises StateError: the stored watermark is unreadable, shadowed or edited by hand.
+    """
+    where = store.where(ledger.stream)
+    stored = store.read(ledger.stream)
+    if reconcile(stored, ledger, where=where) is Repair.NOTHING:
+        return
+    store.write(
+        Watermark(
+            stream=ledger.stream,
+            value=ledger.position,
+            type=ledger.position_type,
+            fence=ledger.fence,
+            load_id=ledger.load_id,
+            dag_id=None if run is None else run.dag_id,
+            run_id=None if run is None else run.run_id,
+            advanced_at=ledger.updated_at,
+            rows=rows,
+            previous=None if stored is None else stored.value,
+        )
+    )
+    log(
+        "watermark repaired from the ledger" if run is None else "watermark advanced",
+        where=where,
+        value=ledger.position,
+        fence=ledger.fence,
+    )

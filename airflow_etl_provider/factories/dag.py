@@ -38,9 +38,9 @@ def build_pipeline(config: Pipeline | Mapping[str, Any]) -> DAG:
 
     :raises ConfigurationError: with everything that is wrong, key by key.
     """
-    caller = sys._getframe(1).f_code.co_filename
+    caller = Path(sys._getframe(1).f_code.co_filename).absolute()
     if not isinstance(config, Pipeline):
-        config = parse_pipeline(config, folder=Path(caller).parent)
+        config = parse_pipeline(config, folder=caller.parent)
     if found := findings(config):
         written = {"streams": True} if len(config.streams) > 1 else {}
         lines = [str(Finding(as_written(f.path, written), f.what, f.remedy)) for f in found]
@@ -48,13 +48,18 @@ def build_pipeline(config: Pipeline | Mapping[str, Any]) -> DAG:
             f"pipeline {config.pipeline}:" + "".join(f"\n  - {line}" for line in lines)
         )
     dag = assemble(config)
-    dag.fileloc = caller
+    dag.fileloc = str(caller)
     return dag
 
 
 def findings(pipeline: Pipeline) -> list[Finding]:
     """What is wrong with a pipeline beyond its model: schedule, expectations, masked stream ids."""
-    return [*schedule.findings(pipeline), *_expectations(pipeline), *_masked(pipeline)]
+    return [
+        *schedule.findings(pipeline),
+        *_queries(pipeline),
+        *_expectations(pipeline),
+        *_masked(pipeline),
+    ]
 
 
 def assemble(pipeline: Pipeline) -> DAG:
@@ -137,6 +142,18 @@ def _suite(stream: Stream) -> list[dict[str, Any]]:
         return []
     suite = parse_suite(stream.quality.expectations, stream.stream)
     return [expectation.as_json() for expectation in suite.expectations]
+
+
+def _queries(pipeline: Pipeline) -> Iterator[Finding]:
+    """Queries, which the extract operator of this release does not read."""
+    for number, stream in enumerate(pipeline.streams):
+        if stream.source.query is not None:
+            key = "query" if stream.source.query_file is None else "query_file"
+            yield Finding(
+                ("streams", number, "source", key),
+                "is not read by this release, which extracts tables and views",
+                "make a view of the SELECT, without :low and :high, and name it as table",
+            )
 
 
 def _expectations(pipeline: Pipeline) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pendulum
 from airflow.sdk import CronDataIntervalTimetable
@@ -30,10 +31,12 @@ def timetable(pipeline: Pipeline) -> CronDataIntervalTimetable | None:
 
 
 def origin(pipeline: Pipeline) -> datetime | None:
-    """Start of the first interval, where every interval since ``start_date`` will be loaded."""
+    """Start of the first interval in the pipeline's zone, if a catchup loads everything since."""
     if pipeline.cron is None or pipeline.starts_at is None or not pipeline.catchup:
         return None
-    return _first_interval(pipeline, pipeline.starts_at).start
+    return _first_interval(
+        Calendar(pipeline.cron, timezone=pipeline.timezone), pipeline.starts_at
+    ).start.astimezone(ZoneInfo(pipeline.timezone))
 
 
 def findings(pipeline: Pipeline) -> Iterator[Finding]:
@@ -41,8 +44,9 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
     if pipeline.cron is None:
         return
     since = pipeline.starts_at or _ANY_DAY
+    calendar = Calendar(pipeline.cron, timezone=pipeline.timezone)
     try:
-        intervals = [_first_interval(pipeline, since + season) for season in _SEASONS]
+        intervals = [_first_interval(calendar, since + season) for season in _SEASONS]
     except ValueError as error:  # what croniter raises
         yield Finding(
             ("schedule",),
@@ -69,8 +73,8 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
                 break
 
 
-def _first_interval(pipeline: Pipeline, since: datetime) -> DataInterval:
-    info = Calendar(str(pipeline.cron), timezone=pipeline.timezone).next_dagrun_info(
+def _first_interval(calendar: Calendar, since: datetime) -> DataInterval:
+    info = calendar.next_dagrun_info(
         last_automated_data_interval=None,
         restriction=TimeRestriction(earliest=pendulum.instance(since), latest=None, catchup=True),
     )

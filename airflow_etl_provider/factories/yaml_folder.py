@@ -17,7 +17,7 @@ from airflow_etl_provider.config.files import (
     pipeline_paths,
     read_pipeline,
 )
-from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.errors import ConfigurationError, EtlError
 from airflow_etl_provider.factories.dag import assemble, findings
 
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -49,7 +49,7 @@ def load_pipelines(folder: str | Path, *, strict: bool = False) -> dict[str, DAG
     :raises ConfigurationError: there is no such folder.
     :raises PipelineFileError: with *strict*, if any file is wrong.
     """
-    caller = Path(sys._getframe(1).f_code.co_filename)
+    caller = Path(sys._getframe(1).f_code.co_filename).absolute()
     root = caller.parent / folder
     if not root.is_dir():
         raise ConfigurationError(
@@ -93,19 +93,14 @@ def _dag(paths: Sequence[Path], name: str) -> DAG:
         raise file.refusal(found)
     try:
         return assemble(file.pipeline)
-    # Whatever Airflow or an operator refuses, this file alone is to blame: the others must load.
+    except EtlError as error:
+        problem = Problem(name, 1, "", error.what, error.remedy or "correct what it names")
+        raise PipelineFileError([problem]) from error
+    # Whatever else Airflow refuses, this file alone is to blame: the others must load.
     except Exception as error:
-        raise PipelineFileError(
-            [
-                Problem(
-                    name,
-                    1,
-                    "",
-                    f"no DAG can be built of it: {error}",
-                    "correct what the message names",
-                )
-            ]
-        ) from error
+        what = f"no DAG can be built of it: {error}"
+        problem = Problem(name, 1, "", what, "correct what it names")
+        raise PipelineFileError([problem]) from error
 
 
 def _placeholder(dag_id: str, file: str, problems: Sequence[Problem]) -> DAG:

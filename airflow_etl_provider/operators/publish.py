@@ -127,6 +127,7 @@ class PartitionSwapOperator(BaseOperator):
             self._published = publish(
                 manifest,
                 options,
+                run=run_info(context),
                 publisher=PostgresPublisher(endpoint),
                 store=VariableWatermarkStore(),
                 stop=self._stopper,

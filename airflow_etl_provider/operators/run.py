@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 import uuid6
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from airflow_etl_provider.lineage.datasets import Lineage
 
 LOAD_KEY = "etl_load"
+_STEP = 0.2
+
+Result = TypeVar("Result")
 
 
 class Stopper:
@@ -44,6 +48,19 @@ class Stopper:
     def __deepcopy__(self, memo: dict[int, object]) -> Stopper:
         """Airflow copies operators; each copy is stopped on its own."""
         return Stopper()
+
+
+def in_worker(work: Callable[[], Result]) -> Result:
+    """Run *work* in a thread and wait in short steps.
+
+    Signals, and with them ``on_kill`` and timeouts, are served only between steps of the main thread,
+    which a driver's blocking call would hold for as long as a statement runs.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-worker") as pool:
+        future = pool.submit(work)
+        while not future.done():
+            wait([future], timeout=_STEP)
+        return future.result()
 
 
 def event_log(logger_name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
     event_log,
+    in_worker,
     operator_lineage,
     run_info,
 )
@@ -82,7 +84,7 @@ class QualityValidationOperator(BaseOperator):
         self.engine = engine
         # Read while the DAG is parsed: a bad suite is an import error, long before data moves, and a
         # version of the DAG keeps the suite it had.
-        self.expectations: Suite = self._read_suite(expectations, suite)
+        self.expectations: Suite | None = self._read_suite(expectations, suite)
         self._stopper = Stopper()
         self._auditor: GreatExpectationsAuditor | None = None
         self._manifest: Manifest | None = None
@@ -138,17 +140,22 @@ class QualityValidationOperator(BaseOperator):
         return {"conn_id": self.conn_id, "table": str(table), "report": report.as_xcom()}
 
     def _audit(self, area: PostgresAuditArea, table: TableName, load_id: str) -> Report:
-        columns = area.columns(table)
-        check_columns(self.expectations, [column.name for column in columns])
         started = datetime.now(UTC)
         self._dataset = area.dataset(table if self._manifest is None else self._manifest.target)
-        if self.expectations.expectations:
+        if self.expectations is not None:
+            check_columns(self.expectations, [column.name for column in area.columns(table)])
             endpoint = area.endpoint
             self._auditor = GreatExpectationsAuditor(
                 endpoint.parameters(), endpoint.application_name
             )
-            self._report = self._auditor.audit(
-                table.schema, table.name, self.expectations, load_id=load_id
+            self._report = in_worker(
+                partial(
+                    self._auditor.audit,
+                    table.schema,
+                    table.name,
+                    self.expectations,
+                    load_id=load_id,
+                )
             )
         else:
             self._report = Report(
@@ -170,13 +177,14 @@ class QualityValidationOperator(BaseOperator):
 
     def _read_suite(
         self, expectations: Sequence[Mapping[str, Any]] | None, suite: str | Path | None
-    ) -> Suite:
+    ) -> Suite | None:
+        """The suite, or ``None`` where nothing but the row count is to be recorded."""
         if expectations is not None and suite is not None:
             raise ConfigurationError(
                 f"task {self.task_id} names both expectations and suite", remedy="give one of them"
             )
         if suite is None:
-            return parse_suite(expectations or [], name=self.task_id)
+            return parse_suite(expectations, name=self.task_id) if expectations else None
         path = Path(suite)
         if not path.is_absolute() and self.has_dag():  # type: ignore[no-untyped-call]
             path = Path(self.dag.fileloc).parent / path

@@ -87,7 +87,7 @@ class AuditSessions:
 
         for connection in tuple(self._open):
             with suppress(psycopg2.Error):
-                pass
+                connection.cancel()
 
     def close(self) -> None:
         """End every session, whatever state it is in."""
