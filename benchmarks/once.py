@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 
 import uuid6
+from airflow_etl_provider.testing import MemoryWatermarkStore
 from psycopg.conninfo import conninfo_to_dict
 
 from airflow_etl_provider.core.extract import ExtractRequest, extract
@@ -23,7 +24,6 @@ from airflow_etl_provider.postgres.publish import PostgresPublisher
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
-from airflow_etl_provider.testing import MemoryWatermarkStore
 
 
 def peak_mib() -> float:

@@ -102,9 +102,11 @@ class StagingArea(Protocol):
         """Decide how to stage; every refusal that the catalogs can give is given here."""
         ...
 
-    def begin(self, request: ExtractRequest, window: Window) -> tuple[Load, StreamPosition]:
+    def begin(self, request: ExtractRequest, window: Window) -> Load:
         """Record the load in the ledger, or find it there."""
         ...
+
+    def position(self, stream: str) -> StreamPosition: ...
 
     def has(self, staging: TableName) -> bool: ...
 
@@ -149,16 +151,12 @@ def extract(
     columns = _columns(request, shape)
     window = _window(request, shape)
     plan = area.plan(request, shape, window)
-    load, position = area.begin(request, window)
-    follow(store, position, log=log)
-    if load.manifest is not None and load.state in (LoadState.STAGED, LoadState.VALIDATED):
-        if area.has(load.manifest.staging):
-            log(
-                "batch already staged by an earlier try",
-                load_id=load.load_id,
-                rows=load.rows_staged,
-            )
-            return load.manifest
+    load = area.begin(request, window)
+    follow(store, request.stream, lambda: area.position(request.stream), log=log)
+    waiting = load.state in (LoadState.STAGED, LoadState.VALIDATED)
+    if waiting and load.manifest is not None and area.has(load.manifest.staging):
+        log("batch already staged by an earlier try", load_id=load.load_id, rows=load.rows_staged)
+        return load.manifest
     log(
         "extract started",
         load_id=request.load_id,

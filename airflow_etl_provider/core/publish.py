@@ -7,7 +7,14 @@ from datetime import timedelta
 from typing import Protocol
 
 from airflow_etl_provider.core.errors import ConfigurationError, EtlError, ShrinkBrake
-from airflow_etl_provider.core.load import Kind, Manifest, Published, RunInfo, Strategy
+from airflow_etl_provider.core.load import (
+    Kind,
+    Manifest,
+    Published,
+    RunInfo,
+    Strategy,
+    StreamPosition,
+)
 from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
 from airflow_etl_provider.core.watermark import follow
 
@@ -61,6 +68,8 @@ class Publisher(Protocol):
     def tidy(self, published: Published, manifest: Manifest, options: PublishOptions) -> None:
         """Drop what nobody needs any more: replaced versions beyond the kept ones."""
         ...
+
+    def position(self, stream: str) -> StreamPosition: ...
 
     def fail(self, load_id: str, error: str) -> None: ...
 
@@ -151,12 +160,13 @@ def publish(
         watermark=published.position.position,
     )
     if not manifest.window.is_full:
-        moved = published.position.load_id == published.load_id and not published.already
         follow(
             store,
-            published.position,
+            manifest.stream,
+            lambda: publisher.position(manifest.stream),
             log=log,
-            run=run if moved else None,
+            run=run,
+            load_id=published.load_id,
             rows=published.rows_inserted + published.rows_updated,
         )
     publisher.tidy(published, manifest, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -143,39 +144,46 @@ def reconcile(stored: Watermark | None, ledger: StreamPosition, *, where: str) -
 
 def follow(
     store: WatermarkStore,
-    ledger: StreamPosition,
+    stream: str,
+    position: Callable[[], StreamPosition],
     *,
     log: EventLog,
     run: RunInfo | None = None,
+    load_id: str | None = None,
     rows: int | None = None,
 ) -> None:
     """Bring the stored watermark in line with the ledger.
 
-    :param run: the run that has just moved the position, with *rows* published; without it what is
-        written is a repair.
+    The ledger is read after the store, so that it is never the older of the two, and once more after
+    writing: a parallel load may have moved on, and the last one to write must not leave an older value.
+
+    :param run: the run that has published *load_id* with *rows*; what it moved is said to be its own.
     :raises StateError: the stored watermark is unreadable, shadowed or edited by hand.
     """
-    where = store.where(ledger.stream)
-    stored = store.read(ledger.stream)
-    if reconcile(stored, ledger, where=where) is Repair.NOTHING:
-        return
-    store.write(
-        Watermark(
-            stream=ledger.stream,
-            value=ledger.position,
-            type=ledger.position_type,
-            fence=ledger.fence,
-            load_id=ledger.load_id,
-            dag_id=None if run is None else run.dag_id,
-            run_id=None if run is None else run.run_id,
-            advanced_at=ledger.updated_at,
-            rows=rows,
-            previous=None if stored is None else stored.value,
+    where = store.where(stream)
+    while True:
+        stored = store.read(stream)
+        ledger = position()
+        if reconcile(stored, ledger, where=where) is Repair.NOTHING:
+            return
+        own = run if ledger.load_id is not None and ledger.load_id == load_id else None
+        store.write(
+            Watermark(
+                stream=stream,
+                value=ledger.position,
+                type=ledger.position_type,
+                fence=ledger.fence,
+                load_id=ledger.load_id,
+                dag_id=None if own is None else own.dag_id,
+                run_id=None if own is None else own.run_id,
+                advanced_at=ledger.updated_at,
+                rows=None if own is None else rows,
+                previous=None if stored is None else stored.value,
+            )
         )
-    )
-    log(
-        "watermark repaired from the ledger" if run is None else "watermark advanced",
-        where=where,
-        value=ledger.position,
-        fence=ledger.fence,
-    )
+        log(
+            "watermark repaired from the ledger" if own is None else "watermark advanced",
+            where=where,
+            value=ledger.position,
+            fence=ledger.fence,
+        )

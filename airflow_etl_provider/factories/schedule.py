@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import pendulum
-from airflow.sdk import CronDataIntervalTimetable
+from airflow.sdk import CronDataIntervalTimetable, timezone
 from airflow.timetables.base import DataInterval, TimeRestriction
 from airflow.timetables.interval import CronDataIntervalTimetable as Calendar
 
@@ -34,9 +33,9 @@ def origin(pipeline: Pipeline) -> datetime | None:
     """Start of the first interval in the pipeline's zone, if a catchup loads everything since."""
     if pipeline.cron is None or pipeline.starts_at is None or not pipeline.catchup:
         return None
-    return _first_interval(
-        Calendar(pipeline.cron, timezone=pipeline.timezone), pipeline.starts_at
-    ).start.astimezone(ZoneInfo(pipeline.timezone))
+    calendar = Calendar(pipeline.cron, timezone=pipeline.timezone)
+    start = _first_interval(calendar, pipeline.starts_at).start
+    return start.astimezone(ZoneInfo(pipeline.timezone))
 
 
 def findings(pipeline: Pipeline) -> Iterator[Finding]:
@@ -54,6 +53,8 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
             'write minute, hour, day of month, month and day of week, such as "0 5 * * *"',
         )
         return
+    if pipeline.ends_at is not None:
+        intervals = [interval for interval in intervals if interval.start <= pipeline.ends_at]
     for number, stream in enumerate(pipeline.streams):
         partition = stream.target.partition
         if partition is None or stream.window != "interval":
@@ -76,7 +77,9 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
 def _first_interval(calendar: Calendar, since: datetime) -> DataInterval:
     info = calendar.next_dagrun_info(
         last_automated_data_interval=None,
-        restriction=TimeRestriction(earliest=pendulum.instance(since), latest=None, catchup=True),
+        restriction=TimeRestriction(
+            earliest=timezone.coerce_datetime(since), latest=None, catchup=True
+        ),
     )
     if info is None or info.data_interval is None:
         raise ValueError(f"no interval begins after {since.isoformat()}")
@@ -84,4 +87,4 @@ def _first_interval(calendar: Calendar, since: datetime) -> DataInterval:
 
 
 def _shown(moment: datetime, spec: PartitionSpec) -> str:
-    return pendulum.instance(moment).in_timezone(spec.timezone).isoformat()
+    return moment.astimezone(ZoneInfo(spec.timezone)).isoformat()

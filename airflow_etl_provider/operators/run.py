@@ -50,16 +50,21 @@ class Stopper:
         return Stopper()
 
 
-def in_worker(work: Callable[[], Result]) -> Result:
+def in_worker(work: Callable[[], Result], cancel: Callable[[], None]) -> Result:
     """Run *work* in a thread and wait in short steps.
 
     Signals, and with them ``on_kill`` and timeouts, are served only between steps of the main thread,
-    which a driver's blocking call would hold for as long as a statement runs.
+    which a driver's blocking call would hold for as long as a statement runs. Whatever ends the waiting
+    early cancels the work first.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-worker") as pool:
         future = pool.submit(work)
-        while not future.done():
-            wait([future], timeout=_STEP)
+        try:
+            while not future.done():
+                wait([future], timeout=_STEP)
+        finally:
+            if not future.done():
+                cancel()
         return future.result()
 
 

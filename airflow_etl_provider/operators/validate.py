@@ -148,15 +148,8 @@ class QualityValidationOperator(BaseOperator):
             self._auditor = GreatExpectationsAuditor(
                 endpoint.parameters(), endpoint.application_name
             )
-            self._report = in_worker(
-                partial(
-                    self._auditor.audit,
-                    table.schema,
-                    table.name,
-                    self.expectations,
-                    load_id=load_id,
-                )
-            )
+            audit = partial(self._auditor.audit, table.schema, table.name, self.expectations)
+            self._report = in_worker(partial(audit, load_id=load_id), self._auditor.cancel)
         else:
             self._report = Report(
                 load_id=load_id,

@@ -190,5 +190,5 @@ def refuse_default_rows(
                 raise CatalogError(
                     f"the DEFAULT partition {partition.table} of {target.name} holds {rows:,} rows of "
                     f"{part.low} to {part.high}, so a partition for that range cannot be attached",
-                    remedy=f"look at them and move them away: DELETE FROM {partition.table} WHERE {where}",
+                    remedy=f"move them out of {partition.table}, then clear the task; they are the rows where {where}",
                 )

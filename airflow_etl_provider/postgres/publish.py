@@ -22,7 +22,7 @@ from airflow_etl_provider.postgres import catalog, ledger
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.replace import replace_rows
 from airflow_etl_provider.postgres.session import Endpoint, connect
-from airflow_etl_provider.postgres.staging import drop_staging, exists
+from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
 from airflow_etl_provider.postgres.swap import Swap
 
 log = structlog.get_logger(__name__)
@@ -71,6 +71,9 @@ class PostgresPublisher:
             except EtlError as error:
                 # The load is published; what could not be dropped now is dropped after the next one.
                 log.warning("replaced versions stay until the next publish", reason=error.what)
+
+    def position(self, stream: str) -> StreamPosition:
+        return read_position(self.endpoint, stream)
 
     def fail(self, load_id: str, error: str) -> None:
         with (

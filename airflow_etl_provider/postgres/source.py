@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import BinaryIO
 
 import psycopg2
+
 from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import SourceColumn, SourceShape

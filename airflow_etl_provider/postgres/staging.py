@@ -69,14 +69,14 @@ class PostgresStaging:
                 partitions=partitions,
             )
 
-    def begin(self, request: ExtractRequest, window: Window) -> tuple[Load, StreamPosition]:
+    def begin(self, request: ExtractRequest, window: Window) -> Load:
         with connect(self.endpoint) as connection:
             ledger.ensure_ledger(connection, label=self.endpoint.label)
             with translated_errors(f"recording load {request.load_id} in the ledger"):
-                position = ledger.bind_stream(
+                ledger.bind_stream(
                     connection, request.stream, request.target, request.kind, request.store
                 )
-                load = ledger.begin_load(
+                return ledger.begin_load(
                     connection,
                     load_id=request.load_id,
                     stream=request.stream,
@@ -90,7 +90,9 @@ class PostgresStaging:
                     if request.origin is None or window.type is None
                     else bound_text(request.origin, window.type, request.timezone),
                 )
-            return load, position
+
+    def position(self, stream: str) -> StreamPosition:
+        return read_position(self.endpoint, stream)
 
     def has(self, staging: TableName) -> bool:
         with connect(self.endpoint) as connection:
@@ -173,6 +175,12 @@ class PostgresStaging:
                 return None
             found = ledger.load(connection, load_id)
             return None if found is None else found.state
+
+
+def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:
+    """Where *stream* stands now."""
+    with connect(endpoint) as connection, translated_errors(f"reading the position of {stream}"):
+        return ledger.position_of(connection, stream)
 
 
 def exists(connection: psycopg.Connection[Any], table: TableName) -> bool:

@@ -155,7 +155,7 @@ class Swap:
                 )
             time.sleep(
                 min(random.uniform(_PAUSE_LEAST, _PAUSE_LEAST * 2 ** min(attempt, 6)), _PAUSE_MOST)
-            )  # noqa: S311
+            )
 
     # -- before the locks -------------------------------------------------------------------------
 

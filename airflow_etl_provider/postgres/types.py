@@ -80,7 +80,7 @@ def _modifier_fits(base: str, source: str | None, target: str | None) -> bool:
     if base == "numeric":
         if not ours:
             return False
-        scale, wide_scale = (ours + [0])[1], (theirs + [0])[1]
+        scale, wide_scale = ([*ours, 0])[1], ([*theirs, 0])[1]
         return scale <= wide_scale and ours[0] - scale <= theirs[0] - wide_scale
     if base in _SIZED_TEXT:
         # Text that is too long is an error of the server, never cut.
