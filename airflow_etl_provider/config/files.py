@@ -67,7 +67,7 @@ class PipelineFile:
 
     def refusal(self, findings: Sequence[Finding]) -> PipelineFileError:
         """*findings* about the pipeline as an error that names the lines they are about."""
-        return _refusal(self.name, self.data, self.places, findings)
+        return PipelineFileError(_in_order(_located(self.name, self.data, self.places, findings)))
 
 
 def pipeline_paths(folder: Path) -> list[Path]:
@@ -138,12 +138,15 @@ def _validated(
 
 
 class _Files:
-    """Reads the suites and SQL files that a pipeline names into the pipeline itself."""
+    """Reads the suites and SQL files that a pipeline names into the pipeline itself.
 
-    def __init__(self, folder: Path, name: str, places: Mapping[KeyPath, Place]) -> None:
+    :param places: gains the lines of every suite that is read.
+    """
+
+    def __init__(self, folder: Path, name: str, places: dict[KeyPath, Place]) -> None:
         self._folder = folder
         self._name = name
-        self._places = places if isinstance(places, dict) else dict(places)
+        self._places = places
         self.problems: list[Problem] = []
 
     def read_into(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -342,12 +345,6 @@ def _located(
         _problem(_place_of(finding.path, places, name), finding)
         for finding in (Finding(as_written(f.path, data), f.what, f.remedy) for f in findings)
     ]
-
-
-def _refusal(
-    name: str, data: Mapping[str, Any], places: Mapping[KeyPath, Place], findings: Sequence[Finding]
-) -> PipelineFileError:
-    return PipelineFileError(_in_order(_located(name, data, places, findings)))
 
 
 def _place_of(path: KeyPath, places: Mapping[KeyPath, Place], name: str) -> Place:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
 from airflow_etl_provider.core.load import Manifest
+from airflow_etl_provider.core.settle import Settled, SettleOptions
 from airflow_etl_provider.core.watermark import Watermark
 from airflow_etl_provider.core.window import Window
 
@@ -92,6 +93,16 @@ class Source(Protocol):
 
     def describe(self) -> SourceShape:
         """:raises CatalogError: missing, or not readable by the connection's role."""
+        ...
+
+    def settle(
+        self, cursor: str, high: str | None, options: SettleOptions, *, stop: Stop, log: EventLog
+    ) -> Settled:
+        """Wait until nothing can be added below *high*, or without one find the highest such bound.
+
+        :raises NotSettled: it took longer than allowed; the error names what is still open.
+        :raises ConfigurationError: *high* lies in the future.
+        """
         ...
 
     def open(

@@ -55,7 +55,7 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     yield f"| strategy | {target.strategy} |"
     yield f"| stopped when | a publish would lose more than {target.max_shrink:.0%} of the rows it replaces |"
     if stream.kind is Kind.EVENTS:
-        yield f"| kept for a rollback | the last {target.keep_versions} replaced versions of a partition |"
+        yield f"| kept for a rollback | {target.keep_versions} replaced version(s) of each partition |"
     yield ""
     if source.query is not None:
         yield "```sql"

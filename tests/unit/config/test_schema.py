@@ -1,0 +1,60 @@
+"""The JSON Schema of a pipeline file agrees with the loader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from airflow_etl_provider.config.files import read_pipeline
+from airflow_etl_provider.config.schema import pipeline_schema
+
+EXAMPLES = Path(__file__).parents[3] / "dags" / "pipelines"
+FILES = sorted(EXAMPLES.glob("*.yaml"))
+
+
+def as_editors_see_it(path: Path) -> Any:
+    return json.loads(json.dumps(yaml.safe_load(path.read_text()), default=str))
+
+
+def test_the_schema_is_a_schema() -> None:
+    """Draft 2020-12, the same whenever it is produced."""
+    jsonschema.Draft202012Validator.check_schema(pipeline_schema())
+    assert pipeline_schema() == pipeline_schema()
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_files_that_load_are_valid(path: Path) -> None:
+    """An editor does not mark what the loader takes."""
+    read_pipeline(path)
+    jsonschema.validate(as_editors_see_it(path), pipeline_schema())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cachup": True},
+        {"kind": "event"},
+        {"retries": "3"},
+        {"source": {"tabel": "x"}},
+        {"target": {"partition": {"every": "monthly"}}},
+        {"quality": [{"type": "not_null"}]},
+        {"streams": [{"strem": "x"}]},
+    ],
+)
+def test_editors_mark_what_the_loader_refuses(change: dict[str, Any]) -> None:
+    """Unknown keys and values are marked at every level."""
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(change, pipeline_schema())
+
+
+def test_every_key_is_explained() -> None:
+    """Completion without a description is a guess."""
+    schema = pipeline_schema()
+    for definition in [schema, *schema["$defs"].values()]:
+        for name, field in definition.get("properties", {}).items():
+            assert field.get("description"), name
