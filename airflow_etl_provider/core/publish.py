@@ -137,7 +137,7 @@ def publish(
     log(
         "publish started",
         load_id=manifest.load_id,
-        target=str(manifest.target),
+        table=str(manifest.target),
         strategy=strategy.value,
         why=why,
     )
@@ -149,7 +149,7 @@ def publish(
     log(
         "already published" if published.already else "published",
         load_id=published.load_id,
-        target=str(published.target),
+        table=str(published.target),
         strategy=published.strategy.value,
         inserted=published.rows_inserted,
         updated=published.rows_updated,

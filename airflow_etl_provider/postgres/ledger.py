@@ -37,6 +37,7 @@ from airflow_etl_provider.core.load import (
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
 
@@ -46,13 +47,6 @@ LEDGER_VERSION = 1
 #: Two-key advisory locks of this package: class id, then a hash of what is locked.
 _LOCK_CLASS = 0x45544C
 _LOCK_LEDGER = 1
-
-#: Types a cursor may have: cast in statements, so only these names ever enter SQL text.
-CURSOR_TYPES = {
-    "timestamp with time zone": sql.SQL("timestamptz"),
-    "timestamp without time zone": sql.SQL("timestamp"),
-    "date": sql.SQL("date"),
-}
 
 
 def ensure_ledger(connection: psycopg.Connection[Any], *, label: str) -> None:
@@ -223,24 +217,6 @@ def _lower_origin(
             {"a": known, "b": origin},
         )
     connection.execute(queries("ledger")["set_origin"], {"stream": stream, "origin": lowest})
-
-
-def cursor_type_sql(cursor_type: str) -> sql.SQL:
-    """The SQL name of a cursor type, precision left out.
-
-    :raises ConfigurationError: not a type that orders a stream.
-    """
-    plain = cursor_type
-    if cursor_type.startswith("timestamp"):
-        zone = "with" if cursor_type.endswith("with time zone") else "without"
-        plain = f"timestamp {zone} time zone"
-    try:
-        return CURSOR_TYPES[plain]
-    except KeyError:
-        raise ConfigurationError(
-            f"a column of type {cursor_type} cannot order a stream",
-            remedy=f"name a cursor of type {', '.join(CURSOR_TYPES)}, or use window='full'",
-        ) from None
 
 
 def load(connection: psycopg.Connection[Any], load_id: str, *, lock: bool = False) -> Load | None:

@@ -15,7 +15,7 @@ from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.window import Interval, bound_text
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, read_partitions, scalar
-from airflow_etl_provider.postgres.ledger import cursor_type_sql
+from airflow_etl_provider.postgres.cursors import cursor_type_sql
 
 
 def expected_partitions(

@@ -9,6 +9,7 @@ from psycopg import sql
 from airflow_etl_provider.core.load import PartitionRange
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.postgres.cursors import plain_type
 
 BOUND_CHECK = "etl_partition_bound"
 
@@ -47,6 +48,21 @@ def window_query(
 def null_cursors(table: TableName, cursor: str) -> sql.Composed:
     return sql.SQL("SELECT count(*) FROM {} WHERE {} IS NULL").format(
         ident(table), sql.Identifier(cursor)
+    )
+
+
+def largest(table: TableName, column: str, column_type: str) -> sql.Composed:
+    """The largest finite value of a cursor, as text; text is ordered by its bytes."""
+    plain = plain_type(column_type)
+    finite = "AND {c} < 'Infinity'" if plain == "numeric" else ""
+    order = ' COLLATE "C"' if plain in ("text", "character varying") else ""
+    return sql.SQL(
+        "SELECT {c}::text FROM {t} WHERE {c} IS NOT NULL {finite} ORDER BY {c}{order} DESC LIMIT 1"
+    ).format(
+        c=sql.Identifier(column),
+        t=ident(table),
+        finite=sql.SQL(finite).format(c=sql.Identifier(column)),
+        order=sql.SQL(order),
     )
 
 

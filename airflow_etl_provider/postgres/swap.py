@@ -149,7 +149,7 @@ class Swap:
                 reported = now
                 self._log(
                     "waiting for locks",
-                    target=str(self._target.name),
+                    table=str(self._target.name),
                     attempt=attempt,
                     blocked_by=blockers,
                 )

@@ -1,0 +1,1 @@
+"""The demonstration on real flight data; see ``python -m demo --help``."""
