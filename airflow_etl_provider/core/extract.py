@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Protocol
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, DataError, EtlError
@@ -28,18 +28,26 @@ from airflow_etl_provider.core.ports import (
     Stop,
     WatermarkStore,
 )
+from airflow_etl_provider.core.settle import Settled, SettleOptions
 from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.core.watermark import follow
 from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text, refuse_future
 
-WINDOWS = ("interval", "full")
+
+class WindowMode(StrEnum):
+    """What decides which rows a load reads."""
+
+    INTERVAL = "interval"
+    WATERMARK = "watermark"
+    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractRequest:
     """What one extract task was asked to do.
 
-    :param interval: ``None`` reads everything (``window="full"``).
+    :param interval: the run's interval, with ``mode`` ``interval``.
+    :param lookback: how far below the watermark a ``watermark`` window begins.
     :param columns: ``None`` takes every column of the source.
     :param timezone: wall clock that a cursor without time zone shows.
     :param origin: where the stream starts, if that is known before its first load.
@@ -56,18 +64,21 @@ class ExtractRequest:
     cursor: str | None
     keys: tuple[str, ...]
     columns: tuple[str, ...] | None
+    mode: WindowMode
     interval: Interval | None
     partition: PartitionSpec | None
     timezone: str
     origin: datetime | None
     checksum: bool
     store: str
+    settle: SettleOptions = field(default_factory=SettleOptions)
+    lookback: timedelta | int | None = None
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
-        if self.interval is not None and self.cursor is None:
+        if self.mode is not WindowMode.FULL and self.cursor is None:
             raise ConfigurationError(
-                f"stream {self.stream!r} has window='interval' but no cursor",
+                f"stream {self.stream!r} has window={self.mode.value!r} but no cursor",
                 remedy="name the column that orders changes with cursor=..., or use window='full'",
             )
         if (
@@ -102,11 +113,21 @@ class StagingArea(Protocol):
         """Decide how to stage; every refusal that the catalogs can give is given here."""
         ...
 
+    def bind(self, request: ExtractRequest) -> Load | None:
+        """Make sure of the ledger, bind the stream to its target, and find what an earlier try did."""
+        ...
+
     def begin(self, request: ExtractRequest, window: Window) -> Load:
-        """Record the load in the ledger, or find it there."""
+        """Record the load in the ledger before anything is made for it."""
         ...
 
     def position(self, stream: str) -> StreamPosition: ...
+
+    def window_from(
+        self, request: ExtractRequest, position: StreamPosition, cursor_type: str, settled: Settled
+    ) -> Window | None:
+        """From the position, less the lookback, to the settled bound; ``None`` if that is behind it."""
+        ...
 
     def has(self, staging: TableName) -> bool: ...
 
@@ -116,6 +137,7 @@ class StagingArea(Protocol):
         plan: StagingPlan,
         source: SourceShape,
         sender: Sender,
+        settled: Settled,
         *,
         stop: Stop,
         log: EventLog,
@@ -148,30 +170,41 @@ def extract(
     if request.interval is not None:
         refuse_future(request.interval, now)
     shape = source.describe()
-    columns = _columns(request, shape)
-    window = _window(request, shape)
-    plan = area.plan(request, shape, window)
-    load = area.begin(request, window)
+    _require_columns(request, shape)
+    plan = area.plan(request, shape, _window(request, shape))
+    load = area.bind(request)
     follow(store, request.stream, lambda: area.position(request.stream), log=log)
-    waiting = load.state in (LoadState.STAGED, LoadState.VALIDATED)
-    if waiting and load.manifest is not None and area.has(load.manifest.staging):
-        log("batch already staged by an earlier try", load_id=load.load_id, rows=load.rows_staged)
-        return load.manifest
-    log(
-        "extract started",
-        load_id=request.load_id,
-        stream=request.stream,
-        source=shape.name,
-        window=str(window),
-        columns=len(columns),
-        transport="binary" if plan.binary else "text",
-        staging=str(plan.staging),
-        becomes_partition=plan.direct,
-    )
+    staged = _already_staged(load)
+    if staged is not None and area.has(staged.staging):
+        log("batch already staged by an earlier try", load_id=staged.load_id, rows=staged.rows)
+        return staged
     try:
+        if request.mode is WindowMode.WATERMARK:
+            settled = _settle(request, source, None, stop=stop, log=log)
+            position = area.position(request.stream)
+            window = area.window_from(request, position, _cursor_type(request, shape), settled)
+            if window is None:
+                return _nothing(request, plan, shape, position, settled, now, log=log)
+            plan = replace(plan, window=window)
+            area.begin(request, plan.window)
+        else:
+            area.begin(request, plan.window)
+            settled = _settle(request, source, plan.window.high, stop=stop, log=log)
+        log(
+            "extract started",
+            load_id=request.load_id,
+            stream=request.stream,
+            source=shape.name,
+            window=str(plan.window),
+            settled=settled.evidence,
+            columns=len(plan.columns),
+            transport="binary" if plan.binary else "text",
+            staging=str(plan.staging),
+            becomes_partition=plan.direct,
+        )
         with _open(request, source, plan) as sender:
             _refuse_nulls(request, shape, sender)
-            manifest = area.stage(request, plan, shape, sender, stop=stop, log=log)
+            manifest = area.stage(request, plan, shape, sender, settled, stop=stop, log=log)
     except EtlError as error:
         area.fail(request.load_id, error.what)
         raise
@@ -185,23 +218,83 @@ def extract(
     return manifest
 
 
+def _already_staged(load: Load | None) -> Manifest | None:
+    """The batch of a load that waits for its audit or publish."""
+    if load is None or load.state not in (LoadState.STAGED, LoadState.VALIDATED):
+        return None
+    return load.manifest
+
+
+def _settle(
+    request: ExtractRequest, source: Source, high: str | None, *, stop: Stop, log: EventLog
+) -> Settled:
+    """Wait until nothing can be added below the window's end; without one, find how high it may reach."""
+    if request.mode is WindowMode.FULL or request.cursor is None:
+        return Settled(None, "[)", "one snapshot of everything")
+    return source.settle(request.cursor, high, request.settle, stop=stop, log=log)
+
+
+def _nothing(
+    request: ExtractRequest,
+    plan: StagingPlan,
+    shape: SourceShape,
+    position: StreamPosition,
+    settled: Settled,
+    now: datetime,
+    *,
+    log: EventLog,
+) -> Manifest:
+    """The settled bound is not above the watermark: a success without a load."""
+    log(
+        "nothing to load: the settled bound is not above the watermark",
+        stream=request.stream,
+        watermark=position.position,
+        settled_bound=settled.high,
+        evidence=settled.evidence,
+        held_by=settled.held_by,
+    )
+    return Manifest(
+        load_id=request.load_id,
+        stream=request.stream,
+        kind=request.kind,
+        target_conn_id=request.target_conn_id,
+        target=request.target,
+        staging=plan.staging,
+        source_conn_id=request.source_conn_id,
+        source=request.source,
+        source_dataset=shape.dataset,
+        window=Window(position.position, position.position, position.position_type),
+        cursor=request.cursor,
+        columns=(),
+        keys=request.keys,
+        partition_column=None,
+        partition=request.partition,
+        partitions=(),
+        direct=False,
+        moves_watermark=False,
+        rows=0,
+        bytes=0,
+        snapshot_at=now,
+        settled=settled.evidence,
+        nothing=True,
+    )
+
+
 def _open(
     request: ExtractRequest, source: Source, plan: StagingPlan
 ) -> AbstractContextManager[Sender]:
     return source.open(
         plan.window,
-        cursor=request.cursor if request.interval is not None else None,
+        cursor=None if request.mode is WindowMode.FULL else request.cursor,
         columns=plan.columns,
         binary=plan.binary,
         checksum=request.checksum,
     )
 
 
-def _columns(request: ExtractRequest, shape: SourceShape) -> Sequence[str]:
-    wanted = request.columns or tuple(shape.names())
-    uses = [(name, "one of columns") for name in wanted] + [
-        (name, "a key") for name in request.keys
-    ]
+def _require_columns(request: ExtractRequest, shape: SourceShape) -> None:
+    uses = [(name, "one of columns") for name in request.columns or ()]
+    uses += [(name, "a key") for name in request.keys]
     if request.cursor is not None:
         uses.append((request.cursor, "the cursor"))
     for name, use in uses:
@@ -210,13 +303,20 @@ def _columns(request: ExtractRequest, shape: SourceShape) -> Sequence[str]:
                 f"{shape.name} has no column {name!r}, named as {use}{nearest(name, shape.names())}",
                 remedy=f"its columns are: {', '.join(shape.names())}",
             )
-    return wanted
+
+
+def _cursor_type(request: ExtractRequest, shape: SourceShape) -> str:
+    (found,) = (column.type for column in shape.columns if column.name == request.cursor)
+    return found
 
 
 def _window(request: ExtractRequest, shape: SourceShape) -> Window:
-    if request.interval is None or request.cursor is None:
+    """The window as far as it is known before the ledger is asked."""
+    if request.mode is WindowMode.FULL:
         return FULL
-    (cursor_type,) = (column.type for column in shape.columns if column.name == request.cursor)
+    cursor_type = _cursor_type(request, shape)
+    if request.interval is None:
+        return Window(type=cursor_type)
     return Window(
         low=bound_text(request.interval.start, cursor_type, request.timezone),
         high=bound_text(request.interval.end, cursor_type, request.timezone),

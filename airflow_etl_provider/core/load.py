@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from airflow_etl_provider.core.errors import ConfigurationError, StateError
 from airflow_etl_provider.core.names import TableName, check_stream
+from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.window import Window
 
 MANIFEST_VERSION = 1
@@ -28,6 +29,8 @@ class Strategy(StrEnum):
 
     AUTO = "auto"
     SWAP = "swap"
+    DELETE_INSERT = "delete_insert"
+    MERGE = "merge"
     REPLACE = "replace"
 
 
@@ -103,8 +106,11 @@ class PartitionRange:
 class Manifest:
     """What a staged batch is. This, not the rows, travels through XCom.
 
+    ``partition`` says how the target is cut, ``partitions`` are those that the window covers whole;
     ``direct`` says that the staged table was made to become the partition itself.
-    ``moves_watermark`` is false for backfills, windows by hand and snapshots.
+    ``moves_watermark`` is false for backfills, windows by hand and snapshots; ``settled`` says how it is
+    known that nothing can be added below the window's end; ``nothing`` marks a watermark window without
+    anything new, for which there is no load.
     """
 
     load_id: str
@@ -121,6 +127,7 @@ class Manifest:
     columns: tuple[Column, ...]
     keys: tuple[str, ...]
     partition_column: str | None
+    partition: PartitionSpec | None
     partitions: tuple[PartitionRange, ...]
     direct: bool
     moves_watermark: bool
@@ -129,6 +136,8 @@ class Manifest:
     snapshot_at: datetime
     transport: str | None = None
     checksum: str | None = None
+    settled: str | None = None
+    nothing: bool = False
     report: Mapping[str, Any] | None = field(default=None)
 
     def as_json(self) -> dict[str, Any]:
@@ -154,6 +163,7 @@ class Manifest:
             "columns": [column.as_json() for column in self.columns],
             "keys": list(self.keys),
             "partition_column": self.partition_column,
+            "partition": None if self.partition is None else self.partition.as_json(),
             "partitions": [partition.as_json() for partition in self.partitions],
             "direct": self.direct,
             "moves_watermark": self.moves_watermark,
@@ -162,6 +172,8 @@ class Manifest:
             "snapshot_at": self.snapshot_at.isoformat(),
             "transport": self.transport,
             "checksum": self.checksum,
+            "settled": self.settled,
+            "nothing": self.nothing,
             "report": None if self.report is None else dict(self.report),
         }
 
@@ -201,6 +213,9 @@ class Manifest:
                 columns=tuple(Column(**column) for column in data["columns"]),
                 keys=tuple(data["keys"]),
                 partition_column=data["partition_column"],
+                partition=None
+                if data["partition"] is None
+                else PartitionSpec.from_json(data["partition"]),
                 partitions=tuple(PartitionRange(**partition) for partition in data["partitions"]),
                 direct=data["direct"],
                 moves_watermark=data["moves_watermark"],
@@ -209,6 +224,8 @@ class Manifest:
                 snapshot_at=datetime.fromisoformat(data["snapshot_at"]),
                 transport=data["transport"],
                 checksum=data["checksum"],
+                settled=data["settled"],
+                nothing=data["nothing"],
                 report=data["report"],
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -276,6 +293,7 @@ class PublishedPartition:
 class Published:
     """The outcome of a publish, as it stands in the ledger.
 
+    ``rows_stale`` were left as they are because the target already held a newer version.
     ``already`` says that an earlier try had published this load: nothing was done now.
     """
 
@@ -291,6 +309,7 @@ class Published:
     partitions: tuple[PublishedPartition, ...]
     lock_ms: float
     position: StreamPosition
+    rows_stale: int = 0
     already: bool = False
 
     @property
@@ -309,6 +328,7 @@ class Published:
             "rows_updated": self.rows_updated,
             "rows_deleted": self.rows_deleted,
             "rows_unchanged": self.rows_unchanged,
+            "rows_stale": self.rows_stale,
             "partitions": [partition.as_json() for partition in self.partitions],
             "lock_ms": round(self.lock_ms, 2),
             "watermark": self.position.position,

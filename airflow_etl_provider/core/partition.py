@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from typing import Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from airflow_etl_provider.core.errors import ConfigurationError
@@ -49,6 +51,13 @@ class PartitionSpec:
                 f"no time zone is called {self.timezone!r}",
                 remedy="use an IANA name such as America/New_York",
             ) from error
+
+    def as_json(self) -> dict[str, str]:
+        return {"column": self.column, "every": self.every.value, "timezone": self.timezone}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, str]) -> Self:
+        return cls(data["column"], Every(data["every"]), data["timezone"])
 
     def periods(self, start: datetime, end: datetime) -> list[Period]:
         """The partitions that ``[start, end)`` touches, in order."""

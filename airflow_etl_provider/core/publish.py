@@ -77,33 +77,37 @@ class Publisher(Protocol):
 def choose_strategy(asked: Strategy, manifest: Manifest) -> tuple[Strategy, str]:
     """The strategy for a batch, and why.
 
-    :raises ConfigurationError: no strategy of this release can publish the batch without losing rows.
+    :raises ConfigurationError: the strategy asked for would lose or double rows, or none fits.
     """
     whole = bool(manifest.partitions)
+    windowed = not manifest.window.is_full
     if asked is Strategy.SWAP and not whole:
         raise ConfigurationError(
             f"strategy 'swap' would replace partitions of {manifest.target} that stream {manifest.stream!r} did not "
             "read whole, and lose the rest of their rows",
             remedy="swap takes events whose window is made of whole partitions: kind='events', the partition column "
-            "as cursor, and a schedule as long as a partition",
+            "as cursor, and a schedule as long as a partition; use 'delete_insert' for a part of a partition",
         )
-    if asked is Strategy.REPLACE and not manifest.window.is_full:
+    if asked is Strategy.REPLACE and windowed:
         raise ConfigurationError(
             f"strategy 'replace' would delete every row of {manifest.target} outside {manifest.window}",
-            remedy="extract with window='full', or use strategy='swap'",
+            remedy="extract with window='full', or use strategy='swap', 'delete_insert' or 'merge'",
+        )
+    if asked is Strategy.DELETE_INSERT and windowed and manifest.kind is not Kind.EVENTS:
+        raise ConfigurationError(
+            f"strategy 'delete_insert' would drop rows of {manifest.target} that changed after {manifest.window}: "
+            f"the rows of stream {manifest.stream!r} are {manifest.kind}, not events",
+            remedy="use strategy='merge', which goes by key",
         )
     if asked is not Strategy.AUTO:
         return asked, "asked for"
     if whole:
         return Strategy.SWAP, "the window is made of whole partitions, read anew"
-    if manifest.kind is Kind.SNAPSHOTS and manifest.window.is_full:
-        return Strategy.REPLACE, "a snapshot of the whole source"
-    raise ConfigurationError(
-        f"stream {manifest.stream!r} ({manifest.kind}, window {manifest.window}) cannot be published into "
-        f"{manifest.target} without losing or doubling rows",
-        remedy="use kind='events' with a window of whole partitions of the target, or kind='snapshots' with "
-        "window='full' into an unpartitioned table",
-    )
+    if manifest.kind is Kind.EVENTS and windowed:
+        return Strategy.DELETE_INSERT, "events of a window that is not made of whole partitions"
+    if manifest.kind is Kind.ENTITIES:
+        return Strategy.MERGE, "entities go by key"
+    return Strategy.REPLACE, "everything was read"
 
 
 def brake(

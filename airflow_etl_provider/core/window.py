@@ -16,7 +16,7 @@ TIME_TYPES = ("timestamp with time zone", "timestamp without time zone", "date")
 class Window:
     """Half-open range ``[low, high)`` of the cursor, in PostgreSQL's own text of *type*.
 
-    ``None`` is unbounded; a window without both bounds and type is the whole source.
+    ``None`` is unbounded; a window without a type is the whole source, of whatever order.
     """
 
     low: str | None = None
@@ -26,13 +26,13 @@ class Window:
 
     @property
     def is_full(self) -> bool:
-        return self.low is None and self.high is None
+        return self.type is None
 
     def __str__(self) -> str:
         return (
             "everything"
             if self.is_full
-            else f"{self.bounds[0]}{self.low}, {self.high}{self.bounds[1]}"
+            else f"{self.bounds[0]}{self.low or 'start'}, {self.high}{self.bounds[1]}"
         )
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_etl_provider.core.errors import ConfigurationError
-from airflow_etl_provider.core.extract import WINDOWS, ExtractRequest, extract
+from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
 from airflow_etl_provider.core.load import Kind, Manifest
 from airflow_etl_provider.core.names import TableName, check_stream
+from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import extract_lineage
@@ -19,6 +20,7 @@ from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
     event_log,
+    explicit_window,
     load_id_for,
     operator_lineage,
     partition_spec,
@@ -52,7 +54,8 @@ class IncrementalExtractOperator(BaseOperator):
     :param target: ``schema.table`` that the batch is for. (templated)
     :param cursor: column that orders the rows; ``date`` or ``timestamp`` for ``window="interval"``.
     :param window: ``interval`` reads the run's data interval (or the params ``window_low`` and
-        ``window_high``, which win); ``full`` reads everything.
+        ``window_high``, which win); ``watermark`` reads from the stream's watermark to the settled
+        bound, and in a backfill the run's interval; ``full`` reads everything.
     :param keys: columns that identify a row.
     :param columns: columns to load; all columns of the source by default.
     :param partition: ``{"column", "every", "timezone"}``: how the target is partitioned, so that
@@ -60,7 +63,16 @@ class IncrementalExtractOperator(BaseOperator):
     :param timezone: wall clock that a cursor without time zone shows (IANA name).
     :param origin: where the stream starts (ISO 8601), so that the watermark waits for the first
         window even when a later one is published earlier.
-    :param lookback: zero; windows that read back are not part of ``interval`` and ``full``.
+    :param lookback: how far below the watermark a ``watermark`` window begins, for rows that arrive
+        late: a timedelta, or a whole number for a counter.
+    :param cursor_origin: who draws the cursor's values. ``transaction``: the server, inside the writing
+        transaction, so that a window is settled once older transactions have ended; ``application``:
+        somebody else, so that only the clock less *settle_delay* counts; ``auto``: what the catalog
+        proves.
+    :param settle_delay: how late an application may commit what it has stamped.
+    :param settle_timeout: how long to wait for open transactions of the source before the task fails
+        as transient, naming them.
+    :param settle_ignore: roles that never write into the source, whose transactions do not count.
     :param null_cursor: ``fail``: rows without a cursor value fail the load.
     :param checksum: also take an order-independent checksum of the rows in the same snapshot; costs
         about one more scan of the window.
@@ -85,7 +97,11 @@ class IncrementalExtractOperator(BaseOperator):
         partition: Mapping[str, Any] | None = None,
         timezone: str = "UTC",
         origin: str | None = None,
-        lookback: timedelta = timedelta(0),
+        lookback: timedelta | int = timedelta(0),
+        cursor_origin: str = "auto",
+        settle_delay: timedelta = timedelta(minutes=5),
+        settle_timeout: timedelta = timedelta(minutes=10),
+        settle_ignore: Sequence[str] = (),
         null_cursor: str = "fail",
         checksum: bool = False,
         **kwargs: Any,
@@ -105,6 +121,10 @@ class IncrementalExtractOperator(BaseOperator):
         self.timezone = timezone
         self.origin = origin
         self.lookback = lookback
+        self.cursor_origin = cursor_origin
+        self.settle_delay = settle_delay
+        self.settle_timeout = settle_timeout
+        self.settle_ignore = settle_ignore
         self.null_cursor = null_cursor
         self.checksum = checksum
         self._stopper = Stopper()
@@ -119,7 +139,9 @@ class IncrementalExtractOperator(BaseOperator):
             hook = EtlPostgresHook(postgres_conn_id=self.source_conn_id)
             self._manifest = extract(
                 self._request(context, load_id),
-                source=PostgresSource(hook.endpoint(name), TableName.parse(self.source)),
+                source=PostgresSource(
+                    hook.endpoint(name), TableName.parse(self.source), timezone=self.timezone
+                ),
                 area=self._staging(name),
                 store=VariableWatermarkStore(),
                 now=datetime.now(UTC),
@@ -140,17 +162,26 @@ class IncrementalExtractOperator(BaseOperator):
         return PostgresStaging(hook.endpoint(application))
 
     def _request(self, context: Context, load_id: str) -> ExtractRequest:
-        if self.window not in WINDOWS:
+        try:
+            mode = WindowMode(self.window)
+        except ValueError:
             raise ConfigurationError(
-                f"window={self.window!r} is unknown", remedy=f"use one of {', '.join(WINDOWS)}"
+                f"window={self.window!r} is unknown", remedy=f"use one of {', '.join(WindowMode)}"
+            ) from None
+        if self.null_cursor != "fail":
+            raise ConfigurationError(
+                f"null_cursor={self.null_cursor!r} is unknown",
+                remedy="use 'fail': rows without a cursor value fail the load",
             )
-        if self.null_cursor != "fail" or self.lookback:
+        if self.lookback and mode is not WindowMode.WATERMARK:
             raise ConfigurationError(
-                f"null_cursor={self.null_cursor!r} and lookback={self.lookback} are not possible with "
-                f"window={self.window!r}",
-                remedy="leave both out: a NULL cursor fails the load, and a window is read as it is",
+                f"lookback={self.lookback} is not possible with window={self.window!r}",
+                remedy="leave it out: such a window is read as it is",
             )
         run = run_info(context)
+        if mode is WindowMode.WATERMARK and (run.is_backfill or explicit_window(context)):
+            # An old interval is read again as it was; the live watermark is left alone.
+            mode = WindowMode.INTERVAL
         return ExtractRequest(
             load_id=load_id,
             run=run,
@@ -163,7 +194,15 @@ class IncrementalExtractOperator(BaseOperator):
             cursor=self.cursor,
             keys=tuple(self.keys),
             columns=None if self.columns is None else tuple(self.columns),
-            interval=run_interval(context, run) if self.window == "interval" else None,
+            mode=mode,
+            interval=run_interval(context, run) if mode is WindowMode.INTERVAL else None,
+            settle=SettleOptions(
+                origin=_origin(self.cursor_origin),
+                delay=self.settle_delay,
+                timeout=self.settle_timeout,
+                ignore=tuple(self.settle_ignore),
+            ),
+            lookback=self.lookback or None,
             partition=partition_spec(self.partition),
             timezone=self.timezone,
             origin=None if self.origin is None else datetime.fromisoformat(self.origin),
@@ -178,4 +217,13 @@ def _kind(kind: str) -> Kind:
     except ValueError:
         raise ConfigurationError(
             f"kind={kind!r} is unknown", remedy=f"say what the rows are: {', '.join(Kind)}"
+        ) from None
+
+
+def _origin(origin: str) -> CursorOrigin:
+    try:
+        return CursorOrigin(origin)
+    except ValueError:
+        raise ConfigurationError(
+            f"cursor_origin={origin!r} is unknown", remedy=f"use one of {', '.join(CursorOrigin)}"
         ) from None

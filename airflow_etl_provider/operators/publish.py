@@ -40,8 +40,9 @@ AUDITS = ("required", "none")
 class PartitionSwapOperator(BaseOperator):
     """Make an audited batch what readers see, in one short transaction.
 
-    ``swap`` builds whole partitions aside and exchanges them; ``replace`` applies the difference
-    between a snapshot and a small table in place. Data, ledger and coverage commit together, and the
+    ``swap`` builds whole partitions aside and exchanges them; ``delete_insert`` replaces the rows of a
+    window in place; ``merge`` updates and inserts by key; ``replace`` applies the difference between a
+    snapshot and a small table. Data, ledger and coverage commit together, and the
     watermark Variable follows; a retry of what is already published does nothing. Returns what was
     done (small JSON).
 
@@ -50,7 +51,8 @@ class PartitionSwapOperator(BaseOperator):
 
     :param batch: what validate (or, with ``audit="none"``, extract) returned. (templated)
     :param report: what validate returned for *staged_table*, where publish is used alone. (templated)
-    :param strategy: ``auto``, ``swap`` or ``replace``; ``auto`` says in the log what it chose and why.
+    :param strategy: ``auto``, ``swap``, ``delete_insert``, ``merge`` or ``replace``; ``auto`` says in the
+        log what it chose and why.
     :param keys: columns that identify a row, for ``replace``; default: the batch's keys, then the
         target's primary key, then whole rows.
     :param max_shrink: largest share of rows (0 to 1) that a publish may take away.
@@ -119,6 +121,9 @@ class PartitionSwapOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
             options = self._options()
+            if self.batch is not None and Manifest.from_json(self.batch).nothing:
+                self.log.info("nothing was loaded, so there is nothing to publish")
+                return {"nothing_to_do": True, "stream": Manifest.from_json(self.batch).stream}
             manifest = self._staged(context) if self.batch is None else self._batch(context)
             name = application_name("publish", manifest.load_id, run_info(context))
             endpoint = EtlPostgresHook(postgres_conn_id=manifest.target_conn_id).endpoint(name)

@@ -105,6 +105,12 @@ def run_interval(context: Context, run: RunInfo) -> Interval:
     )
 
 
+def explicit_window(context: Context) -> bool:
+    """Whether the run's params name a window."""
+    params = context.get("params") or {}
+    return bool(params.get("window_low") or params.get("window_high"))
+
+
 def _moment(value: object, name: str) -> datetime | None:
     if value is None or value == "":
         return None

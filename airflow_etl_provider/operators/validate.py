@@ -111,6 +111,9 @@ class QualityValidationOperator(BaseOperator):
         return operator_lineage(validate_lineage(self._manifest, self._report, self._dataset))
 
     def _validate_batch(self, context: Context, batch: Manifest) -> dict[str, Any]:
+        if batch.nothing:
+            self.log.info("nothing was loaded, so there is nothing to audit")
+            return batch.as_json()
         run = run_info(context)
         name = application_name("validate", batch.load_id, run)
         hook = EtlPostgresHook(postgres_conn_id=batch.target_conn_id)

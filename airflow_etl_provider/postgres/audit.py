@@ -14,8 +14,8 @@ from airflow_etl_provider.core.ports import AuditReport
 from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, statements
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
-from airflow_etl_provider.postgres.replace import require_same_rows
 from airflow_etl_provider.postgres.session import Endpoint, connect, dataset_of
 from airflow_etl_provider.postgres.staging import exists
 
@@ -151,6 +151,7 @@ class PostgresAuditArea:
                     columns=tuple(c.column for c in batch.columns if not c.generated),
                     keys=keys,
                     partition_column=column,
+                    partition=partition,
                     partitions=partitions,
                     direct=False,
                     moves_watermark=interval is not None and interval.moves_watermark,

@@ -37,7 +37,7 @@ from airflow_etl_provider.core.load import (
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres.catalog import scalar
-from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
 
@@ -171,7 +171,7 @@ def begin_load(
     with connection.transaction():
         stream_row = _row(connection, named["lock_stream"], {"stream": stream})
         if moves_watermark and window.type is not None:
-            _lower_origin(connection, stream, origin or window.low, window.type)
+            _lower_origin(connection, stream, origin or bounded(window).low, window.type)
         connection.execute(
             named["begin_load"],
             {
@@ -384,6 +384,7 @@ def record_published(
             "rows_updated": published.rows_updated,
             "rows_deleted": published.rows_deleted,
             "rows_unchanged": published.rows_unchanged,
+            "rows_stale": published.rows_stale,
             "watermark_high": moved.position,
         },
     )
@@ -444,6 +445,7 @@ def published_before(
         rows_updated=row["rows_updated"],
         rows_deleted=row["rows_deleted"],
         rows_unchanged=row["rows_unchanged"],
+        rows_stale=row["rows_stale"] or 0,
         partitions=found,
         lock_ms=max((partition.lock_ms for partition in found), default=0.0),
         position=at,
@@ -451,9 +453,16 @@ def published_before(
     )
 
 
+def bounded(window: Window) -> Window:
+    """*window* with the lowest value of its type where it has no start."""
+    if window.low is not None or window.type is None:
+        return window
+    return replace(window, low=lowest(window.type))
+
+
 def _cover(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
     """Add the window to the coverage; what older loads covered of it is now this load's."""
-    window = manifest.window
+    window = bounded(manifest.window)
     cast = cursor_type_sql(window.type or "")
     params = {"stream": manifest.stream, "low": window.low, "high": window.high}
     with connection.cursor(row_factory=dict_row) as cursor:

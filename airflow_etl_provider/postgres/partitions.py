@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
-from airflow_etl_provider.core.load import PartitionRange
+from airflow_etl_provider.core.load import Manifest, PartitionRange
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.partition import PartitionSpec
+from airflow_etl_provider.core.partition import PartitionSpec, Period
 from airflow_etl_provider.core.window import Interval, bound_text
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, read_partitions, scalar
@@ -26,15 +27,30 @@ def expected_partitions(
     interval: Interval,
     timezone: str,
 ) -> tuple[PartitionRange, ...]:
-    """The partitions that *interval* covers, whole, existing or still to be made.
+    """The partitions that *interval* covers, existing or still to be made; none unless it covers them whole.
 
-    :raises ConfigurationError: the interval covers part of a partition only, or a partition is missing
-        and *spec* does not say how long one is.
+    :raises ConfigurationError: a partition is missing and *spec* does not say how long one is.
     :raises CatalogError: existing partitions are cut differently from *spec*, or cannot be swapped.
     """
     column = target.column(target.partition_columns[0], use="the partition column")
-    wanted = _wanted(target, spec, interval, column.type, timezone)
     existing = read_partitions(connection, target)
+    if spec is not None:
+        if not spec.covers_whole(interval.start, interval.end):
+            return ()
+        wanted = [
+            _range(target, spec, period, column.type)
+            for period in spec.periods(interval.start, interval.end)
+        ]
+    else:
+        whole = PartitionRange(
+            "",
+            bound_text(interval.start, column.type, timezone),
+            bound_text(interval.end, column.type, timezone),
+        )
+        overlapping = _overlapping(connection, existing, whole, column.type)
+        if overlapping and not _same(connection, overlapping[0], whole, column.type):
+            return ()
+        wanted = [whole]
     return tuple(
         PartitionRange(
             _existing_name(connection, target, part, existing, column.type), part.low, part.high
@@ -43,31 +59,79 @@ def expected_partitions(
     )
 
 
-def _wanted(
-    target: Table, spec: PartitionSpec | None, interval: Interval, column_type: str, timezone: str
-) -> list[PartitionRange]:
-    if spec is None:
-        return [
-            PartitionRange(
-                "",
-                bound_text(interval.start, column_type, timezone),
-                bound_text(interval.end, column_type, timezone),
-            )
-        ]
-    if not spec.covers_whole(interval.start, interval.end):
-        raise ConfigurationError(
-            f"the {interval.origin} {interval.start.isoformat()} to {interval.end.isoformat()} is not made of whole "
-            f"partitions of {target.name} (one {spec.every} of {spec.timezone}): a swap would drop the rest of the "
-            "partition",
-            remedy=f"schedule the pipeline by the {spec.every} in {spec.timezone}, or make the partitions shorter",
+def make_missing_partitions(
+    connection: psycopg.Connection[Any], manifest: Manifest, target: Table, *, lock_timeout_ms: int
+) -> list[TableName]:
+    """Attach an empty partition for every staged row that has none; returns those made.
+
+    An empty twin is attached, never ``PARTITION OF``, which would lock out every reader of the parent.
+    A parallel load that makes the same partition first is no failure.
+    """
+    spec = manifest.partition
+    if (
+        spec is None
+        or target.partition_strategy != "r"
+        or target.partition_columns != (spec.column,)
+    ):
+        return []
+    column_type = target.column(spec.column, use="the partition column").type
+    zoned = column_type.endswith("with time zone")
+    starts = connection.execute(
+        sql.SQL(
+            "SELECT DISTINCT date_trunc({every}, {column}{zone}){back} FROM {staging} WHERE isfinite({column})"
+        ).format(
+            every=sql.Literal(spec.every.value),
+            column=sql.Identifier(spec.column),
+            zone=sql.SQL(", {}").format(sql.Literal(spec.timezone))
+            if zoned
+            else sql.SQL("::timestamp"),
+            back=sql.SQL("")
+            if zoned
+            else sql.SQL(" AT TIME ZONE {}").format(sql.Literal(spec.timezone)),
+            staging=statements.ident(manifest.staging),
         )
+    ).fetchall()
+    made = []
+    existing = read_partitions(connection, target)
+    for (start,) in sorted(starts):
+        (period,) = spec.periods(start, start + timedelta(microseconds=1))
+        part = _range(target, spec, period, column_type)
+        if _overlapping(connection, existing, part, column_type):
+            continue
+        refuse_default_rows(connection, target, spec.column, [part])
+        name = TableName(target.name.schema, part.name)
+        _refuse_taken(connection, name, target)
+        try:
+            with connection.transaction():
+                connection.execute(
+                    "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
+                )
+                connection.execute(statements.create_partition(name, target.name))
+                connection.execute(statements.attach(target.name, name, part))
+        except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
+            continue
+        made.append(name)
+    return made
+
+
+def _range(target: Table, spec: PartitionSpec, period: Period, column_type: str) -> PartitionRange:
+    return PartitionRange(
+        spec.partition_name(target.name.name, period),
+        bound_text(period.start, column_type, spec.timezone),
+        bound_text(period.end, column_type, spec.timezone),
+    )
+
+
+def _overlapping(
+    connection: psycopg.Connection[Any],
+    existing: Sequence[Partition],
+    wanted: PartitionRange,
+    column_type: str,
+) -> list[Partition]:
     return [
-        PartitionRange(
-            spec.partition_name(target.name.name, period),
-            bound_text(period.start, column_type, spec.timezone),
-            bound_text(period.end, column_type, spec.timezone),
-        )
-        for period in spec.periods(interval.start, interval.end)
+        partition
+        for partition in existing
+        if not partition.is_default and _overlaps(connection, partition, wanted, column_type)
     ]
 
 
@@ -79,11 +143,7 @@ def _existing_name(
     column_type: str,
 ) -> str:
     """The name of the partition with exactly the wanted bounds, or the name to make it under."""
-    overlapping = [
-        partition
-        for partition in existing
-        if not partition.is_default and _overlaps(connection, partition, wanted, column_type)
-    ]
+    overlapping = _overlapping(connection, existing, wanted, column_type)
     if not overlapping:
         if not wanted.name:
             raise ConfigurationError(

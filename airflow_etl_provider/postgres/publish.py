@@ -20,7 +20,8 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.replace import replace_rows
+from airflow_etl_provider.postgres.in_place import InPlace
+from airflow_etl_provider.postgres.partitions import make_missing_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
 from airflow_etl_provider.postgres.swap import Swap
@@ -56,7 +57,15 @@ class PostgresPublisher:
             target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
             if strategy is Strategy.SWAP:
                 return Swap(self.endpoint, connection, manifest, target, options, stop, log).run()
-            return replace_rows(connection, manifest, target, options, stop)
+            made = make_missing_partitions(
+                connection,
+                manifest,
+                target,
+                lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
+            )
+            if made:
+                log("partitions made", partitions=[str(name) for name in made])
+            return InPlace(connection, manifest, target, options, stop).run(strategy)
 
     def tidy(self, published: Published, manifest: Manifest, options: PublishOptions) -> None:
         with connect(self.endpoint) as connection:

@@ -12,11 +12,18 @@ import psycopg2
 
 from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.ports import SourceColumn, SourceShape
+from airflow_etl_provider.core.ports import EventLog, SourceColumn, SourceShape, Stop
+from airflow_etl_provider.core.settle import Settled, SettleOptions
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres import catalog, statements
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.session import Endpoint, connect, connect_for_copy, dataset_of
+from airflow_etl_provider.postgres.session import (
+    Endpoint,
+    connect,
+    connect_for_copy,
+    dataset_of,
+)
+from airflow_etl_provider.postgres.settle import Settling
 
 
 @dataclass(slots=True)
@@ -41,10 +48,14 @@ class PostgresSender:
 
 @dataclass(frozen=True, slots=True)
 class PostgresSource:
-    """Reads *table* over *endpoint*; the connection is direct, not through a transaction pooler."""
+    """Reads *table* over *endpoint*; the connection is direct, not through a transaction pooler.
+
+    :param timezone: wall clock that a cursor without time zone shows.
+    """
 
     endpoint: Endpoint
     table: TableName
+    timezone: str = "UTC"
 
     def describe(self) -> SourceShape:
         with connect(self.endpoint) as connection:
@@ -68,6 +79,16 @@ class PostgresSource:
                 ),
                 dataset=dataset_of(connection, self.table),
             )
+
+    def settle(
+        self, cursor: str, high: str | None, options: SettleOptions, *, stop: Stop, log: EventLog
+    ) -> Settled:
+        with connect(self.endpoint) as connection, translated_errors(f"settling {self.table}"):
+            table = catalog.read_table(connection, self.table, label=self.endpoint.label)
+            settling = Settling(
+                connection, table, cursor, options, timezone=self.timezone, stop=stop, log=log
+            )
+            return settling.run(high)
 
     @contextmanager
     def open(

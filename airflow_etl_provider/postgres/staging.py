@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import structlog
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import ContractError, Superseded
-from airflow_etl_provider.core.extract import ExtractRequest, StagingPlan
+from airflow_etl_provider.core.errors import ConfigurationError, ContractError, Superseded
+from airflow_etl_provider.core.extract import ExtractRequest, StagingPlan, WindowMode
 from airflow_etl_provider.core.load import (
     Column,
     Kind,
@@ -23,9 +24,11 @@ from airflow_etl_provider.core.load import (
 )
 from airflow_etl_provider.core.names import TableName, staging_name
 from airflow_etl_provider.core.ports import EventLog, Sender, SourceShape, Stop
+from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, statements
 from airflow_etl_provider.postgres.catalog import Table
+from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.partitions import expected_partitions, refuse_default_rows
 from airflow_etl_provider.postgres.session import Endpoint, connect, connect_for_copy
@@ -69,27 +72,46 @@ class PostgresStaging:
                 partitions=partitions,
             )
 
-    def begin(self, request: ExtractRequest, window: Window) -> Load:
+    def bind(self, request: ExtractRequest) -> Load | None:
         with connect(self.endpoint) as connection:
             ledger.ensure_ledger(connection, label=self.endpoint.label)
-            with translated_errors(f"recording load {request.load_id} in the ledger"):
+            with translated_errors(f"binding stream {request.stream} to {request.target}"):
                 ledger.bind_stream(
                     connection, request.stream, request.target, request.kind, request.store
                 )
-                return ledger.begin_load(
-                    connection,
-                    load_id=request.load_id,
-                    stream=request.stream,
-                    target=request.target,
-                    kind=request.kind,
-                    run=request.run,
-                    window=window,
-                    moves_watermark=request.interval is not None
-                    and request.interval.moves_watermark,
-                    origin=None
-                    if request.origin is None or window.type is None
-                    else bound_text(request.origin, window.type, request.timezone),
-                )
+                return ledger.load(connection, request.load_id)
+
+    def begin(self, request: ExtractRequest, window: Window) -> Load:
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"recording load {request.load_id} in the ledger"),
+        ):
+            return ledger.begin_load(
+                connection,
+                load_id=request.load_id,
+                stream=request.stream,
+                target=request.target,
+                kind=request.kind,
+                run=request.run,
+                window=window,
+                moves_watermark=_moves_watermark(request),
+                origin=None
+                if request.origin is None or window.type is None
+                else bound_text(request.origin, window.type, request.timezone),
+            )
+
+    def window_from(
+        self, request: ExtractRequest, position: StreamPosition, cursor_type: str, settled: Settled
+    ) -> Window | None:
+        if settled.high is None:
+            return None
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"planning the window of {request.stream}"),
+        ):
+            return watermark_window(
+                connection, position, cursor_type, settled, lookback=request.lookback
+            )
 
     def position(self, stream: str) -> StreamPosition:
         return read_position(self.endpoint, stream)
@@ -104,6 +126,7 @@ class PostgresStaging:
         plan: StagingPlan,
         source: SourceShape,
         sender: Sender,
+        settled: Settled,
         *,
         stop: Stop,
         log: EventLog,
@@ -137,7 +160,7 @@ class PostgresStaging:
                 ),
                 what=what,
             )
-            manifest = _manifest(request, plan, source, sender, moved.rows, moved.bytes)
+            manifest = _manifest(request, plan, source, sender, settled, moved.rows, moved.bytes)
             with translated_errors(what), connection.cursor() as cursor:
                 statement, params = ledger.staged_statement(manifest)
                 cursor.execute(statement.as_string(None), params)
@@ -204,6 +227,52 @@ def drop_staging(connection: psycopg.Connection[Any], table: TableName) -> None:
     ).fetchone()
     if attached == (False,):
         connection.execute(sql.SQL("DROP TABLE {}").format(statements.ident(table)))
+
+
+def _moves_watermark(request: ExtractRequest) -> bool:
+    if request.mode is WindowMode.WATERMARK:
+        return True
+    return request.interval is not None and request.interval.moves_watermark
+
+
+def watermark_window(
+    connection: psycopg.Connection[Any],
+    position: StreamPosition,
+    cursor_type: str,
+    settled: Settled,
+    *,
+    lookback: timedelta | int | None,
+) -> Window | None:
+    """From *position*, less *lookback*, to the settled bound; ``None`` if there is nothing between.
+
+    An integer's bound is exclusive, so it is one more than the largest settled value.
+    """
+    cast = cursor_type_sql(cursor_type)
+    kind = cursor_kind(cursor_type)
+    if lookback and (kind is CursorKind.TIME) != isinstance(lookback, timedelta):
+        raise ConfigurationError(
+            f"lookback={lookback!r} does not fit a cursor of type {cursor_type}",
+            remedy="give a timedelta for times, a whole number for counters, and none for other types",
+        )
+    back = sql.SQL("")
+    if lookback:
+        back = (
+            sql.SQL(" - %(lookback)s::interval")
+            if kind is CursorKind.TIME
+            else sql.SQL(" - %(lookback)s::bigint")
+        )
+    high = sql.SQL("%(high)s::{t}{more}").format(
+        t=cast, more=sql.SQL(" + 1" if kind is CursorKind.INTEGER else "")
+    )
+    row = connection.execute(
+        sql.SQL(
+            "SELECT (({low}{back})::{t})::text, ({high})::text, coalesce({high} > {low}, true)"
+        ).format(low=sql.SQL("%(low)s::{}").format(cast), back=back, t=cast, high=high),
+        {"low": position.position, "high": settled.high, "lookback": lookback},
+    ).fetchone()
+    if row is None or not row[2]:
+        return None
+    return Window(low=row[0], high=row[1], type=cursor_type, bounds=settled.bounds)
 
 
 def _matching_columns(request: ExtractRequest, source: SourceShape, target: Table) -> list[str]:
@@ -283,6 +352,7 @@ def _manifest(
     plan: StagingPlan,
     source: SourceShape,
     sender: Sender,
+    settled: Settled,
     rows: int,
     size: int,
 ) -> Manifest:
@@ -302,12 +372,14 @@ def _manifest(
         columns=tuple(Column(name, types[name]) for name in plan.columns),
         keys=request.keys,
         partition_column=plan.partition_column,
+        partition=request.partition,
         partitions=plan.partitions,
         direct=plan.direct,
-        moves_watermark=request.interval is not None and request.interval.moves_watermark,
+        moves_watermark=_moves_watermark(request),
         rows=rows,
         bytes=size,
         snapshot_at=sender.snapshot_at,
         transport="binary" if plan.binary else "text",
         checksum=sender.checksum,
+        settled=settled.evidence,
     )

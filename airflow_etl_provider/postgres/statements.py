@@ -26,14 +26,28 @@ def qualified(alias: str, columns: Sequence[str]) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(alias, column) for column in columns)
 
 
-def in_range(column: str, low: str | None, high: str | None) -> sql.Composed:
-    """``column >= low AND column < high``; the literals take the column's type."""
+def in_range(
+    column: str, low: str | None, high: str | None, *, bounds: str = "[)", collate: bool = False
+) -> sql.Composed:
+    """``column >= low AND column < high`` (as *bounds* say); the literals take the column's type."""
+    name: sql.Composable = sql.Identifier(column)
+    if collate:
+        name = sql.SQL('{} COLLATE "C"').format(name)
     parts = [
-        sql.SQL("{} {} {}").format(sql.Identifier(column), sql.SQL(operator), sql.Literal(bound))
-        for operator, bound in ((">=", low), ("<", high))
+        sql.SQL("{} {} {}").format(name, sql.SQL(operator), sql.Literal(bound))
+        for operator, bound in (
+            (">=" if bounds[0] == "[" else ">", low),
+            ("<" if bounds[1] == ")" else "<=", high),
+        )
         if bound is not None
     ]
     return sql.SQL(" AND ").join(parts) if parts else sql.Composed([sql.SQL("true")])
+
+
+def in_window(column: str, window: Window) -> sql.Composed:
+    """Whether a row lies in *window*; text is ordered by its bytes, whatever the collation."""
+    collate = plain_type(window.type or "") in ("text", "character varying")
+    return in_range(column, window.low, window.high, bounds=window.bounds, collate=collate)
 
 
 def window_query(
@@ -42,7 +56,7 @@ def window_query(
     query = sql.SQL("SELECT {} FROM {}").format(names(columns), ident(table))
     if window.is_full or cursor is None:
         return query
-    return query + sql.SQL(" WHERE ") + in_range(cursor, window.low, window.high)
+    return query + sql.SQL(" WHERE ") + in_window(cursor, window)
 
 
 def null_cursors(table: TableName, cursor: str) -> sql.Composed:
@@ -100,6 +114,13 @@ def create_twin(table: TableName, parent: TableName) -> sql.Composed:
     return sql.SQL(
         "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
         " WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)"
+    ).format(ident(table), ident(parent))
+
+
+def create_partition(table: TableName, parent: TableName) -> sql.Composed:
+    """An empty table that can be attached to *parent*; ATTACH gives it the indexes and keys."""
+    return sql.SQL(
+        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
     ).format(ident(table), ident(parent))
 
 

@@ -47,9 +47,9 @@ from airflow_etl_provider.postgres.catalog import (
     scalar,
 )
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import refuse_default_rows
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.replace import require_same_rows
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
 from airflow_etl_provider.postgres.source import PostgresSender
 from airflow_etl_provider.postgres.transfer import relay

@@ -60,7 +60,8 @@ WHERE load_id = %(load_id)s AND state <> 'published'
 -- name: mark_published
 UPDATE etl.loads
 SET state = 'published', strategy = %(strategy)s, rows_inserted = %(rows_inserted)s, rows_updated = %(rows_updated)s,
-    rows_deleted = %(rows_deleted)s, rows_unchanged = %(rows_unchanged)s, watermark_high = %(watermark_high)s,
+    rows_deleted = %(rows_deleted)s, rows_unchanged = %(rows_unchanged)s, rows_stale = %(rows_stale)s,
+    watermark_high = %(watermark_high)s,
     published_at = clock_timestamp(), error = NULL
 WHERE load_id = %(load_id)s AND state = 'validated'
 
@@ -88,7 +89,7 @@ SELECT partition, bound, rows, rows_before, bytes, previous, lock_ms
 FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
 
 -- name: published_load
-SELECT strategy, rows_inserted, rows_updated, rows_deleted, rows_unchanged
+SELECT strategy, rows_inserted, rows_updated, rows_deleted, rows_unchanged, rows_stale
 FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: old_versions

@@ -1,0 +1,282 @@
+"""Drives extract -> audit waived -> publish in one call, on real databases."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg import sql
+from uuid6 import uuid7
+
+from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
+from airflow_etl_provider.core.load import Kind, Manifest, Published, RunInfo
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
+from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.core.window import Interval
+from airflow_etl_provider.postgres.audit import PostgresAuditArea
+from airflow_etl_provider.postgres.publish import PostgresPublisher
+from airflow_etl_provider.postgres.source import PostgresSource
+from airflow_etl_provider.postgres.staging import PostgresStaging
+from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+NEW_YORK = ZoneInfo("America/New_York")
+JANUARY = datetime(2013, 1, 1, tzinfo=UTC)
+FEBRUARY = datetime(2013, 2, 1, tzinfo=UTC)
+MARCH = datetime(2013, 3, 1, tzinfo=UTC)
+APRIL = datetime(2013, 4, 1, tzinfo=UTC)
+MONTHLY = PartitionSpec("ts", Every.MONTH, "UTC")
+
+#: What every simple test loads: events with a key, an instant and some text.
+SOURCE_TABLE = "CREATE TABLE t (id bigint PRIMARY KEY, ts timestamptz NOT NULL, v text)"
+TARGET_TABLE = """
+    CREATE SCHEMA a;
+    CREATE TABLE a.t (id bigint, ts timestamptz NOT NULL, v text, PRIMARY KEY (id, ts)) PARTITION BY RANGE (ts)
+"""
+
+
+def run_info(run_id: str, run_type: str = "scheduled", try_number: int = 1) -> RunInfo:
+    return RunInfo(
+        dag_id="dag",
+        task_id="extract",
+        run_id=run_id,
+        run_type=run_type,
+        map_index=-1,
+        try_number=try_number,
+        clear_number=0,
+    )
+
+
+@dataclass
+class Pipeline:
+    """One stream between two databases; every call is a run of its own."""
+
+    source: Database
+    warehouse: Database
+    stream: str = "t"
+    kind: Kind = Kind.EVENTS
+    table: TableName = field(default_factory=lambda: TableName("public", "t"))
+    target: TableName = field(default_factory=lambda: TableName("a", "t"))
+    cursor: str | None = "ts"
+    keys: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
+    partition: PartitionSpec | None = MONTHLY
+    timezone: str = "UTC"
+    origin: datetime | None = None
+    store: WatermarkStore = field(default_factory=MemoryWatermarkStore)
+    log: EventLog = field(default_factory=RecordedEvents)
+    source_role: dict[str, str] = field(default_factory=dict)
+    warehouse_role: dict[str, str] = field(default_factory=dict)
+    application: str = "etl:test"
+
+    def request(
+        self,
+        low: datetime | None = None,
+        high: datetime | None = None,
+        *,
+        load_id: str | None = None,
+        run_type: str = "scheduled",
+        run_id: str | None = None,
+        try_number: int = 1,
+        moves: bool | None = None,
+        checksum: bool = False,
+    ) -> ExtractRequest:
+        load_id = load_id or str(uuid7())
+        moves = run_type != "backfill" if moves is None else moves
+        return ExtractRequest(
+            load_id=load_id,
+            run=run_info(run_id or f"{run_type}__{load_id}", run_type, try_number),
+            stream=self.stream,
+            kind=self.kind,
+            source=str(self.table),
+            source_conn_id="source",
+            target=self.target,
+            target_conn_id="warehouse",
+            cursor=self.cursor,
+            keys=self.keys,
+            columns=self.columns,
+            mode=WindowMode.FULL if low is None else WindowMode.INTERVAL,
+            interval=None
+            if low is None or high is None
+            else Interval(low, high, "data interval", moves),
+            partition=self.partition,
+            timezone=self.timezone,
+            origin=self.origin,
+            checksum=checksum,
+            store="memory",
+        )
+
+    def extract(
+        self,
+        low: datetime | None = None,
+        high: datetime | None = None,
+        *,
+        stop: Stop | None = None,
+        **request: Any,
+    ) -> Manifest:
+        return extract(
+            self.request(low, high, **request),
+            source=PostgresSource(
+                self.source.endpoint(self.application, **self.source_role), self.table
+            ),
+            area=self.staging(),
+            store=self.store,
+            now=datetime.now(UTC),
+            stop=stop or threading.Event(),
+            log=self.log,
+        )
+
+    def staging(self) -> PostgresStaging:
+        return PostgresStaging(self.warehouse.endpoint(self.application, **self.warehouse_role))
+
+    def audits(self) -> PostgresAuditArea:
+        return PostgresAuditArea(self.warehouse.endpoint(self.application, **self.warehouse_role))
+
+    def waive(self, manifest: Manifest) -> Manifest:
+        self.audits().waive(manifest.load_id, "test")
+        # As Airflow does: through JSON.
+        return Manifest.from_json(manifest.as_json())
+
+    def publish(
+        self,
+        manifest: Manifest,
+        *,
+        stop: Stop | None = None,
+        log: EventLog | None = None,
+        **options: Any,
+    ) -> Published:
+        return publish(
+            manifest,
+            PublishOptions(**options),
+            run=run_info(f"scheduled__{manifest.load_id}"),
+            publisher=PostgresPublisher(
+                self.warehouse.endpoint(self.application, **self.warehouse_role)
+            ),
+            store=self.store,
+            stop=stop or threading.Event(),
+            log=log or self.log,
+        )
+
+    def staged(self, *args: Any, **request: Any) -> Manifest:
+        """Extracted and audited, ready to publish."""
+        return self.waive(self.extract(*args, **request))
+
+    def load(
+        self,
+        low: datetime | None = None,
+        high: datetime | None = None,
+        *,
+        options: dict[str, Any] | None = None,
+        **request: Any,
+    ) -> Published:
+        """Extract, waive the audit, publish."""
+        return self.publish(self.staged(low, high, **request), **(options or {}))
+
+    # -- what can be seen from outside ------------------------------------------------------------
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        return table_rows(self.warehouse, self.target)
+
+    def source_rows(self) -> list[tuple[Any, ...]]:
+        return table_rows(self.source, self.table)
+
+    def position(self) -> str | None:
+        found: str | None = self.warehouse.value(
+            "SELECT position FROM etl.streams WHERE stream = %s", (self.stream,)
+        )
+        return found
+
+    def state(self, load_id: str) -> str:
+        found: str = self.warehouse.value(
+            "SELECT state FROM etl.loads WHERE load_id = %s", (load_id,)
+        )
+        return found
+
+    def coverage(self) -> list[tuple[str, str, str]]:
+        return self.warehouse.run(
+            "SELECT low, high, load_id::text FROM etl.coverage WHERE stream = %s ORDER BY low",
+            (self.stream,),
+        )
+
+    def left_in_staging(self) -> set[str]:
+        """Tables that stand in the staging schema."""
+        return {
+            row[0]
+            for row in self.warehouse.run(
+                "SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace('etl_staging')"
+                " AND relkind IN ('r', 'p')"
+            )
+        }
+
+    def picture(self) -> tuple[Any, ...]:
+        """Everything a failed publish must leave as it was: rows, tables, coverage and position."""
+        tables = self.warehouse.run(
+            "SELECT relnamespace::regnamespace::text, relname::text, relkind::text, relispartition, oid::bigint"
+            " FROM pg_class WHERE relnamespace = to_regnamespace(%s) ORDER BY 1, 2",
+            (sql.Identifier(self.target.schema).as_string(None),),
+        )
+        return (self.rows(), tables, self.coverage(), self.position())
+
+
+def simple(source: Database, warehouse: Database, **changes: Any) -> Pipeline:
+    """The plain case: ``public.t`` into ``a.t``, partitioned by month of UTC, both empty."""
+    source.run(SOURCE_TABLE)
+    warehouse.run(TARGET_TABLE)
+    return Pipeline(source, warehouse, **changes)
+
+
+def fill(database: Database, start: datetime, end: datetime, rows: int, *, first: int = 1) -> None:
+    """Put *rows* rows spread evenly over ``[start, end)`` into ``t``; microseconds everywhere."""
+    database.run(
+        "INSERT INTO t SELECT %(first)s + i, %(start)s::timestamptz + i * (%(end)s::timestamptz - %(start)s)"
+        " / %(rows)s, 'row ' || i FROM generate_series(0, %(rows)s - 1) AS i",
+        {"first": first, "start": start, "end": end, "rows": rows},
+    )
+
+
+def table_rows(database: Database, table: TableName) -> list[tuple[Any, ...]]:
+    """Every row as text, in order of that text."""
+    return database.run(
+        sql.SQL("SELECT t::text COLLATE \"C\" FROM {} AS t ORDER BY 1").format(
+            sql.Identifier(table.schema, table.name)
+        )
+    )
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """Poll until *condition* is true and return it; a condition that never holds hangs no test."""
+    pause = threading.Event()
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        found = condition()
+        if found:
+            return found
+        pause.wait(0.01)
+    raise AssertionError(f"never happened: {what}")
+
+
+@contextmanager
+def in_background(work: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """Run *work* in a thread; the block ends when it has."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(work)
+
+
+@contextmanager
+def reader(database: Database, query: Any, application: str = "slow report") -> Iterator[Any]:
+    """A session that has run *query* and stays in its transaction."""
+    with psycopg.connect(database.conninfo, application_name=application) as connection:
+        connection.execute(query)
+        yield connection
