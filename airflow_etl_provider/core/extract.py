@@ -131,6 +131,10 @@ class StagingArea(Protocol):
 
     def has(self, staging: TableName) -> bool: ...
 
+    def restart(self, load_id: str) -> None:
+        """Take back a load whose staged table is gone."""
+        ...
+
     def stage(
         self,
         request: ExtractRequest,
@@ -178,6 +182,9 @@ def extract(
     if staged is not None and area.has(staged.staging):
         log("batch already staged by an earlier try", load_id=staged.load_id, rows=staged.rows)
         return staged
+    if staged is not None:
+        log("the staged batch is gone and is read again", load_id=staged.load_id)
+        area.restart(staged.load_id)
     try:
         if request.mode is WindowMode.WATERMARK:
             settled = _settle(request, source, None, stop=stop, log=log)

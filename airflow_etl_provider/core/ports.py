@@ -51,13 +51,15 @@ class WatermarkStore(Protocol):
 class SourceColumn:
     """A column as the source offers it.
 
-    ``portable`` says that its binary form means the same on every server of the same type.
+    ``portable`` says that its binary form means the same on every server of the same type;
+    ``definition`` is what a type made by users stands for, so that two of one name can be compared.
     """
 
     name: str
     type: str
     not_null: bool
     portable: bool
+    definition: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class CatalogColumn:
     """A column with what decides how it can be carried.
 
     ``builtin``: the type is PostgreSQL's own, so its binary form means the same on every server.
+    ``definition``: what its domains and composites stand for, all the way down; empty without any.
     """
 
     name: str
@@ -35,7 +36,7 @@ class CatalogColumn:
     has_default: bool
     generated: bool
     identity: bool
-    category: str
+    definition: str
 
     @property
     def column(self) -> Column:

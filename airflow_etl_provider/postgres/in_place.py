@@ -19,7 +19,6 @@ from airflow_etl_provider.core.errors import (
     Stopped,
 )
 from airflow_etl_provider.core.load import (
-    LoadState,
     Manifest,
     Published,
     Strategy,
@@ -78,9 +77,9 @@ class InPlace:
         keys = self._keys(strategy)
         connection, manifest = self._connection, self._manifest
         with connection.transaction():
-            position, current = ledger.lock_for_publish(connection, manifest)
-            if current.state is LoadState.PUBLISHED:
-                return ledger.published_before(connection, manifest, position)
+            position = ledger.enter_publish(connection, manifest, strategy)
+            if isinstance(position, Published):
+                return position
             require_same_rows(manifest, scalar(connection, statements.count(manifest.staging)))
             if keys:
                 self._require_keys(keys)

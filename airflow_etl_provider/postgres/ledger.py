@@ -67,7 +67,9 @@ def ensure_ledger(connection: psycopg.Connection[Any], *, label: str) -> None:
 
 
 def _version(connection: psycopg.Connection[Any]) -> int | None:
-    if scalar(connection, "SELECT to_regclass('etl.schema_version')::text") is None:
+    # A query of the catalog, not to_regclass, whose answer may come from a cache that is older than the
+    # lock under which it is asked again.
+    if not scalar(connection, queries("ledger")["ledger_exists"], {}):
         return None
     found: int = scalar(connection, "SELECT max(version) FROM etl.schema_version")
     return found
@@ -259,6 +261,11 @@ def abandon(connection: psycopg.Connection[Any], load_id: str, reason: str) -> N
     connection.execute(queries("ledger")["abandon"], {"load_id": load_id, "reason": reason})
 
 
+def restart(connection: psycopg.Connection[Any], load_id: str) -> None:
+    """Take back a load whose staged table is gone, so that it can be staged again."""
+    connection.execute(queries("ledger")["restart_load"], {"load_id": load_id})
+
+
 def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
     """The statement that records a staged batch; its parameters suit psycopg and psycopg2 alike."""
     return queries("ledger")["mark_staged"], {
@@ -305,33 +312,64 @@ def mark_failed(connection: psycopg.Connection[Any], load_id: str, error: str) -
     connection.execute(queries("ledger")["mark_failed"], {"load_id": load_id, "error": error})
 
 
-def lock_for_publish(
-    connection: psycopg.Connection[Any], manifest: Manifest
-) -> tuple[StreamPosition, Load]:
+def enter_publish(
+    connection: psycopg.Connection[Any], manifest: Manifest, strategy: Strategy
+) -> StreamPosition | Published:
     """Lock the stream, then the load: the first statements of every publish transaction.
 
-    :raises StateError: the load is neither ``validated`` nor ``published``, or a newer load of the same
-        run took its place.
+    Returns where the stream stands, or the outcome if there is nothing left to do: this load is
+    published already, or one that began later has published its whole window, in which case this one is
+    abandoned.
+
+    :raises StateError: the load is not ``validated``, a newer load of the same run took its place, or
+        the stream was rewound below its window since it was planned.
     """
     named = queries("ledger")
-    stream = _position(_row(connection, named["lock_stream"], {"stream": manifest.stream}))
+    at = _position(_row(connection, named["lock_stream"], {"stream": manifest.stream}))
     current = load(connection, manifest.load_id, lock=True)
-    if current is None or current.state not in (LoadState.VALIDATED, LoadState.PUBLISHED):
+    if current is not None and current.state is LoadState.PUBLISHED:
+        return published_before(connection, manifest, at)
+    if current is None or current.state is not LoadState.VALIDATED:
         state = "unknown" if current is None else current.state.value
         raise StateError(
             f"load {manifest.load_id} of stream {manifest.stream} is {state}, not validated, so it is not published",
             remedy=_state_remedy(None if current is None else current.state),
         )
     newer = connection.execute(named["newer_load_of_run"], {"load_id": manifest.load_id}).fetchone()
-    if current.state is LoadState.VALIDATED and newer is not None:
+    if newer is not None:
         raise StateError(
             f"load {manifest.load_id} was replaced by load {newer[0]} of the same run",
             remedy="clear validate and publish together with extract, so that they take the newer batch",
         )
-    return stream, current
+    overtaken_by = _newer_publish(connection, current, manifest.window)
+    if overtaken_by is not None:
+        reason = f"load {overtaken_by} began later and published this window"
+        abandon(connection, manifest.load_id, reason)
+        return _nothing_published(manifest, strategy, at)
+    return at
 
 
-def overtaken_by(connection: psycopg.Connection[Any], load: Load, window: Window) -> str | None:
+def _nothing_published(
+    manifest: Manifest, strategy: Strategy, position: StreamPosition
+) -> Published:
+    return Published(
+        load_id=manifest.load_id,
+        stream=manifest.stream,
+        target=manifest.target,
+        strategy=strategy,
+        window=manifest.window,
+        rows_inserted=0,
+        rows_updated=0,
+        rows_deleted=0,
+        rows_unchanged=0,
+        partitions=(),
+        lock_ms=0.0,
+        position=position,
+        already=True,
+    )
+
+
+def _newer_publish(connection: psycopg.Connection[Any], load: Load, window: Window) -> str | None:
     """A load that began later and has already published the whole window, if there is one."""
     if window.is_full:
         found = connection.execute(
@@ -343,7 +381,8 @@ def overtaken_by(connection: psycopg.Connection[Any], load: Load, window: Window
                 "SELECT load_id FROM etl.loads"
                 " WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s"
                 " AND (window_type IS NULL"
-                "      OR window_low::{t} <= %(low)s::{t} AND window_high::{t} >= %(high)s::{t})"
+                "      OR coalesce(window_low::{t} <= %(low)s::{t}, window_low IS NULL)"
+                "         AND window_high::{t} >= %(high)s::{t})"
                 " ORDER BY seq DESC LIMIT 1"
             ).format(t=cursor_type_sql(window.type or "")),
             {"stream": load.stream, "seq": load.seq, "low": window.low, "high": window.high},

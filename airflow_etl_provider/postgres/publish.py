@@ -8,9 +8,8 @@ from typing import Any
 import psycopg
 import structlog
 
-from airflow_etl_provider.core.errors import ContractError, EtlError
+from airflow_etl_provider.core.errors import ContractError, EtlError, Superseded
 from airflow_etl_provider.core.load import (
-    LoadState,
     Manifest,
     Published,
     Strategy,
@@ -47,25 +46,50 @@ class PostgresPublisher:
         what = f"publishing load {manifest.load_id} into {manifest.target}"
         with connect(self.endpoint) as connection, translated_errors(what):
             with connection.transaction():
-                position, current = ledger.lock_for_publish(connection, manifest)
-                if current.state is LoadState.PUBLISHED:
-                    return ledger.published_before(connection, manifest, position)
-                newer = ledger.overtaken_by(connection, current, manifest.window)
-                if newer is not None:
-                    return _overtaken(connection, manifest, position, strategy, newer, log)
+                entered = ledger.enter_publish(connection, manifest, strategy)
+            if isinstance(entered, Published):
+                return entered
             _require_batch(connection, manifest)
             target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
-            if strategy is Strategy.SWAP:
-                return Swap(self.endpoint, connection, manifest, target, options, stop, log).run()
-            made = make_missing_partitions(
-                connection,
-                manifest,
-                target,
-                lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
-            )
-            if made:
-                log("partitions made", partitions=[str(name) for name in made])
-            return InPlace(connection, manifest, target, options, stop).run(strategy)
+            try:
+                return self._apply(connection, manifest, target, strategy, options, stop, log)
+            except (
+                psycopg.errors.UndefinedTable,
+                psycopg.errors.DuplicateTable,
+                psycopg.errors.DuplicateObject,
+                psycopg.errors.InternalError_,
+            ):
+                # Another try of this load, at work at the same time, was first with something.
+                with connection.transaction():
+                    entered = ledger.enter_publish(connection, manifest, strategy)
+                if isinstance(entered, Published):
+                    return entered
+                raise Superseded(
+                    f"{what}: another try of the same load is at work",
+                    remedy="nothing to do: Airflow retries, and finds it published or free",
+                ) from None
+
+    def _apply(
+        self,
+        connection: psycopg.Connection[Any],
+        manifest: Manifest,
+        target: catalog.Table,
+        strategy: Strategy,
+        options: PublishOptions,
+        stop: Stop,
+        log: EventLog,
+    ) -> Published:
+        if strategy is Strategy.SWAP:
+            return Swap(self.endpoint, connection, manifest, target, options, stop, log).run()
+        made = make_missing_partitions(
+            connection,
+            manifest,
+            target,
+            lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
+        )
+        if made:
+            log("partitions made", partitions=[str(name) for name in made])
+        return InPlace(connection, manifest, target, options, stop).run(strategy)
 
     def tidy(self, published: Published, manifest: Manifest, options: PublishOptions) -> None:
         with connect(self.endpoint) as connection:
@@ -98,37 +122,3 @@ def _require_batch(connection: psycopg.Connection[Any], manifest: Manifest) -> N
             f"the staged table {manifest.staging} of load {manifest.load_id} is gone",
             remedy="clear extract and downstream: the window is read anew",
         )
-
-
-def _overtaken(
-    connection: psycopg.Connection[Any],
-    manifest: Manifest,
-    position: StreamPosition,
-    strategy: Strategy,
-    newer: str,
-    log: EventLog,
-) -> Published:
-    """A newer load shows this window already: an older batch must not replace it."""
-    ledger.abandon(
-        connection, manifest.load_id, f"load {newer} began later and published this window"
-    )
-    log(
-        "a newer load has published this window; nothing to do",
-        load_id=manifest.load_id,
-        newer=newer,
-    )
-    return Published(
-        load_id=manifest.load_id,
-        stream=manifest.stream,
-        target=manifest.target,
-        strategy=strategy,
-        window=manifest.window,
-        rows_inserted=0,
-        rows_updated=0,
-        rows_deleted=0,
-        rows_unchanged=0,
-        partitions=(),
-        lock_ms=0.0,
-        position=position,
-        already=True,
-    )

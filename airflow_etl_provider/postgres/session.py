@@ -28,6 +28,9 @@ _SETTINGS = {
     "bytea_output": "hex",
     "extra_float_digits": "1",
     "lc_monetary": "C",
+    "array_nulls": "on",
+    "xmloption": "content",
+    "standard_conforming_strings": "on",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
@@ -57,7 +60,9 @@ class Endpoint:
     def parameters(self) -> dict[str, str]:
         """The libpq keywords and values, with our defaults where the connection says nothing."""
         given = {key: str(value) for key, value in self.conninfo.items() if value not in (None, "")}
-        return {**_KEEPALIVE, **given, "application_name": self.application_name}
+        # One encoding on every wire: the servers convert from and to their own.
+        fixed = {"application_name": self.application_name, "client_encoding": "UTF8"}
+        return {**_KEEPALIVE, **given, **fixed}
 
     def dsn(self) -> str:
         """The libpq connection string."""
@@ -110,6 +115,9 @@ def connect_for_copy(
                     isolation_level="REPEATABLE READ", readonly=True, autocommit=False
                 )
             else:
+                # Names of objects (regclass) are read as they were written, with their schema.
+                with connection.cursor() as cursor:
+                    cursor.execute("SET search_path = pg_catalog")
                 connection.set_session(isolation_level="READ COMMITTED", autocommit=False)
         yield connection
     finally:

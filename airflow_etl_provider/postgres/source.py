@@ -74,6 +74,7 @@ class PostgresSource:
                         type=column.type,
                         not_null=column.not_null,
                         portable=column.builtin and not column.refers_by_oid,
+                        definition=column.definition,
                     )
                     for column in table.columns
                 ),
@@ -106,6 +107,9 @@ class PostgresSource:
                 translated_errors(f"reading {self.table} on {self.endpoint.label}"),
                 connection.cursor() as run,
             ):
+                # Names of objects (regclass) are written with their schema. A view's functions may rely
+                # on the role's own search path, so a view keeps it.
+                run.execute(statements.hide_schemas(self.table).as_string(None))
                 run.execute("SELECT clock_timestamp()")
                 (snapshot_at,) = run.fetchone() or (None,)
                 nulls = 0

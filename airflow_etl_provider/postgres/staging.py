@@ -116,6 +116,10 @@ class PostgresStaging:
     def position(self, stream: str) -> StreamPosition:
         return read_position(self.endpoint, stream)
 
+    def restart(self, load_id: str) -> None:
+        with connect(self.endpoint) as connection, translated_errors(f"restarting load {load_id}"):
+            ledger.restart(connection, load_id)
+
     def has(self, staging: TableName) -> bool:
         with connect(self.endpoint) as connection:
             return exists(connection, staging)

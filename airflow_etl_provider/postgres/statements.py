@@ -117,6 +117,15 @@ def create_twin(table: TableName, parent: TableName) -> sql.Composed:
     ).format(ident(table), ident(parent))
 
 
+def hide_schemas(table: TableName) -> sql.Composed:
+    """Empty the search path of this transaction, unless *table* is a view."""
+    return sql.SQL(
+        "SELECT set_config('search_path', 'pg_catalog', true) FROM pg_catalog.pg_class AS c"
+        " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = {} AND c.relname = {} AND c.relkind <> 'v'"
+    ).format(sql.Literal(table.schema), sql.Literal(table.name))
+
+
 def create_partition(table: TableName, parent: TableName) -> sql.Composed:
     """An empty table that can be attached to *parent*; ATTACH gives it the indexes and keys."""
     return sql.SQL(

@@ -27,7 +27,6 @@ from airflow_etl_provider.core.errors import (
     Stopped,
 )
 from airflow_etl_provider.core.load import (
-    LoadState,
     Manifest,
     PartitionRange,
     Published,
@@ -365,9 +364,9 @@ class Swap:
         )
         locked = None
         with connection.transaction():
-            position, current = ledger.lock_for_publish(connection, manifest)
-            if current.state is LoadState.PUBLISHED:
-                return ledger.published_before(connection, manifest, position)
+            position = ledger.enter_publish(connection, manifest, Strategy.SWAP)
+            if isinstance(position, Published):
+                return position
             # The ledger is written before the table locks are taken, so that they are held for the
             # catalog changes alone.
             published = ledger.record_published(

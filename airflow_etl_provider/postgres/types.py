@@ -19,7 +19,6 @@ _WIDER = {
     "smallint": {"integer", "bigint", "numeric", "double precision", "real"},
     "integer": {"bigint", "numeric", "double precision"},
     "bigint": {"numeric"},
-    "real": {"double precision"},
     "json": {"jsonb"},
     "date": {"timestamp without time zone"},
     "inet": set(),
@@ -45,6 +44,12 @@ def agreement(
         f"{ours.name}: {ours.type} does not fit {theirs.type}"
         for ours, theirs in zip(source, target, strict=True)
         if not _fits(ours.type, theirs.type)
+    ]
+    problems += [
+        f"{ours.name}: {ours.type} has another definition there ({ours.definition}) than here "
+        f"({theirs.definition})"
+        for ours, theirs in zip(source, target, strict=True)
+        if theirs.type != "text" and ours.definition != theirs.definition
     ]
     if problems:
         raise ContractError(

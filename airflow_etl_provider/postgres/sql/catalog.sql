@@ -28,29 +28,46 @@ WHERE lower(c.relname) = lower(%(name)s) AND c.relkind IN ('r', 'p', 'v', 'm', '
 ORDER BY 1 LIMIT 3
 
 -- name: columns
-WITH RECURSIVE bases AS (
-    SELECT t.oid AS type, t.oid AS base, t.typtype, t.typbasetype, t.typelem, t.typcategory FROM pg_type AS t
-    UNION ALL
-    SELECT b.type, t.oid, t.typtype, t.typbasetype, t.typelem, t.typcategory
-    FROM bases AS b
-    JOIN pg_type AS t ON t.oid = CASE WHEN b.typtype = 'd' THEN b.typbasetype
-                                      WHEN b.typcategory = 'A' THEN b.typelem END
+WITH RECURSIVE reached AS (
+    SELECT a.attnum, a.atttypid AS oid
+    FROM pg_attribute AS a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+    UNION
+    SELECT r.attnum, inner_type.oid
+    FROM reached AS r
+    JOIN pg_type AS t ON t.oid = r.oid
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype AS oid WHERE t.typtype = 'd'
+        UNION ALL
+        SELECT t.typelem WHERE t.typcategory = 'A' AND t.typelem <> 0
+        UNION ALL
+        SELECT f.atttypid FROM pg_attribute AS f
+        WHERE t.typtype = 'c' AND f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped
+        UNION ALL
+        SELECT g.rngsubtype FROM pg_range AS g WHERE t.oid IN (g.rngtypid, g.rngmultitypid)
+    ) AS inner_type
 )
 SELECT a.attname::text AS name,
        format_type(a.atttypid, a.atttypmod) AS type,
        a.atttypid < 16384 AS builtin,
-       EXISTS (SELECT FROM bases AS b
-               WHERE b.type = a.atttypid
-                 AND b.base = ANY (ARRAY['regclass', 'regcollation', 'regconfig', 'regdictionary', 'regnamespace',
-                                         'regoper', 'regoperator', 'regproc', 'regprocedure', 'regrole',
-                                         'regtype']::regtype[])) AS refers_by_oid,
+       EXISTS (SELECT FROM reached AS r
+               WHERE r.attnum = a.attnum
+                 AND r.oid = ANY (ARRAY['regclass', 'regcollation', 'regconfig', 'regdictionary', 'regnamespace',
+                                        'regoper', 'regoperator', 'regproc', 'regprocedure', 'regrole',
+                                        'regtype']::regtype[])) AS refers_by_oid,
        a.attnotnull AS not_null,
        a.atthasdef AND a.attgenerated = '' AS has_default,
        a.attgenerated <> '' AS generated,
        a.attidentity <> '' AS identity,
-       t.typcategory::text AS category
+       coalesce((SELECT string_agg(format_type(t.oid, NULL) || CASE t.typtype
+                     WHEN 'd' THEN ' is ' || format_type(t.typbasetype, t.typtypmod)
+                     ELSE ' is (' || (SELECT string_agg(quote_ident(f.attname) || ' '
+                                                        || format_type(f.atttypid, f.atttypmod), ', ' ORDER BY f.attnum)
+                                      FROM pg_attribute AS f
+                                      WHERE f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped) || ')'
+                     END, '; ' ORDER BY format_type(t.oid, NULL))
+                 FROM reached AS r JOIN pg_type AS t ON t.oid = r.oid
+                 WHERE r.attnum = a.attnum AND t.oid >= 16384 AND t.typtype IN ('d', 'c')), '') AS definition
 FROM pg_attribute AS a
-JOIN pg_type AS t ON t.oid = a.atttypid
 WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 

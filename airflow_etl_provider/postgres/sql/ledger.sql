@@ -40,6 +40,14 @@ FROM etl.loads WHERE load_id = %(load_id)s FOR UPDATE
 UPDATE etl.loads SET state = 'abandoned', error = %(reason)s
 WHERE load_id = %(load_id)s AND state IN ('started', 'staged', 'validated', 'failed')
 
+-- name: restart_load
+UPDATE etl.loads SET state = 'started', manifest = NULL, staging = NULL, report = NULL
+WHERE load_id = %(load_id)s AND state IN ('staged', 'validated')
+
+-- name: ledger_exists
+SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+               WHERE n.nspname = 'etl' AND c.relname = 'schema_version')
+
 -- name: mark_staged
 UPDATE etl.loads
 SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, snapshot_at = %(snapshot_at)s,
