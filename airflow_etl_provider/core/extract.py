@@ -23,6 +23,7 @@ from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.ports import (
     EventLog,
     Sender,
+    Session,
     Source,
     SourceShape,
     Stop,
@@ -129,6 +130,10 @@ class StagingArea(Protocol):
         """From the position, less the lookback, to the settled bound; ``None`` if that is behind it."""
         ...
 
+    def end_earlier_tries(self, load_id: str) -> list[Session]:
+        """End what earlier tries left running in the target; returns what they left in the source."""
+        ...
+
     def has(self, staging: TableName) -> bool: ...
 
     def restart(self, load_id: str) -> None:
@@ -178,6 +183,8 @@ def extract(
     plan = area.plan(request, shape, _window(request, shape))
     load = area.bind(request)
     follow(store, request.stream, lambda: area.position(request.stream), log=log)
+    if load is not None:
+        source.end(area.end_earlier_tries(request.load_id))
     staged = _already_staged(load)
     if staged is not None and area.has(staged.staging):
         log("batch already staged by an earlier try", load_id=staged.load_id, rows=staged.rows)

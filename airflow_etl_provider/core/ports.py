@@ -74,12 +74,30 @@ class SourceShape:
         return [column.name for column in self.columns]
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A server process that works for a load, so that a retry can end what its predecessor left running.
+
+    Both must match: a pid alone may by then belong to somebody else.
+    """
+
+    side: str
+    pid: int
+    backend_start: datetime
+
+
 class Sender(Protocol):
-    """One snapshot of the source, ready to be sent once."""
+    """One snapshot of the source, ready to be sent once.
+
+    ``session`` is ``None`` where the source has no server process to name; ``estimated_rows`` is the
+    planner's guess, for progress only.
+    """
 
     snapshot_at: datetime
     null_cursors: int
     checksum: str | None
+    estimated_rows: int | None
+    session: Session | None
 
     def send(self, sink: BinaryIO) -> int:
         """Write the rows in COPY format, return how many; runs in a thread of its own."""
@@ -95,6 +113,10 @@ class Source(Protocol):
 
     def describe(self) -> SourceShape:
         """:raises CatalogError: missing, or not readable by the connection's role."""
+        ...
+
+    def end(self, sessions: Sequence[Session]) -> None:
+        """End those of *sessions* that still run; those that are gone are passed over."""
         ...
 
     def settle(
@@ -142,6 +164,7 @@ __all__ = [
     "EventLog",
     "Manifest",
     "Sender",
+    "Session",
     "Source",
     "SourceColumn",
     "SourceShape",

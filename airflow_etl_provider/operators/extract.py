@@ -19,6 +19,7 @@ from airflow_etl_provider.lineage.datasets import extract_lineage
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
+    die_with_supervisor,
     event_log,
     explicit_window,
     load_id_for,
@@ -131,6 +132,7 @@ class IncrementalExtractOperator(BaseOperator):
         self._manifest: Manifest | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
+        die_with_supervisor()
         with airflow_errors():
             run = run_info(context)
             staging = self._staging(application_name("extract", None, run))

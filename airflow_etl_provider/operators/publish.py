@@ -18,6 +18,7 @@ from airflow_etl_provider.lineage.datasets import publish_lineage
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
+    die_with_supervisor,
     event_log,
     load_id_for,
     operator_lineage,
@@ -119,6 +120,7 @@ class PartitionSwapOperator(BaseOperator):
         self._dataset: tuple[str, str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
+        die_with_supervisor()
         with airflow_errors():
             options = self._options()
             if self.batch is not None and Manifest.from_json(self.batch).nothing:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 import uuid6
+from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.context import NEVER_EXPIRE
 
 from airflow_etl_provider.core.errors import ConfigurationError
@@ -28,8 +32,23 @@ if TYPE_CHECKING:
 
 LOAD_KEY = "etl_load"
 _STEP = 0.2
+_PR_SET_PDEATHSIG = 1
 
 Result = TypeVar("Result")
+
+
+def die_with_supervisor() -> None:
+    """Have the kernel end this task process when its supervisor is killed.
+
+    Otherwise an orphaned task would go on beside the retry that Airflow starts. Only where Airflow runs
+    the task in a process of its own, and only on Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
+    if type(comms).__name__ != "CommsDecoder":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Stopper:

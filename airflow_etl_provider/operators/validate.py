@@ -21,6 +21,7 @@ from airflow_etl_provider.lineage.datasets import validate_lineage
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
+    die_with_supervisor,
     event_log,
     in_worker,
     operator_lineage,
@@ -92,6 +93,7 @@ class QualityValidationOperator(BaseOperator):
         self._dataset: tuple[str, str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
+        die_with_supervisor()
         with airflow_errors():
             if self.engine not in ENGINES:
                 raise ConfigurationError(

@@ -35,6 +35,7 @@ from airflow_etl_provider.core.load import (
     StreamPosition,
 )
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.ports import Session
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
@@ -264,6 +265,29 @@ def abandon(connection: psycopg.Connection[Any], load_id: str, reason: str) -> N
 def restart(connection: psycopg.Connection[Any], load_id: str) -> None:
     """Take back a load whose staged table is gone, so that it can be staged again."""
     connection.execute(queries("ledger")["restart_load"], {"load_id": load_id})
+
+
+def sessions(connection: psycopg.Connection[Any], load_id: str) -> list[Session]:
+    """The server processes that tries of this load have named."""
+    rows = connection.execute(queries("ledger")["sessions"], {"load_id": load_id}).fetchall()
+    return [Session(side, pid, started) for side, pid, started in rows]
+
+
+def add_session(connection: psycopg.Connection[Any], load_id: str, session: Session) -> None:
+    """Name a server process that works for the load, before it begins."""
+    connection.execute(
+        queries("ledger")["add_session"],
+        {
+            "load_id": load_id,
+            "side": session.side,
+            "pid": session.pid,
+            "backend_start": session.backend_start,
+        },
+    )
+
+
+def forget_sessions(connection: psycopg.Connection[Any], load_id: str) -> None:
+    connection.execute(queries("ledger")["forget_sessions"], {"load_id": load_id})
 
 
 def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:

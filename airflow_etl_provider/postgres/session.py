@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.ports import Session
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 
 log = structlog.get_logger(__name__)
@@ -146,3 +147,29 @@ def dataset_of(connection: psycopg.Connection[Any], table: TableName) -> tuple[s
     """The OpenLineage namespace and name of a table, after OpenLineage's naming rules for PostgreSQL."""
     info = connection.info
     return f"postgres://{info.host}:{info.port}", f"{info.dbname}.{table.schema}.{table.name}"
+
+
+def session_of(connection: psycopg2.extensions.connection, side: str) -> Session:
+    """The server process behind *connection*."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()"
+        )
+        pid, started = cursor.fetchone() or (0, None)
+    return Session(side, pid, started)
+
+
+def end_sessions(connection: psycopg.Connection[Any], sessions: Sequence[Session]) -> list[int]:
+    """End those of *sessions* that still run, and wait until they are gone; returns their pids."""
+    ended = []
+    for session in sessions:
+        params = {"pid": session.pid, "started": session.backend_start}
+        # The wait is the server's own: pg_terminate_backend with a timeout returns when the process is gone.
+        found = connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE pid = %(pid)s AND backend_start = %(started)s",
+            params,
+        ).fetchone()
+        if found is not None:
+            ended.append(session.pid)
+    return ended

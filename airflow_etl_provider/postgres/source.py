@@ -12,7 +12,7 @@ import psycopg2
 
 from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.ports import EventLog, SourceColumn, SourceShape, Stop
+from airflow_etl_provider.core.ports import EventLog, Session, SourceColumn, SourceShape, Stop
 from airflow_etl_provider.core.settle import Settled, SettleOptions
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres import catalog, statements
@@ -22,6 +22,8 @@ from airflow_etl_provider.postgres.session import (
     connect,
     connect_for_copy,
     dataset_of,
+    end_sessions,
+    session_of,
 )
 from airflow_etl_provider.postgres.settle import Settling
 
@@ -35,6 +37,8 @@ class PostgresSender:
     snapshot_at: datetime
     null_cursors: int
     checksum: str | None
+    estimated_rows: int | None = None
+    session: Session | None = None
 
     def send(self, sink: BinaryIO) -> int:
         with self.connection.cursor() as cursor:
@@ -81,6 +85,10 @@ class PostgresSource:
                 dataset=dataset_of(connection, self.table),
             )
 
+    def end(self, sessions: Sequence[Session]) -> None:
+        with connect(self.endpoint) as connection, translated_errors("ending an earlier try"):
+            end_sessions(connection, sessions)
+
     def settle(
         self, cursor: str, high: str | None, options: SettleOptions, *, stop: Stop, log: EventLog
     ) -> Settled:
@@ -120,10 +128,15 @@ class PostgresSource:
                 if checksum:
                     run.execute(statements.checksum(query, columns).as_string(None))
                     (digest,) = run.fetchone() or (None,)
+                run.execute(statements.explain(query).as_string(None))
+                ((explained,),) = run.fetchall()
+                session = session_of(connection, "source")
             yield PostgresSender(
                 connection=connection,
                 statement=statements.copy_out(query, binary=binary).as_string(None),
                 snapshot_at=snapshot_at,
                 null_cursors=nulls,
                 checksum=digest,
+                estimated_rows=round(explained[0]["Plan"]["Plan Rows"]),
+                session=session,
             )

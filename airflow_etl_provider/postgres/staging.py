@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,15 +24,21 @@ from airflow_etl_provider.core.load import (
     StreamPosition,
 )
 from airflow_etl_provider.core.names import TableName, staging_name
-from airflow_etl_provider.core.ports import EventLog, Sender, SourceShape, Stop
+from airflow_etl_provider.core.ports import EventLog, Sender, Session, SourceShape, Stop
 from airflow_etl_provider.core.settle import Settled
-from airflow_etl_provider.core.window import Window, bound_text
+from airflow_etl_provider.core.window import Window, bound_text, humane
 from airflow_etl_provider.postgres import catalog, ledger, statements
 from airflow_etl_provider.postgres.catalog import Table
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.partitions import expected_partitions, refuse_default_rows
-from airflow_etl_provider.postgres.session import Endpoint, connect, connect_for_copy
+from airflow_etl_provider.postgres.session import (
+    Endpoint,
+    connect,
+    connect_for_copy,
+    end_sessions,
+    session_of,
+)
 from airflow_etl_provider.postgres.transfer import relay
 from airflow_etl_provider.postgres.types import agreement
 
@@ -116,6 +123,15 @@ class PostgresStaging:
     def position(self, stream: str) -> StreamPosition:
         return read_position(self.endpoint, stream)
 
+    def end_earlier_tries(self, load_id: str) -> list[Session]:
+        with connect(self.endpoint) as connection, translated_errors("ending an earlier try"):
+            known = ledger.sessions(connection, load_id)
+            ended = end_sessions(connection, [s for s in known if s.side == "target"])
+            if ended:
+                log.warning("sessions of an earlier try were still at work", pids=ended)
+            ledger.forget_sessions(connection, load_id)
+            return [session for session in known if session.side == "source"]
+
     def restart(self, load_id: str) -> None:
         with connect(self.endpoint) as connection, translated_errors(f"restarting load {load_id}"):
             ledger.restart(connection, load_id)
@@ -145,8 +161,14 @@ class PostgresStaging:
             f"stream {request.stream}, load {request.load_id}, try {request.run.try_number}, "
             f"window {plan.window}, for {request.target}"
         )
-        with connect_for_copy(self.endpoint, read_only=False) as connection:
+        with ExitStack() as stack:
+            watching = stack.enter_context(connect(self.endpoint))
+            connection = stack.enter_context(connect_for_copy(self.endpoint, read_only=False))
             with translated_errors(what), connection.cursor() as cursor:
+                own = session_of(connection, "target")
+                for session in (own, sender.session):
+                    if session is not None:
+                        ledger.add_session(watching, request.load_id, session)
                 cursor.execute(create.as_string(None))
                 cursor.execute(statements.comment(plan.staging, comment).as_string(None))
             moved = relay(
@@ -156,12 +178,7 @@ class PostgresStaging:
                     plan.staging, plan.columns, binary=plan.binary, freeze=True
                 ).as_string(None),
                 stop=stop,
-                progress=lambda size, seconds: log(
-                    "copying",
-                    load_id=request.load_id,
-                    mb=round(size / 1e6),
-                    mb_per_s=round(size / 1e6 / seconds),
-                ),
+                progress=_Progress(watching, request.load_id, own.pid, sender.estimated_rows, log),
                 what=what,
             )
             manifest = _manifest(request, plan, source, sender, settled, moved.rows, moved.bytes)
@@ -174,6 +191,8 @@ class PostgresStaging:
                         remedy="nothing to do: this try kept nothing",
                     )
                 connection.commit()
+            with translated_errors(what):
+                ledger.forget_sessions(watching, request.load_id)
         return manifest
 
     def fail(self, load_id: str, error: str) -> None:
@@ -202,6 +221,35 @@ class PostgresStaging:
                 return None
             found = ledger.load(connection, load_id)
             return None if found is None else found.state
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """Tells every few seconds how far a COPY is; rows come from the server that stores them."""
+
+    connection: psycopg.Connection[Any]
+    load_id: str
+    pid: int
+    expected: int | None
+    log: EventLog
+
+    def __call__(self, size: int, seconds: float) -> None:
+        row = self.connection.execute(
+            "SELECT tuples_processed FROM pg_stat_progress_copy WHERE pid = %s", (self.pid,)
+        ).fetchone()
+        rows = 0 if row is None else row[0]
+        fields: dict[str, Any] = {
+            "load_id": self.load_id,
+            "rows": rows,
+            "mb": round(size / 1e6),
+            "rows_per_s": round(rows / seconds),
+            "mb_per_s": round(size / 1e6 / seconds, 1),
+        }
+        if rows and self.expected:
+            share = min(rows / self.expected, 0.99)
+            fields["share"] = f"{share:.0%}"
+            fields["remaining"] = humane(timedelta(seconds=seconds / share - seconds))
+        self.log("copying", **fields)
 
 
 def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:

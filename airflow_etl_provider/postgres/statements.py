@@ -80,6 +80,10 @@ def largest(table: TableName, column: str, column_type: str) -> sql.Composed:
     )
 
 
+def explain(query: sql.Composable) -> sql.Composed:
+    return sql.SQL("EXPLAIN (FORMAT JSON) {}").format(query)
+
+
 def checksum(query: sql.Composable, columns: Sequence[str]) -> sql.Composed:
     """Order-independent: the sum of a 64-bit hash of each row's text. Costs about one more scan."""
     return sql.SQL(

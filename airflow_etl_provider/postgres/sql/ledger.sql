@@ -48,6 +48,17 @@ WHERE load_id = %(load_id)s AND state IN ('staged', 'validated')
 SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
                WHERE n.nspname = 'etl' AND c.relname = 'schema_version')
 
+-- name: sessions
+SELECT side, pid, backend_start FROM etl.sessions WHERE load_id = %(load_id)s
+
+-- name: add_session
+INSERT INTO etl.sessions (load_id, side, pid, backend_start)
+VALUES (%(load_id)s, %(side)s, %(pid)s, %(backend_start)s)
+ON CONFLICT (load_id, side, pid) DO UPDATE SET backend_start = excluded.backend_start
+
+-- name: forget_sessions
+DELETE FROM etl.sessions WHERE load_id = %(load_id)s
+
 -- name: mark_staged
 UPDATE etl.loads
 SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, snapshot_at = %(snapshot_at)s,
