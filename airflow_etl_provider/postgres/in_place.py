@@ -30,6 +30,7 @@ from airflow_etl_provider.core.publish import PublishOptions, brake
 from airflow_etl_provider.postgres import ledger, statements
 from airflow_etl_provider.postgres.catalog import Table, missing_privileges, scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.statements import ident, names, qualified
 
 
@@ -59,6 +60,10 @@ class InPlace:
         self._options = options
         self._stop = stop
         self._columns = [column.name for column in manifest.columns]
+        # Tables that inherit from a plain target are tables of their own.
+        self._table: sql.Composable = ident(target.name)
+        if target.kind == "r":
+            self._table = sql.SQL("ONLY {}").format(self._table)
 
     def run(self, strategy: Strategy) -> Published:
         """Apply the batch and record it.
@@ -80,6 +85,11 @@ class InPlace:
             position = ledger.enter_publish(connection, manifest, strategy)
             if isinstance(position, Published):
                 return position
+            # Triggers and defaults of the target work as they do for everybody else.
+            connection.execute(
+                "SELECT set_config('search_path', reset_val, true) FROM pg_settings"
+                " WHERE name = 'search_path'"
+            )
             require_same_rows(manifest, scalar(connection, statements.count(manifest.staging)))
             if keys:
                 self._require_keys(keys)
@@ -164,7 +174,7 @@ class InPlace:
             lost=max(before - manifest.rows, 0),
             options=self._options,
         )
-        deleted = self._run(sql.SQL("DELETE FROM {} WHERE {}").format(ident(target), where))
+        deleted = self._run(sql.SQL("DELETE FROM {} WHERE {}").format(self._table, where))
         inserted = self._run(
             sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}").format(
                 ident(target), names(self._columns), names(self._columns), ident(manifest.staging)
@@ -183,11 +193,10 @@ class InPlace:
             stale = scalar(
                 self._connection,
                 sql.SQL("SELECT count(*) FROM {} AS s JOIN {} AS t ON {} WHERE NOT ({})").format(
-                    latest, ident(target), _same_key(keys), fresh
+                    latest, self._table, _same_key(keys), fresh
                 ),
             )
-        updated = self._update(latest, keys, fresh)
-        inserted = self._insert_missing(latest, keys)
+        updated, inserted = self._write(latest, keys, fresh)
         return _Counts(
             inserted=inserted,
             updated=updated,
@@ -213,17 +222,20 @@ class InPlace:
             options=self._options,
         )
         if not keys:
-            deleted = self._run(_delete_by_image(target, manifest.staging, self._columns))
-            inserted = self._run(_insert_by_image(target, manifest.staging, self._columns))
+            deleted = self._run(_delete_by_image(self._table, manifest.staging, self._columns))
+            inserted = self._run(
+                _insert_by_image(target, self._table, manifest.staging, self._columns)
+            )
             return _Counts(inserted, 0, deleted, manifest.rows - inserted)
         staged: sql.Composable = ident(manifest.staging)
         deleted = self._run(
             sql.SQL("DELETE FROM {} AS t WHERE NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
-                ident(target), staged, _same_key(keys)
+                self._table, staged, _same_key(keys)
             )
         )
-        updated = self._update(staged, keys, None)
-        inserted = self._insert_missing(staged, keys)
+        if tuple(keys) != self._target.primary_key:
+            deleted += self._run(_delete_surplus(self._table, keys))
+        updated, inserted = self._write(staged, keys, None)
         return _Counts(inserted, updated, deleted, manifest.rows - inserted - updated)
 
     # -- their pieces -----------------------------------------------------------------------------
@@ -234,7 +246,7 @@ class InPlace:
     def _count_where(self, where: sql.Composable) -> int:
         found: int = scalar(
             self._connection,
-            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(ident(self._target.name), where),
+            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self._table, where),
         )
         return found
 
@@ -295,32 +307,74 @@ class InPlace:
             c=sql.Identifier(cursor), t=cast
         )
 
+    def _write(
+        self, batch: sql.Composable, keys: Sequence[str], fresh: sql.Composable | None
+    ) -> tuple[int, int]:
+        """Update what changed and insert what is missing; returns how many of each."""
+        updated, taken_out = self._update(batch, keys, fresh)
+        inserted = self._insert_missing(batch, keys)
+        return updated + taken_out, inserted - taken_out
+
     def _update(
         self, batch: sql.Composable, keys: Sequence[str], fresh: sql.Composable | None
+    ) -> tuple[int, int]:
+        """Write rows whose image differs, so that 1.0 and 1.00 do; a row may move to another partition.
+
+        Where UPDATE cannot do it, changed rows are deleted and inserted: an identity column that is
+        GENERATED ALWAYS, or rows that swap the values of a second unique column. Returns how many were
+        updated, and how many taken out for that.
+        """
+        columns = [column for column in self._target.columns if column.name in self._columns]
+        always = [column.name for column in columns if column.identity and column.name not in keys]
+        writable = [column.name for column in columns if not column.identity]
+        if always:
+            return 0, self._rewrite(batch, keys, fresh)
+        if not writable:
+            return 0, 0
+        statement = sql.SQL("UPDATE {} AS t SET {} FROM {} AS s WHERE {}").format(
+            self._table,
+            sql.SQL(", ").join(
+                sql.SQL("{c} = s.{c}").format(c=sql.Identifier(name)) for name in writable
+            ),
+            batch,
+            self._changed(keys, fresh),
+        )
+        try:
+            with self._connection.transaction():
+                return self._run(statement), 0
+        except psycopg.errors.UniqueViolation:
+            return 0, self._rewrite(batch, keys, fresh)
+
+    def _rewrite(
+        self, batch: sql.Composable, keys: Sequence[str], fresh: sql.Composable | None
     ) -> int:
-        """Write rows whose image differs, so that 1.0 and 1.00 do; a row may move to another partition."""
-        # An identity column that is GENERATED ALWAYS refuses UPDATE; as a key it never changes.
-        columns = [
-            column.name
-            for column in self._target.columns
-            if column.name in self._columns and not column.identity
-        ]
-        if not columns:
-            return 0
-        return self._run(
-            sql.SQL(
-                "UPDATE {} AS t SET {} FROM {} AS s WHERE {} AND ROW({})::record *<> ROW({})::record AND ({})"
-            ).format(
-                ident(self._target.name),
-                sql.SQL(", ").join(
-                    sql.SQL("{c} = s.{c}").format(c=sql.Identifier(name)) for name in columns
-                ),
-                batch,
-                _same_key(keys),
-                qualified("t", columns),
-                qualified("s", columns),
-                fresh or sql.SQL("true"),
+        """Delete changed rows, so that they are inserted as missing; refused where a foreign key hangs on them."""
+        referencing = [
+            row[0]
+            for row in self._connection.execute(
+                queries("catalog")["referencing_foreign_keys"], {"oid": self._target.oid}
             )
+        ]
+        if referencing:
+            raise DataError(
+                f"rows of {self._target.name} swap values of a unique column, or change an identity column, and "
+                f"{', '.join(referencing)} reference them",
+                remedy="make the unique constraint DEFERRABLE, or the identity column GENERATED BY DEFAULT",
+            )
+        return self._run(
+            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {}").format(
+                self._table, batch, self._changed(keys, fresh)
+            )
+        )
+
+    def _changed(self, keys: Sequence[str], fresh: sql.Composable | None) -> sql.Composed:
+        return sql.SQL(
+            "{} AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record AND ({})"
+        ).format(
+            _same_key(keys),
+            qualified("t", self._columns),
+            qualified("s", self._columns),
+            fresh or sql.SQL("true"),
         )
 
     def _insert_missing(self, batch: sql.Composable, keys: Sequence[str]) -> int:
@@ -333,7 +387,7 @@ class InPlace:
                 names(self._columns),
                 qualified("s", self._columns),
                 batch,
-                ident(self._target.name),
+                self._table,
                 _same_key(keys),
             )
         )
@@ -354,7 +408,17 @@ def _same_key(keys: Sequence[str]) -> sql.Composed:
     )
 
 
-def _delete_by_image(target: TableName, staging: TableName, columns: Sequence[str]) -> sql.Composed:
+def _delete_surplus(table: sql.Composable, keys: Sequence[str]) -> sql.Composed:
+    """Keep one row of each key."""
+    return sql.SQL(
+        "DELETE FROM {t} WHERE ctid = ANY (ARRAY(SELECT place FROM (SELECT ctid AS place,"
+        " row_number() OVER (PARTITION BY {k}) AS copy FROM {t}) AS r WHERE copy > 1))"
+    ).format(t=table, k=names(keys))
+
+
+def _delete_by_image(
+    table: sql.Composable, staging: TableName, columns: Sequence[str]
+) -> sql.Composed:
     """Delete as many copies of each row as the table has more of than the batch."""
     return sql.SQL(
         "DELETE FROM {t} WHERE ctid = ANY (ARRAY("
@@ -362,15 +426,33 @@ def _delete_by_image(target: TableName, staging: TableName, columns: Sequence[st
         "   row_number() OVER (PARTITION BY ROW({cols})::text) AS copy FROM {t}) AS r"
         " LEFT JOIN (SELECT ROW({cols})::text AS image, count(*) AS copies FROM {s} GROUP BY 1) AS b"
         " USING (image) WHERE r.copy > coalesce(b.copies, 0)))"
-    ).format(t=ident(target), s=ident(staging), cols=names(columns))
+    ).format(t=table, s=ident(staging), cols=names(columns))
 
 
-def _insert_by_image(target: TableName, staging: TableName, columns: Sequence[str]) -> sql.Composed:
+def _insert_by_image(
+    target: TableName, table: sql.Composable, staging: TableName, columns: Sequence[str]
+) -> sql.Composed:
     """Insert as many copies of each row as the batch has more of than the table."""
+    image, copy = _unused("image", columns), _unused("copy", columns)
     return sql.SQL(
-        "INSERT INTO {t} ({cols}) OVERRIDING SYSTEM VALUE SELECT {picked} FROM"
-        " (SELECT *, ROW({cols})::text AS etl_image,"
-        "   row_number() OVER (PARTITION BY ROW({cols})::text) AS etl_copy FROM {s}) AS r"
-        " LEFT JOIN (SELECT ROW({cols})::text AS etl_image, count(*) AS copies FROM {t} GROUP BY 1) AS b"
-        " USING (etl_image) WHERE r.etl_copy > coalesce(b.copies, 0)"
-    ).format(t=ident(target), s=ident(staging), cols=names(columns), picked=qualified("r", columns))
+        "INSERT INTO {target} ({cols}) OVERRIDING SYSTEM VALUE SELECT {picked} FROM"
+        " (SELECT *, ROW({cols})::text AS {image},"
+        "   row_number() OVER (PARTITION BY ROW({cols})::text) AS {copy} FROM {s}) AS r"
+        " LEFT JOIN (SELECT ROW({cols})::text AS {image}, count(*) AS copies FROM {t} GROUP BY 1) AS b"
+        " USING ({image}) WHERE r.{copy} > coalesce(b.copies, 0)"
+    ).format(
+        target=ident(target),
+        t=table,
+        s=ident(staging),
+        cols=names(columns),
+        picked=qualified("r", columns),
+        image=sql.Identifier(image),
+        copy=sql.Identifier(copy),
+    )
+
+
+def _unused(name: str, columns: Sequence[str]) -> str:
+    """A column name that none of *columns* bears."""
+    while name in columns:
+        name += "_"
+    return name

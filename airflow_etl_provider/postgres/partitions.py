@@ -17,6 +17,8 @@ from airflow_etl_provider.core.window import Interval, bound_text
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, read_partitions, scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.twin import problems
 
 
 def expected_partitions(
@@ -166,6 +168,7 @@ def _existing_name(
             "so it cannot be swapped as one table",
             remedy="swap at the level of its leaves, or move it into the parent's schema",
         )
+    refuse_dependents(connection, [first])
     return first.table.name
 
 
@@ -252,3 +255,51 @@ def refuse_default_rows(
                     f"{part.low} to {part.high}, so a partition for that range cannot be attached",
                     remedy=f"move them out of {partition.table}, then clear the task; they are the rows where {where}",
                 )
+
+
+def refuse_dependents(connection: psycopg.Connection[Any], partitions: Sequence[Partition]) -> None:
+    """:raises CatalogError: something hangs on a partition itself and would not follow a swap."""
+    for partition in partitions:
+        found = problems(connection, partition)
+        if found:
+            raise CatalogError(
+                f"partition {partition.table} cannot be swapped: {'; '.join(found)}",
+                remedy="let it refer to the parent table, or load this table with another strategy",
+            )
+
+
+def exclude_from_default(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    column: str,
+    wanted: Sequence[PartitionRange],
+    *,
+    lock_timeout_ms: int,
+) -> None:
+    """Let the DEFAULT partition's constraints say that it holds no row of *wanted*.
+
+    ATTACH would otherwise scan it under its lock. The constraint is added without a scan, under a lock of
+    an instant, and validated under one that stops nobody; it stays, since the partitions do. An empty
+    DEFAULT needs none.
+    """
+    for partition in read_partitions(connection, target):
+        if not partition.is_default or not partition.is_leaf:
+            continue
+        filled = scalar(
+            connection,
+            sql.SQL("SELECT EXISTS (SELECT FROM {})").format(statements.ident(partition.table)),
+        )
+        for part in wanted if filled else ():
+            name = statements.excluding_name(part)
+            known = {
+                "schema": partition.table.schema,
+                "name": partition.table.name,
+                "constraint": name,
+            }
+            if not scalar(connection, queries("catalog")["has_constraint"], known):
+                with connection.transaction():
+                    connection.execute(
+                        "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
+                    )
+                    connection.execute(statements.excluding_check(partition.table, column, part))
+            connection.execute(statements.validate_constraint(partition.table, name))

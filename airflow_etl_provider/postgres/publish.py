@@ -23,7 +23,7 @@ from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
-from airflow_etl_provider.postgres.swap import Swap
+from airflow_etl_provider.postgres.swap import Swap, staged_tables
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +100,8 @@ class PostgresPublisher:
                             connection, partition.name, keep=options.keep_versions
                         ):
                             drop_staging(connection, old)
-                    drop_staging(connection, manifest.staging)
+                    for table in staged_tables(manifest):
+                        drop_staging(connection, table)
             except EtlError as error:
                 # The load is published; what could not be dropped now is dropped after the next one.
                 log.warning("replaced versions stay until the next publish", reason=error.what)

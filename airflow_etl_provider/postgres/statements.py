@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from psycopg import sql
@@ -155,6 +156,29 @@ def bound_check(table: TableName, column: str, partition: PartitionRange) -> sql
         sql.Identifier(BOUND_CHECK),
         sql.Identifier(column),
         in_range(column, partition.low, partition.high),
+    )
+
+
+def excluding_name(partition: PartitionRange) -> str:
+    """The name of the constraint that keeps *partition*'s rows out of DEFAULT, the same for the same bounds."""
+    text = f"{partition.low} {partition.high}".encode()
+    return f"etl_not_{hashlib.blake2s(text, digest_size=8).hexdigest()}"
+
+
+def excluding_check(table: TableName, column: str, partition: PartitionRange) -> sql.Composed:
+    return sql.SQL(
+        "ALTER TABLE {} ADD CONSTRAINT {} CHECK (NOT ({} IS NOT NULL AND {})) NOT VALID"
+    ).format(
+        ident(table),
+        sql.Identifier(excluding_name(partition)),
+        sql.Identifier(column),
+        in_range(column, partition.low, partition.high),
+    )
+
+
+def validate_constraint(table: TableName, name: str) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(
+        ident(table), sql.Identifier(name)
     )
 
 

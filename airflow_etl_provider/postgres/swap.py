@@ -47,27 +47,27 @@ from airflow_etl_provider.postgres.catalog import (
 )
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import require_same_rows
-from airflow_etl_provider.postgres.partitions import refuse_default_rows
+from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
+from airflow_etl_provider.postgres.partitions import (
+    exclude_from_default,
+    refuse_default_rows,
+    refuse_dependents,
+)
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
 from airflow_etl_provider.postgres.source import PostgresSender
 from airflow_etl_provider.postgres.transfer import relay
+from airflow_etl_provider.postgres.twin import (
+    final_index_names,
+    finish,
+    last_touches,
+    own_indexes,
+    parent_indexes,
+    working_name,
+)
 
 _PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
 _REPORT_EVERY = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """An index of the parent, to be made alike on a partition under *working* and shown as *final*."""
-
-    parent_oid: int
-    parent_name: str
-    definition: str
-    is_unique: bool
-    constraint_type: str | None
-    constraint_definition: str | None
-    is_replica_identity: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,21 @@ class _Change:
     rows: int
     rows_before: int
     bytes: int
+    steps: tuple[sql.Composable, ...] = ()
 
     def final(self, parent: TableName) -> TableName:
         return TableName(parent.schema, self.range.name)
+
+
+def staged_tables(manifest: Manifest) -> list[TableName]:
+    """The staged table, and those that are filled from it where it holds several partitions."""
+    if manifest.direct:
+        return [manifest.staging]
+    name = shortened(manifest.staging.name, room=6)
+    filled = [
+        TableName(STAGING_SCHEMA, f"{name}_p{number}") for number in range(len(manifest.partitions))
+    ]
+    return [manifest.staging, *filled]
 
 
 class Swap:
@@ -116,10 +128,14 @@ class Swap:
         :raises LockBudgetExceeded: readers held their locks up to the deadline; the load stays validated.
         """
         self._inspect()
-        indexes = self._indexes()
         tables = self._fill()
+        existing = self._existing()
+        shared = parent_indexes(self._connection, self._target)
         for part, table in zip(self._manifest.partitions, tables, strict=True):
-            self._finish(part, table, indexes)
+            old = existing.get(part.name)
+            with translated_errors(f"preparing {table} for partition {part.name}"):
+                indexes = [*shared, *own_indexes(self._connection, old)]
+                finish(self._connection, table, part, self._target, old, indexes)
         deadline = time.monotonic() + self._options.lock_deadline.total_seconds()
         reported = time.monotonic()
         attempt = 0
@@ -129,9 +145,10 @@ class Swap:
                     f"publishing load {self._manifest.load_id} was stopped; nothing was changed"
                 )
             attempt += 1
-            changes = self._changes(tables)
+            changes: list[_Change] = []
             try:
-                return self._exchange(changes, indexes)
+                changes = self._changes(tables)
+                return self._exchange(changes)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
                 blockers = self._blockers(changes)
             except psycopg.errors.DeadlockDetected:
@@ -206,34 +223,21 @@ class Swap:
                 remedy="lower lock_budget",
             )
 
-    def _indexes(self) -> list[_Index]:
-        with self._connection.cursor(row_factory=dict_row) as cursor:
-            rows = cursor.execute(
-                queries("catalog")["parent_indexes"], {"oid": self._target.oid}
-            ).fetchall()
-        return [
-            _Index(
-                parent_oid=row["oid"],
-                parent_name=row["name"],
-                definition=row["definition"],
-                is_unique=row["is_unique"],
-                constraint_type=row["constraint_type"],
-                constraint_definition=row["constraint_definition"],
-                is_replica_identity=row["is_replica_identity"],
-            )
-            for row in rows
-        ]
+    def _existing(self) -> dict[str, Partition]:
+        return {
+            partition.table.name: partition
+            for partition in read_partitions(self._connection, self._target)
+        }
 
     def _fill(self) -> list[TableName]:
         """The tables that become partitions: the staged one itself, or one filled from it for each."""
         manifest = self._manifest
         if manifest.direct:
             return [manifest.staging]
+        tables = staged_tables(manifest)[1:]
         return [
-            self._fill_one(
-                part, TableName(manifest.staging.schema, f"{manifest.staging.name}_p{number}")
-            )
-            for number, part in enumerate(manifest.partitions)
+            self._fill_one(part, table)
+            for part, table in zip(manifest.partitions, tables, strict=True)
         ]
 
     def _fill_one(self, part: PartitionRange, table: TableName) -> TableName:
@@ -274,42 +278,23 @@ class Swap:
                 writing.commit()
         return table
 
-    def _finish(self, part: PartitionRange, table: TableName, indexes: Sequence[_Index]) -> None:
-        """Make *table* its siblings' twin, in one transaction; a try before this one may have done it."""
-        what = f"preparing {table} for partition {part.name}"
-        with translated_errors(what):
-            if scalar(
-                self._connection,
-                queries("catalog")["has_constraint"],
-                {"schema": table.schema, "name": table.name, "constraint": statements.BOUND_CHECK},
-            ):
-                return
-            foreign = self._connection.execute(
-                queries("catalog")["foreign_keys"], {"oid": self._target.oid}
-            ).fetchall()
-            with self._connection.transaction():
-                for number, index in enumerate(indexes):
-                    for step in _build_index(table, _working(table, number), index):
-                        self._connection.execute(step)
-                for name, definition in foreign:
-                    self._connection.execute(_add_constraint(table, name, definition))
-                self._connection.execute(
-                    statements.bound_check(table, self._manifest.partition_column or "", part)
-                )
-            self._connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
-
     def _changes(self, tables: Sequence[TableName]) -> list[_Change]:
         """What to exchange, with counts; partitions that are and stay empty are left alone."""
         manifest = self._manifest
         column = manifest.partition_column or ""
         refuse_default_rows(self._connection, self._target, column, manifest.partitions)
-        existing = {
-            partition.table.name: partition
-            for partition in read_partitions(self._connection, self._target)
-        }
+        exclude_from_default(
+            self._connection,
+            self._target,
+            column,
+            manifest.partitions,
+            lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
+        )
+        existing = self._existing()
         changes = []
         for part, table in zip(manifest.partitions, tables, strict=True):
             old = existing.get(part.name)
+            refuse_dependents(self._connection, [] if old is None else [old])
             rows = scalar(self._connection, statements.count(table))
             before = 0 if old is None else scalar(self._connection, statements.count(old.table))
             brake(
@@ -326,13 +311,14 @@ class Swap:
                         sql.Literal(statements.ident(table).as_string(self._connection))
                     ),
                 )
-                changes.append(_Change(part, table, old, rows, before, size))
+                change = _Change(part, table, old, rows, before, size)
+                changes.append(replace(change, steps=tuple(self._steps(change))))
         require_same_rows(manifest, sum(change.rows for change in changes))
         return changes
 
     # -- under the locks --------------------------------------------------------------------------
 
-    def _exchange(self, changes: Sequence[_Change], indexes: Sequence[_Index]) -> Published:
+    def _exchange(self, changes: Sequence[_Change]) -> Published:
         connection, manifest = self._connection, self._manifest
         published = Published(
             load_id=manifest.load_id,
@@ -359,9 +345,7 @@ class Swap:
             lock_ms=0.0,
             position=ledger.position_of(connection, manifest.stream),
         )
-        steps = statements.script(
-            [step for change in changes for step in self._steps(change, indexes)]
-        )
+        steps = statements.script([step for change in changes for step in change.steps])
         locked = None
         with connection.transaction():
             position = ledger.enter_publish(connection, manifest, Strategy.SWAP)
@@ -435,27 +419,26 @@ class Swap:
                     remedy="clear publish: it looks at the table anew",
                 )
 
-    def _steps(self, change: _Change, indexes: Sequence[_Index]) -> list[sql.Composed]:
-        """The catalog changes for one partition, in order."""
-        parent = self._target.name
-        final = change.final(parent)
-        steps: list[sql.Composed] = []
-        index_names: dict[int, str] = {}
-        if change.old is not None:
+    def _steps(self, change: _Change) -> list[sql.Composable]:
+        """The catalog changes for one partition, in order; written before any lock is taken."""
+        parent, connection = self._target.name, self._connection
+        final, old = change.final(parent), change.old
+        indexes = [*parent_indexes(connection, self._target), *own_indexes(connection, old)]
+        index_names = final_index_names(connection, indexes, old, parent, final)
+        steps: list[sql.Composable] = []
+        if old is not None:
             kept = self._kept(change)
-            with self._connection.cursor(row_factory=dict_row) as cursor:
-                owned = cursor.execute(
-                    queries("catalog")["child_index_names"], {"oid": change.old.oid}
-                ).fetchall()
-            index_names = {row["parent"]: row["name"] for row in owned if row["parent"] is not None}
-            steps.append(statements.detach(parent, change.old.table))
+            owned = connection.execute(
+                queries("catalog")["child_index_names"], {"oid": old.oid}
+            ).fetchall()
+            steps.append(statements.detach(parent, old.table))
             steps += [
                 statements.rename_index(
-                    final.schema, row["name"], f"{shortened(kept.name, room=4)}_i{number}"
+                    final.schema, name, f"{shortened(kept.name, room=5)}_i{number}"
                 )
-                for number, row in enumerate(owned)
+                for number, (_, name) in enumerate(owned)
             ]
-            steps += statements.move(change.old.table, kept)
+            steps += statements.move(old.table, kept)
         steps.append(statements.attach(parent, change.new, change.range))
         steps.append(
             sql.SQL(
@@ -464,24 +447,18 @@ class Swap:
         )
         steps += statements.move(change.new, final)
         steps += [
-            statements.rename_index(
-                final.schema,
-                _working(change.new, number),
-                index_names.get(index.parent_oid) or self._index_name(final, index),
-            )
-            for number, index in enumerate(indexes)
+            statements.rename_index(final.schema, working_name(change.new, number), name)
+            for number, name in enumerate(index_names)
         ]
+        steps += last_touches(
+            connection, old, self._target, final, short_id(self._manifest.load_id)
+        )
         return steps
-
-    def _index_name(self, partition: TableName, index: _Index) -> str:
-        """``<partition>_<what the parent's index is called after the parent's name>``."""
-        own = index.parent_name.removeprefix(self._target.name.name + "_")
-        return shortened(f"{partition.name}_{own}")
 
     def _kept(self, change: _Change) -> TableName:
         """Where the replaced partition stays, named after the load that replaced it."""
         return TableName(
-            ledger.STAGING_SCHEMA,
+            STAGING_SCHEMA,
             f"{shortened(change.range.name, room=17)}_{short_id(self._manifest.load_id)}",
         )
 
@@ -498,51 +475,3 @@ class Swap:
             )
             or "sessions that have gone meanwhile"
         )
-
-
-def _working(table: TableName, number: int) -> str:
-    """The name of a future partition's index until it is attached."""
-    return f"{shortened(table.name, room=4)}_i{number}"
-
-
-def _build_index(table: TableName, name: str, index: _Index) -> list[sql.Composed]:
-    if index.constraint_type == "x":
-        return [_add_constraint(table, name, index.constraint_definition or "")]
-    steps: list[sql.Composed] = [
-        sql.SQL("CREATE {}INDEX {} ON {} {}").format(
-            sql.SQL("UNIQUE " if index.is_unique else ""),
-            sql.Identifier(name),
-            statements.ident(table),
-            # The server's own rendering of the parent's index.
-            sql.SQL(index.definition),
-        )
-    ]
-    if index.constraint_type in ("p", "u"):
-        kind = "PRIMARY KEY" if index.constraint_type == "p" else "UNIQUE"
-        definition = index.constraint_definition or ""
-        deferral = (
-            definition[definition.index(" DEFERRABLE") :] if " DEFERRABLE" in definition else ""
-        )
-        steps.append(
-            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} USING INDEX {}{}").format(
-                statements.ident(table),
-                sql.Identifier(name),
-                sql.SQL(kind),
-                sql.Identifier(name),
-                sql.SQL(deferral),
-            )
-        )
-    if index.is_replica_identity:
-        steps.append(
-            sql.SQL("ALTER TABLE {} REPLICA IDENTITY USING INDEX {}").format(
-                statements.ident(table), sql.Identifier(name)
-            )
-        )
-    return steps
-
-
-def _add_constraint(table: TableName, name: str, definition: str) -> sql.Composed:
-    """*definition* is the server's own rendering of the parent's constraint."""
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
-        statements.ident(table), sql.Identifier(name), sql.SQL(definition)
-    )

@@ -117,6 +117,7 @@ FROM pg_index AS i
 JOIN pg_class AS c ON c.oid = i.indexrelid
 LEFT JOIN pg_inherits AS inh ON inh.inhrelid = i.indexrelid
 WHERE i.indrelid = %(oid)s
+ORDER BY c.relname
 
 -- name: foreign_keys
 SELECT conname::text AS name, pg_get_constraintdef(oid) AS definition

@@ -1,0 +1,117 @@
+-- What a partition has of its own, beyond its parent, as statements for the table that takes its place.
+-- The server writes the statements, so that every name in them is quoted as it must be.
+
+-- name: before_attach
+-- On the future partition, under its working name.
+SELECT format('ALTER TABLE %%s SET (%%s)', %(new)s::text, string_agg(o, ', '))
+FROM pg_class AS c, unnest(c.reloptions) AS o
+WHERE c.oid = %(old)s AND o NOT LIKE 'autovacuum_enabled=%%' HAVING count(*) > 0
+UNION ALL
+SELECT format('ALTER TABLE %%s SET TABLESPACE %%I', %(new)s::text, t.spcname)
+FROM pg_class AS c JOIN pg_tablespace AS t ON t.oid = c.reltablespace
+WHERE c.oid = %(old)s AND c.reltablespace <> 0
+UNION ALL
+SELECT format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(new)s::text, con.conname, pg_get_constraintdef(con.oid))
+FROM pg_constraint AS con
+WHERE con.conrelid = %(old)s AND con.contype = 'c' AND con.conislocal AND con.coninhcount = 0
+  AND con.conname <> 'etl_partition_bound'
+UNION ALL
+SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET DEFAULT %%s', %(new)s::text, a.attname,
+              pg_get_expr(d.adbin, d.adrelid))
+FROM pg_attrdef AS d
+JOIN pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated = ''
+LEFT JOIN pg_attribute AS pa ON pa.attrelid = %(parent)s AND pa.attname = a.attname
+LEFT JOIN pg_attrdef AS pd ON pd.adrelid = pa.attrelid AND pd.adnum = pa.attnum
+WHERE d.adrelid = %(old)s
+  AND pg_get_expr(d.adbin, d.adrelid) IS DISTINCT FROM pg_get_expr(pd.adbin, pd.adrelid)
+UNION ALL
+SELECT format('ALTER TABLE %%s REPLICA IDENTITY %%s', %(new)s::text,
+              CASE c.relreplident WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END)
+FROM pg_class AS c WHERE c.oid = %(old)s AND c.relreplident IN ('f', 'n')
+
+-- name: after_attach
+-- On the partition under its final name, which the definitions of the old one mention.
+SELECT s FROM (
+    SELECT 1 AS place, format('COMMENT ON TABLE %%s IS %%s', %(final)s::text,
+           coalesce(quote_literal(obj_description(%(old)s, 'pg_class')), 'NULL')) AS s
+    UNION ALL
+    SELECT 2, format('ALTER TABLE %%s OWNER TO %%I', %(final)s::text, pg_get_userbyid(c.relowner))
+    FROM pg_class AS c WHERE c.oid = %(old)s AND pg_get_userbyid(c.relowner) <> current_user
+    UNION ALL
+    SELECT 3, format('GRANT %%s ON %%s TO %%s%%s', a.privilege_type, %(final)s::text,
+           CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+           CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+    FROM pg_class AS c, aclexplode(c.relacl) AS a
+    WHERE c.oid = %(old)s AND a.grantee <> c.relowner
+    UNION ALL
+    SELECT 4, format('GRANT %%s (%%I) ON %%s TO %%s', a.privilege_type, att.attname, %(final)s::text,
+           CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+    FROM pg_attribute AS att, aclexplode(att.attacl) AS a
+    WHERE att.attrelid = %(old)s AND att.attnum > 0 AND NOT att.attisdropped
+    UNION ALL
+    SELECT 5, pg_get_triggerdef(t.oid)
+    FROM pg_trigger AS t WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal AND t.tgparentid = 0
+    UNION ALL
+    SELECT 6, format('ALTER TABLE %%s %%s TRIGGER %%I', %(final)s::text,
+           CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, t.tgname)
+    FROM pg_trigger AS t
+    WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'O'
+    UNION ALL
+    SELECT 7, format('ALTER STATISTICS %%s RENAME TO %%I', s.stxoid, s.kept) FROM (
+        SELECT format('%%I.%%I', n.nspname, x.stxname) AS stxoid,
+               left(x.stxname, 40) || '_' || %(kept)s::text AS kept
+        FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
+        WHERE x.stxrelid = %(old)s) AS s
+    UNION ALL
+    SELECT 8, pg_get_statisticsobjdef(x.oid)
+    FROM pg_statistic_ext AS x WHERE x.stxrelid = %(old)s
+      AND NOT EXISTS (SELECT FROM pg_statistic_ext AS p
+                      WHERE p.stxrelid = %(parent)s AND p.stxkind = x.stxkind
+                        AND (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_attribute AS a
+                             WHERE a.attrelid = p.stxrelid AND a.attnum = ANY (p.stxkeys::int2[]))
+                            IS NOT DISTINCT FROM
+                            (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_attribute AS a
+                             WHERE a.attrelid = x.stxrelid AND a.attnum = ANY (x.stxkeys::int2[])))
+) AS statements ORDER BY place
+
+-- name: problems
+-- What cannot follow, with the name of the thing.
+SELECT DISTINCT format('%%s %%s shows partition %%s by name and would go on showing the replaced rows',
+              CASE v.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, v.oid::regclass, d.refobjid::regclass)
+FROM pg_depend AS d
+JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+JOIN pg_class AS v ON v.oid = r.ev_class
+WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(old)s AND v.oid <> %(old)s
+UNION ALL
+SELECT format('partition %%s has row security of its own', c.oid::regclass)
+FROM pg_class AS c
+WHERE c.oid = %(old)s AND (c.relrowsecurity OR EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid))
+UNION ALL
+SELECT format('%%s references partition %%s by foreign key', con.conrelid::regclass, con.confrelid::regclass)
+FROM pg_constraint AS con
+WHERE con.confrelid = %(old)s AND con.contype = 'f' AND con.conparentid = 0
+
+-- name: own_indexes
+SELECT i.indexrelid::bigint AS oid,
+       ci.relname::text AS name,
+       substr(pg_get_indexdef(i.indexrelid),
+              length(format('CREATE %%sINDEX %%I ON %%I.%%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
+                            ci.relname, n.nspname, c.relname)) + 1) AS definition,
+       i.indisunique AS is_unique,
+       con.contype::text AS constraint_type,
+       pg_get_constraintdef(con.oid) AS constraint_definition,
+       i.indisreplident AS is_replica_identity
+FROM pg_index AS i
+JOIN pg_class AS ci ON ci.oid = i.indexrelid
+JOIN pg_class AS c ON c.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid = i.indrelid
+                              AND con.contype IN ('p', 'u', 'x')
+WHERE i.indrelid = %(old)s AND i.indisvalid
+  AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
+ORDER BY ci.relname
+
+-- name: taken_names
+SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = ANY (%(names)s)
+  AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = c.oid AND i.indrelid = %(old)s)

@@ -1,0 +1,217 @@
+"""Making a table its siblings' twin before it is attached: indexes, keys, checks, and what the partition that
+it replaces has of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from airflow_etl_provider.core.load import PartitionRange
+from airflow_etl_provider.core.names import TableName, shortened
+from airflow_etl_provider.postgres import statements
+from airflow_etl_provider.postgres.catalog import Partition, Table, scalar
+from airflow_etl_provider.postgres.queries import queries
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index that the partition must have: the parent's, or one of the replaced partition's own."""
+
+    oid: int
+    name: str
+    definition: str
+    is_unique: bool
+    constraint_type: str | None
+    constraint_definition: str | None
+    is_replica_identity: bool
+    of_parent: bool
+
+
+def parent_indexes(connection: psycopg.Connection[Any], parent: Table) -> list[Index]:
+    """The indexes that every partition of *parent* has."""
+    return _indexes(connection, queries("catalog")["parent_indexes"], {"oid": parent.oid}, True)
+
+
+def own_indexes(connection: psycopg.Connection[Any], old: Partition | None) -> list[Index]:
+    """The indexes that only *old* has."""
+    if old is None:
+        return []
+    return _indexes(connection, queries("twin")["own_indexes"], {"old": old.oid}, False)
+
+
+def _indexes(
+    connection: psycopg.Connection[Any], query: sql.SQL, params: dict[str, Any], of_parent: bool
+) -> list[Index]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(query, params).fetchall()
+    return [
+        Index(
+            oid=row["oid"],
+            name=row["name"],
+            definition=row["definition"],
+            is_unique=row["is_unique"],
+            constraint_type=row["constraint_type"],
+            constraint_definition=row["constraint_definition"],
+            is_replica_identity=row["is_replica_identity"],
+            of_parent=of_parent,
+        )
+        for row in rows
+    ]
+
+
+def working_name(table: TableName, number: int) -> str:
+    """The name of a future partition's index until it is attached."""
+    return f"{shortened(table.name, room=4)}_i{number}"
+
+
+def finish(
+    connection: psycopg.Connection[Any],
+    table: TableName,
+    part: PartitionRange,
+    parent: Table,
+    old: Partition | None,
+    indexes: Sequence[Index],
+) -> None:
+    """Give *table* all that can be given before it is attached, in one transaction, then analyze it.
+
+    A try before this one may have done it: the bound's CHECK comes last and tells.
+    """
+    known = {
+        "schema": table.schema,
+        "name": table.name,
+        "constraint": statements.BOUND_CHECK,
+    }
+    if scalar(connection, queries("catalog")["has_constraint"], known):
+        return
+    foreign = connection.execute(queries("catalog")["foreign_keys"], {"oid": parent.oid}).fetchall()
+    with connection.transaction():
+        if old is not None:
+            params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
+            for (own,) in connection.execute(queries("twin")["before_attach"], params).fetchall():
+                connection.execute(own)
+        for number, index in enumerate(indexes):
+            for step in _build_index(table, working_name(table, number), index):
+                connection.execute(step)
+        for name, definition in foreign:
+            connection.execute(_add_constraint(table, name, definition))
+        connection.execute(statements.bound_check(table, parent.partition_columns[0], part))
+    connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
+
+
+def last_touches(
+    connection: psycopg.Connection[Any],
+    old: Partition | None,
+    parent: Table,
+    final: TableName,
+    kept_suffix: str,
+) -> list[sql.Composable]:
+    """The statements that *final* needs once it bears its name: comment, owner, grants, own triggers."""
+    if old is None:
+        return [sql.SQL("COMMENT ON TABLE {} IS NULL").format(statements.ident(final))]
+    params = {"old": old.oid, "parent": parent.oid, "final": str(final), "kept": kept_suffix}
+    rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
+    return [sql.SQL(row[0]) for row in rows]
+
+
+def problems(connection: psycopg.Connection[Any], old: Partition) -> list[str]:
+    """What hangs on *old* itself and could not follow to its replacement."""
+    return [
+        row[0]
+        for row in connection.execute(queries("twin")["problems"], {"old": old.oid}).fetchall()
+    ]
+
+
+def final_index_names(
+    connection: psycopg.Connection[Any],
+    indexes: Sequence[Index],
+    old: Partition | None,
+    parent: TableName,
+    final: TableName,
+) -> list[str]:
+    """What the indexes will be called: as on the replaced partition, else after partition and parent's index.
+
+    Names that are taken get a number, as PostgreSQL's own do.
+    """
+    before: dict[int, str] = {}
+    if old is not None:
+        rows = connection.execute(
+            queries("catalog")["child_index_names"], {"oid": old.oid}
+        ).fetchall()
+        before = {parent_oid: name for parent_oid, name in rows if parent_oid is not None}
+    chosen: list[str] = []
+    for index in indexes:
+        if not index.of_parent:
+            name = index.name
+        elif index.oid in before:
+            name = before[index.oid]
+        else:
+            own = index.name.removeprefix(parent.name + "_")
+            name = _free(connection, shortened(f"{final.name}_{own}"), final.schema, chosen, old)
+        chosen.append(name)
+    return chosen
+
+
+def _free(
+    connection: psycopg.Connection[Any],
+    name: str,
+    schema: str,
+    chosen: Sequence[str],
+    old: Partition | None,
+) -> str:
+    candidates = [name, *(f"{shortened(name, room=3)}{number}" for number in range(1, 100))]
+    taken = {
+        row[0]
+        for row in connection.execute(
+            queries("twin")["taken_names"],
+            {"schema": schema, "names": candidates, "old": 0 if old is None else old.oid},
+        )
+    }
+    return next(found for found in candidates if found not in taken and found not in chosen)
+
+
+def _build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]:
+    if index.constraint_type == "x":
+        return [_add_constraint(table, name, index.constraint_definition or "")]
+    steps: list[sql.Composed] = [
+        sql.SQL("CREATE {}INDEX {} ON {} {}").format(
+            sql.SQL("UNIQUE " if index.is_unique else ""),
+            sql.Identifier(name),
+            statements.ident(table),
+            # The server's own rendering of the index.
+            sql.SQL(index.definition),
+        )
+    ]
+    if index.constraint_type in ("p", "u"):
+        kind = "PRIMARY KEY" if index.constraint_type == "p" else "UNIQUE"
+        definition = index.constraint_definition or ""
+        deferral = (
+            definition[definition.index(" DEFERRABLE") :] if " DEFERRABLE" in definition else ""
+        )
+        steps.append(
+            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} USING INDEX {}{}").format(
+                statements.ident(table),
+                sql.Identifier(name),
+                sql.SQL(kind),
+                sql.Identifier(name),
+                sql.SQL(deferral),
+            )
+        )
+    if index.is_replica_identity:
+        steps.append(
+            sql.SQL("ALTER TABLE {} REPLICA IDENTITY USING INDEX {}").format(
+                statements.ident(table), sql.Identifier(name)
+            )
+        )
+    return steps
+
+
+def _add_constraint(table: TableName, name: str, definition: str) -> sql.Composed:
+    """*definition* is the server's own rendering of a constraint."""
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
+        statements.ident(table), sql.Identifier(name), sql.SQL(definition)
+    )
