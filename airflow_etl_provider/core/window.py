@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from airflow_etl_provider.core.errors import ConfigurationError
 
@@ -119,7 +119,7 @@ def bound_text(moment: datetime, cursor_type: str, timezone: str) -> str:
         )
     if base == "timestamp with time zone":
         return _iso(moment.astimezone(UTC)) + "+00"
-    local = moment.astimezone(ZoneInfo(timezone)).replace(tzinfo=None)
+    local = moment.astimezone(_zone(timezone)).replace(tzinfo=None)
     if base == "timestamp without time zone":
         return _iso(local)
     if base == "date":
@@ -133,6 +133,36 @@ def bound_text(moment: datetime, cursor_type: str, timezone: str) -> str:
         f"a cursor of type {cursor_type} cannot be bounded by an interval of time",
         remedy="name a date or timestamp column as the cursor, or use window='full'",
     )
+
+
+def _zone(timezone: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ConfigurationError(
+            f"no time zone is called {timezone!r}",
+            remedy="use an IANA name such as America/New_York",
+        ) from None
+
+
+def parse_moment(value: object, name: str) -> datetime:
+    """An instant written as ISO 8601, offset included.
+
+    :raises ConfigurationError: not one, or without an offset, which nobody should have to guess.
+    """
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        raise ConfigurationError(
+            f"{name} is {value!r}, not a date and time",
+            remedy="write it as 2013-01-01T00:00:00-05:00",
+        ) from None
+    if moment.tzinfo is None:
+        raise ConfigurationError(
+            f"{name} is {value!r}, without a time zone",
+            remedy="add the offset, as in 2013-01-01T00:00:00-05:00 or …Z",
+        )
+    return moment
 
 
 def _iso(moment: datetime) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.errors import ConfigurationError, TransientError
 from airflow_etl_provider.postgres.session import Endpoint
 
 _POSTGRES_TYPES = ("postgres", "postgresql")
@@ -22,16 +22,18 @@ class EtlPostgresHook(PostgresHook):
         """Where the connection leads.
 
         :param application_name: what ``pg_stat_activity`` shows, cut to 63 bytes.
-        :raises ConfigurationError: there is no such connection, or it is not PostgreSQL.
+        :raises ConfigurationError: the connection is not PostgreSQL.
+        :raises TransientError: there is no such connection, or Airflow did not give it.
         """
         conn_id = self.get_conn_id()
         try:
             connection = self.get_connection(conn_id)
         except AirflowNotFoundException:
-            raise ConfigurationError(
-                f"Airflow has no connection {conn_id!r}",
+            # Airflow gives the same answer when its API fails, and has no list of connections to ask.
+            raise TransientError(
+                f"Airflow has no connection {conn_id!r}, or did not give it",
                 remedy=f"create it: airflow connections add {conn_id} --conn-uri postgres://…, or set "
-                f"AIRFLOW_CONN_{conn_id.upper()}",
+                f"AIRFLOW_CONN_{conn_id.upper()}; a passing fault of Airflow is retried",
             ) from None
         if connection.conn_type not in _POSTGRES_TYPES:
             raise ConfigurationError(

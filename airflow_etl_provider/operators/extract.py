@@ -10,9 +10,10 @@ from airflow.sdk import BaseOperator
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
-from airflow_etl_provider.core.load import Kind, Manifest
-from airflow_etl_provider.core.names import TableName, check_stream
+from airflow_etl_provider.core.load import Manifest
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
+from airflow_etl_provider.core.window import parse_moment
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import extract_lineage
@@ -27,6 +28,7 @@ from airflow_etl_provider.operators.run import (
     partition_spec,
     run_info,
     run_interval,
+    stream_kind,
 )
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
@@ -134,6 +136,9 @@ class IncrementalExtractOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         die_with_supervisor()
         with airflow_errors():
+            store = VariableWatermarkStore()
+            # A stream that no store could keep is refused before anything is made for it.
+            store.key(self.stream)
             run = run_info(context)
             staging = self._staging(application_name("extract", None, run))
             load_id = load_id_for(context, run, staging)
@@ -145,7 +150,7 @@ class IncrementalExtractOperator(BaseOperator):
                     hook.endpoint(name), TableName.parse(self.source), timezone=self.timezone
                 ),
                 area=self._staging(name),
-                store=VariableWatermarkStore(),
+                store=store,
                 now=datetime.now(UTC),
                 stop=self._stopper,
                 log=event_log(__name__),
@@ -187,8 +192,8 @@ class IncrementalExtractOperator(BaseOperator):
         return ExtractRequest(
             load_id=load_id,
             run=run,
-            stream=check_stream(self.stream),
-            kind=_kind(self.kind),
+            stream=self.stream,
+            kind=stream_kind(self.kind),
             source=self.source,
             source_conn_id=self.source_conn_id,
             target=TableName.parse(self.target),
@@ -207,19 +212,10 @@ class IncrementalExtractOperator(BaseOperator):
             lookback=self.lookback or None,
             partition=partition_spec(self.partition),
             timezone=self.timezone,
-            origin=None if self.origin is None else datetime.fromisoformat(self.origin),
+            origin=None if self.origin is None else parse_moment(self.origin, "origin"),
             checksum=self.checksum,
             store="variable",
         )
-
-
-def _kind(kind: str) -> Kind:
-    try:
-        return Kind(kind)
-    except ValueError:
-        raise ConfigurationError(
-            f"kind={kind!r} is unknown", remedy=f"say what the rows are: {', '.join(Kind)}"
-        ) from None
 
 
 def _origin(origin: str) -> CursorOrigin:

@@ -10,8 +10,9 @@ from airflow.sdk import BaseOperator
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, LoadState, Manifest, Published, Strategy
-from airflow_etl_provider.core.names import TableName, check_stream
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.core.watermark import follow
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import publish_lineage
@@ -25,6 +26,7 @@ from airflow_etl_provider.operators.run import (
     partition_spec,
     run_info,
     run_interval,
+    stream_kind,
 )
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.postgres.publish import PostgresPublisher
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 AUDITS = ("required", "none")
+_PASSED = ("passed", "warned")
 
 
 class PartitionSwapOperator(BaseOperator):
@@ -198,14 +201,17 @@ class PartitionSwapOperator(BaseOperator):
             application_name("publish", None, run)
         )
         area = PostgresAuditArea(endpoint)
-        if self.audit != "none":
-            self._require_report(staged)
-        whole = self.strategy == Strategy.REPLACE or self.kind == Kind.SNAPSHOTS
+        staging = PostgresStaging(endpoint)
+        store = VariableWatermarkStore()
+        store.key(self.stream)
+        report = None if self.audit == "none" else self._require_report(staged)
+        kind = stream_kind(self.kind)
+        whole = self.strategy == Strategy.REPLACE or kind is Kind.SNAPSHOTS
         manifest = area.register(
-            load_id=load_id_for(context, run, PostgresStaging(endpoint)),
+            load_id=load_id_for(context, run, staging, publishes=True),
             run=run,
-            stream=check_stream(self.stream),
-            kind=Kind(self.kind),
+            stream=self.stream,
+            kind=kind,
             staged=staged,
             target=TableName.parse(self.target),
             target_conn_id=self.target_conn_id,
@@ -214,18 +220,31 @@ class PartitionSwapOperator(BaseOperator):
             keys=tuple(self.keys),
             timezone=self.timezone,
             store="variable",
+            audited_rows=None if report is None else report.get("rows"),
         )
-        if self.audit == "none":
-            area.waive(manifest.load_id, f"{run.dag_id} {run.run_id}")
-        else:
-            area.accept(manifest.load_id, self.report["report"])
+        # What keeps the watermark from being stored is better known before the data is live.
+        log = event_log(__name__)
+        follow(store, self.stream, lambda: staging.position(manifest.stream), log=log)
+        if staging.state(manifest.load_id) is not LoadState.PUBLISHED:
+            if report is None:
+                area.waive(manifest.load_id, f"{run.dag_id} {run.run_id}")
+            else:
+                area.accept(manifest.load_id, report)
         return manifest
 
-    def _require_report(self, staged: TableName) -> None:
-        report = self.report if isinstance(self.report, Mapping) else {}
-        if report.get("table") != str(staged) or report.get("conn_id") != self.target_conn_id:
+    def _require_report(self, staged: TableName) -> Mapping[str, Any]:
+        """The report of the audit of *staged*, which must have passed."""
+        given = self.report if isinstance(self.report, Mapping) else {}
+        if given.get("table") != str(staged) or given.get("conn_id") != self.target_conn_id:
             raise ConfigurationError(
                 f"no audit of {staged} on {self.target_conn_id} was given",
                 remedy="validate it first (QualityValidationOperator with conn_id and table) and pass "
                 "report=validate.output, or say audit='none', which is recorded",
             )
+        report = given.get("report")
+        if not isinstance(report, Mapping) or report.get("verdict") not in _PASSED:
+            raise ConfigurationError(
+                f"the audit of {staged} did not pass, so it is not published",
+                remedy="mend the rows or the suite, and clear validate and publish",
+            )
+        return report

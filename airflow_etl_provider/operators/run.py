@@ -17,10 +17,10 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.context import NEVER_EXPIRE
 
 from airflow_etl_provider.core.errors import ConfigurationError
-from airflow_etl_provider.core.load import LoadState, RunInfo
+from airflow_etl_provider.core.load import Kind, LoadState, RunInfo
 from airflow_etl_provider.core.names import short_id
 from airflow_etl_provider.core.partition import Every, PartitionSpec
-from airflow_etl_provider.core.window import Interval, choose_interval
+from airflow_etl_provider.core.window import Interval, choose_interval, parse_moment
 from airflow_etl_provider.postgres.session import cancel_open_sessions
 from airflow_etl_provider.postgres.staging import PostgresStaging
 
@@ -131,23 +131,7 @@ def explicit_window(context: Context) -> bool:
 
 
 def _moment(value: object, name: str) -> datetime | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, datetime):
-        return value
-    try:
-        moment = datetime.fromisoformat(str(value))
-    except ValueError:
-        raise ConfigurationError(
-            f"param {name} is {value!r}, not a date and time",
-            remedy="write it as 2013-01-01T00:00:00-05:00",
-        ) from None
-    if moment.tzinfo is None:
-        raise ConfigurationError(
-            f"param {name} is {value!r}, without a time zone",
-            remedy="add the offset, as in 2013-01-01T00:00:00-05:00 or …Z",
-        )
-    return moment
+    return None if value is None or value == "" else parse_moment(value, f"param {name}")
 
 
 def partition_spec(given: Mapping[str, Any] | PartitionSpec | None) -> PartitionSpec | None:
@@ -173,11 +157,16 @@ def partition_spec(given: Mapping[str, Any] | PartitionSpec | None) -> Partition
     return PartitionSpec(given["column"], every, given.get("timezone", "UTC"))
 
 
-def load_id_for(context: Context, run: RunInfo, staging: PostgresStaging) -> str:
+def load_id_for(
+    context: Context, run: RunInfo, staging: PostgresStaging, *, publishes: bool = False
+) -> str:
     """The load this task instance works on: minted by its first try and kept in the task state store.
 
     A retry meets its own load again, and so does a clear of what had not finished. A clear of what was
     staged but not published mints a new load and abandons the old one.
+
+    :param publishes: this task publishes the load itself, so that a retry must meet it even if its
+        first try had got that far.
     """
     store = context.get("task_state_store")
     kept = None if store is None else store.get(LOAD_KEY)
@@ -186,7 +175,9 @@ def load_id_for(context: Context, run: RunInfo, staging: PostgresStaging) -> str
         state = staging.state(load_id)
         unfinished = state in (None, LoadState.STARTED, LoadState.FAILED)
         waiting = state in (LoadState.STAGED, LoadState.VALIDATED)
-        if unfinished or (waiting and kept.get("clear_number") == run.clear_number):
+        same_run = kept.get("clear_number") == run.clear_number
+        done = publishes and state is LoadState.PUBLISHED
+        if unfinished or ((waiting or done) and same_run):
             return load_id
         if waiting:
             staging.discard(load_id, "the task was cleared: its window is loaded anew")
@@ -211,3 +202,13 @@ def operator_lineage(lineage: Lineage) -> OperatorLineage[Any, Any]:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     return OperatorLineage(inputs=lineage.inputs, outputs=lineage.outputs)
+
+
+def stream_kind(kind: str) -> Kind:
+    """:raises ConfigurationError: not a kind of stream."""
+    try:
+        return Kind(kind)
+    except ValueError:
+        raise ConfigurationError(
+            f"kind={kind!r} is unknown", remedy=f"say what the rows are: {', '.join(Kind)}"
+        ) from None

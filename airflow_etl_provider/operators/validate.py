@@ -146,9 +146,10 @@ class QualityValidationOperator(BaseOperator):
 
     def _audit(self, area: PostgresAuditArea, table: TableName, load_id: str) -> Report:
         started = datetime.now(UTC)
+        columns = area.columns(table)
         self._dataset = area.dataset(table if self._manifest is None else self._manifest.target)
         if self.expectations is not None:
-            check_columns(self.expectations, [column.name for column in area.columns(table)])
+            check_columns(self.expectations, [column.name for column in columns])
             endpoint = area.endpoint
             self._auditor = GreatExpectationsAuditor(
                 endpoint.parameters(), endpoint.application_name

@@ -99,10 +99,13 @@ class PostgresAuditArea:
         keys: tuple[str, ...],
         timezone: str,
         store: str,
+        audited_rows: int | None,
     ) -> Manifest:
         """Take a table that somebody else staged as the batch of a new load.
 
-        :raises ContractError: the staged table has columns that the target has not.
+        :param audited_rows: rows that the audit saw; the table must still hold as many.
+        :raises ContractError: the staged table has columns that the target has not, or other rows than
+            were audited.
         :raises ConfigurationError: a window that does not fit the target's partitions.
         """
         with connect(self.endpoint) as connection:
@@ -135,7 +138,15 @@ class PostgresAuditArea:
                         connection, goal, spec=partition, interval=interval, timezone=timezone
                     )
                 ledger.bind_stream(connection, stream, target, kind, store)
+                known = ledger.load(connection, load_id)
+                if known is not None and known.manifest is not None:
+                    return known.manifest
                 rows = catalog.scalar(connection, statements.count(staged))
+                if audited_rows is not None and rows != audited_rows:
+                    raise ContractError(
+                        f"{staged} holds {rows:,} rows, its audit saw {audited_rows:,}",
+                        remedy="clear validate and publish, so that what is published was audited",
+                    )
                 manifest = Manifest(
                     load_id=load_id,
                     stream=stream,
@@ -160,7 +171,7 @@ class PostgresAuditArea:
                     snapshot_at=ledger.server_time(connection),
                 )
                 with connection.transaction():
-                    found = ledger.begin_load(
+                    ledger.begin_load(
                         connection,
                         load_id=load_id,
                         stream=stream,
@@ -171,8 +182,6 @@ class PostgresAuditArea:
                         moves_watermark=manifest.moves_watermark,
                         origin=None,
                     )
-                    if found.manifest is not None:
-                        return found.manifest
                     statement, params = ledger.staged_statement(manifest)
                     connection.execute(statement, params)
             return manifest

@@ -103,6 +103,11 @@ def read_table(connection: psycopg.Connection[Any], table: TableName, *, label: 
                 for row in cursor.execute(queries("catalog")["tables_like"], {"name": table.name})
             ]
             hint = f"; there is {' and '.join(others)}" if others else ""
+            if not others:
+                names = cursor.execute(
+                    queries("catalog")["tables_of_schema"], {"schema": table.schema}
+                )
+                hint = nearest(str(table), [row["name"] for row in names])
             raise CatalogError(
                 f"{label} (database {_database(connection)}) has no table {table}{hint}",
                 remedy="check the name and the connection's database; the name is case-sensitive",

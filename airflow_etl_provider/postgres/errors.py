@@ -41,9 +41,17 @@ _REMEDIES = {
     "53100": "free disk space on the server; the load starts over or goes on by itself",
     "53300": "raise max_connections or lower the number of parallel runs",
 }
-_COPY_CONTEXT = re.compile(
-    r"\bline (\d+)(?:, column ((?:[^:\"]|\"[^\"]*\")+?))?(?::|$)", re.MULTILINE
+#: Only a column of an ordinary name is told, since one with quotes could let the value after it through.
+_COPY_CONTEXT = re.compile(r', line (\d+)(?:, column ([A-Za-z_][A-Za-z0-9_$]*)(?=: "|: null|$))?')
+#: Classes of SQLSTATE whose messages speak of structure, never of rows.
+_STRUCTURAL = ("08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58")
+#: What servers say when they refuse a connection for good; neither driver gives a SQLSTATE for it.
+_REFUSED_LOGIN = re.compile(
+    r"password authentication failed|no password supplied|role \".*\" does not exist"
+    r"|no pg_hba\.conf entry|permission denied for database|authentication failed"
+    r"|is not permitted to log in"
 )
+_NO_DATABASE = re.compile(r"database \".*\" does not exist")
 
 
 def translate(error: Exception, what: str) -> EtlError:
@@ -52,6 +60,10 @@ def translate(error: Exception, what: str) -> EtlError:
     sqlstate, primary, context = _diagnosis(error)
     if sqlstate is None:
         reason = _first_line(str(error))
+        if "FATAL:" in reason and _REFUSED_LOGIN.search(reason):
+            return ConfigurationError(f"{what}: {reason}", remedy=_REMEDIES["28"])
+        if "FATAL:" in reason and _NO_DATABASE.search(reason):
+            return ConfigurationError(f"{what}: {reason}", remedy=_REMEDIES["3D"])
         return ConnectionLost(
             f"{what}: {reason or 'the connection broke'}",
             remedy="check that the server is up and reachable; Airflow retries by itself",
@@ -69,7 +81,11 @@ def translate(error: Exception, what: str) -> EtlError:
         return ConfigurationError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
     if sqlstate[:2] in ("42", "3F", "0A", "55"):
         return CatalogError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
-    return EtlError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+    if sqlstate[:2] in _STRUCTURAL:
+        return EtlError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+    return EtlError(
+        f"{what}: the server answered {_condition(sqlstate)} ({sqlstate})", remedy=remedy
+    )
 
 
 @contextmanager
@@ -121,12 +137,16 @@ def _without_values(sqlstate: str, primary: str, context: str) -> str:
         )
     if sqlstate[:2] == "23":
         return f"{primary}{at} ({sqlstate})"
+    return f"a value cannot be stored{at}: {_condition(sqlstate)} ({sqlstate})"
+
+
+def _condition(sqlstate: str) -> str:
+    """The name of a SQLSTATE's condition, in words."""
     try:
         name = psycopg.errors.lookup(sqlstate).__name__
     except KeyError:
-        name = "data exception"
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    return f"a value cannot be stored{at}: {words} ({sqlstate})"
+        name = "an error"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.rstrip("_")).lower()
 
 
 def _first_line(text: str) -> str:

@@ -184,7 +184,6 @@ class InPlace:
 
     def _merge(self, keys: Sequence[str]) -> _Counts:
         """Update and insert by key; a row of the target that is newer than the batch's stays."""
-        target, _manifest = self._target.name, self._manifest
         latest = self._latest(keys)
         staged = scalar(self._connection, sql.SQL("SELECT count(*) FROM {} AS s").format(latest))
         fresh = self._not_older()

@@ -115,12 +115,17 @@ def bind_stream(
 ) -> StreamPosition:
     """Bind *stream* to *target* with its first load; later loads must name the same.
 
+    As long as no load has got anywhere, a mistake in the first one binds nothing.
+
     :raises ConfigurationError: the stream is bound to another target or kind.
     """
     named = queries("ledger")
     connection.execute(
         named["bind_stream"],
         {"stream": stream, "target": str(target), "kind": kind.value, "store": store},
+    )
+    connection.execute(
+        named["rebind_stream"], {"stream": stream, "target": str(target), "kind": kind.value}
     )
     row = _row(connection, named["stream"], {"stream": stream})
     if row["target"] != str(target):

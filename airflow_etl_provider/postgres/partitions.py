@@ -15,7 +15,13 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import PartitionSpec, Period
 from airflow_etl_provider.core.window import Interval, bound_text
 from airflow_etl_provider.postgres import statements
-from airflow_etl_provider.postgres.catalog import Partition, Table, read_partitions, scalar
+from airflow_etl_provider.postgres.catalog import (
+    Partition,
+    Table,
+    missing_privileges,
+    read_partitions,
+    scalar,
+)
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
@@ -303,3 +309,40 @@ def exclude_from_default(
                     )
                     connection.execute(statements.excluding_check(partition.table, column, part))
             connection.execute(statements.validate_constraint(partition.table, name))
+
+
+def refuse_unswappable(connection: psycopg.Connection[Any], target: Table) -> None:
+    """:raises CatalogError: no partition of *target* can be exchanged by this role, or at all."""
+    referencing = [
+        row[0]
+        for row in connection.execute(
+            queries("catalog")["referencing_foreign_keys"], {"oid": target.oid}
+        )
+    ]
+    if referencing:
+        raise CatalogError(
+            f"{', '.join(referencing)} reference {target.name} by foreign key: PostgreSQL lets no "
+            "referenced partition be detached",
+            remedy=f"drop those foreign keys, or load {target.name} by another way than swap",
+        )
+    published = [
+        row[0]
+        for row in connection.execute(
+            queries("catalog")["publications"],
+            {"schema": target.name.schema, "name": target.name.name},
+        )
+    ]
+    if published:
+        raise CatalogError(
+            f"{target.name} is in publication {', '.join(published)}: subscribers would not see a swap",
+            remedy="take it out of the publication, or load it by another way than swap",
+        )
+    owner = scalar(connection, queries("catalog")["may_own"], {"oid": target.oid})
+    if not owner:
+        user = connection.info.user
+        raise CatalogError(
+            f"role {user} does not own {target.name}, and only its owner may attach partitions",
+            remedy=f"ALTER TABLE {target.name} OWNER TO {user}, or GRANT the owner's role TO {user}",
+        )
+    if missing_privileges(connection, target, ("SELECT",)):
+        raise CatalogError(f"role {connection.info.user} may not read {target.name}")

@@ -95,6 +95,11 @@ class PostgresPublisher:
         with connect(self.endpoint) as connection:
             try:
                 with translated_errors("dropping replaced versions"):
+                    # A reader of an old version is not waited for: it is dropped after a later publish.
+                    connection.execute(
+                        "SELECT set_config('lock_timeout', %s, false)",
+                        (str(round(options.lock_budget.total_seconds() * 1000)),),
+                    )
                     for partition in published.partitions:
                         for old in ledger.old_versions(
                             connection, partition.name, keep=options.keep_versions

@@ -13,6 +13,7 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Session
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
@@ -77,7 +78,7 @@ def connect(endpoint: Endpoint) -> Iterator[psycopg.Connection[Any]]:
     :raises ConnectionLost: the server cannot be reached.
     """
     with translated_errors(f"connecting to {endpoint.label}"):
-        connection = psycopg.connect(endpoint.dsn(), autocommit=True, prepare_threshold=None)
+        connection = psycopg.connect(_dsn(endpoint), autocommit=True, prepare_threshold=None)
     with connection:
         with translated_errors(f"preparing a session on {endpoint.label}"):
             _prepare(connection)
@@ -106,7 +107,7 @@ def connect_for_copy(
     the block is rolled back.
     """
     with translated_errors(f"connecting to {endpoint.label}"):
-        connection = psycopg2.connect(endpoint.dsn())
+        connection = psycopg2.connect(_dsn(endpoint))
     try:
         with translated_errors(f"preparing a session on {endpoint.label}"):
             connection.set_session(autocommit=True)
@@ -123,6 +124,16 @@ def connect_for_copy(
         yield connection
     finally:
         connection.close()
+
+
+def _dsn(endpoint: Endpoint) -> str:
+    try:
+        return endpoint.dsn()
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(
+            f"{endpoint.label} is no libpq connection: {str(error).splitlines()[0]}",
+            remedy="look at the connection's extra: every key in it must be a libpq keyword",
+        ) from None
 
 
 def _prepare(connection: psycopg.Connection[Any] | psycopg2.extensions.connection) -> None:

@@ -31,7 +31,11 @@ from airflow_etl_provider.postgres import catalog, ledger, statements
 from airflow_etl_provider.postgres.catalog import Table
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.partitions import expected_partitions, refuse_default_rows
+from airflow_etl_provider.postgres.partitions import (
+    expected_partitions,
+    refuse_default_rows,
+    refuse_unswappable,
+)
 from airflow_etl_provider.postgres.session import (
     Endpoint,
     connect,
@@ -379,6 +383,8 @@ def _partitions(
         interval=request.interval,
         timezone=request.timezone,
     )
+    if found:
+        refuse_unswappable(connection, target)
     refuse_default_rows(connection, target, request.cursor, found)
     return found
 

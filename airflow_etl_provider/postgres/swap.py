@@ -20,7 +20,6 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.errors import (
-    CatalogError,
     ConfigurationError,
     ContractError,
     LockBudgetExceeded,
@@ -40,7 +39,6 @@ from airflow_etl_provider.postgres import ledger, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
     Table,
-    missing_privileges,
     read_partitions,
     require_range_partitioned,
     scalar,
@@ -52,6 +50,7 @@ from airflow_etl_provider.postgres.partitions import (
     exclude_from_default,
     refuse_default_rows,
     refuse_dependents,
+    refuse_unswappable,
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
@@ -148,7 +147,7 @@ class Swap:
             changes: list[_Change] = []
             try:
                 changes = self._changes(tables)
-                return self._exchange(changes)
+                return self._exchange(changes, dimensions_first=attempt % 2 == 1)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
                 blockers = self._blockers(changes)
             except psycopg.errors.DeadlockDetected:
@@ -177,41 +176,7 @@ class Swap:
 
     def _inspect(self) -> None:
         require_range_partitioned(self._target, self._manifest.partition_column or "")
-        referencing = [
-            row[0]
-            for row in self._connection.execute(
-                queries("catalog")["referencing_foreign_keys"], {"oid": self._target.oid}
-            )
-        ]
-        if referencing:
-            raise CatalogError(
-                f"{', '.join(referencing)} reference {self._target.name} by foreign key: PostgreSQL lets no "
-                "referenced partition be detached",
-                remedy=f"drop those foreign keys, or load {self._target.name} by another way than swap",
-            )
-        published = [
-            row[0]
-            for row in self._connection.execute(
-                queries("catalog")["publications"],
-                {"schema": self._target.name.schema, "name": self._target.name.name},
-            )
-        ]
-        if published:
-            raise CatalogError(
-                f"{self._target.name} is in publication {', '.join(published)}: subscribers would not see a swap",
-                remedy="take it out of the publication, or load it by another way than swap",
-            )
-        owner = scalar(self._connection, queries("catalog")["may_own"], {"oid": self._target.oid})
-        if not owner:
-            user = self._connection.info.user
-            raise CatalogError(
-                f"role {user} does not own {self._target.name}, and only its owner may attach partitions",
-                remedy=f"ALTER TABLE {self._target.name} OWNER TO {user}, or GRANT the owner's role TO {user}",
-            )
-        if missing_privileges(self._connection, self._target, ("SELECT",)):
-            raise CatalogError(
-                f"role {self._connection.info.user} may not read {self._target.name}"
-            )
+        refuse_unswappable(self._connection, self._target)
         patience = scalar(
             self._connection,
             "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'",
@@ -295,6 +260,7 @@ class Swap:
         for part, table in zip(manifest.partitions, tables, strict=True):
             old = existing.get(part.name)
             refuse_dependents(self._connection, [] if old is None else [old])
+            self._require_logged(table)
             rows = scalar(self._connection, statements.count(table))
             before = 0 if old is None else scalar(self._connection, statements.count(old.table))
             brake(
@@ -316,9 +282,22 @@ class Swap:
         require_same_rows(manifest, sum(change.rows for change in changes))
         return changes
 
+    def _require_logged(self, table: TableName) -> None:
+        """An unlogged partition would be empty after a crash, and unreadable on a standby."""
+        persistence = scalar(
+            self._connection,
+            queries("catalog")["persistence"],
+            {"schema": table.schema, "name": table.name},
+        )
+        if persistence != "p":
+            raise ContractError(
+                f"{table} is an unlogged table, which a crash would empty, so it cannot become a partition",
+                remedy="clear extract and downstream: the window is staged anew, logged",
+            )
+
     # -- under the locks --------------------------------------------------------------------------
 
-    def _exchange(self, changes: Sequence[_Change]) -> Published:
+    def _exchange(self, changes: Sequence[_Change], *, dimensions_first: bool) -> Published:
         connection, manifest = self._connection, self._manifest
         published = Published(
             load_id=manifest.load_id,
@@ -357,7 +336,7 @@ class Swap:
                 connection, replace(published, position=position), manifest
             )
             until = time.monotonic() + self._options.lock_budget.total_seconds()
-            for table, mode in self._locks(changes):
+            for table, mode in self._locks(changes, dimensions_first=dimensions_first):
                 self._limit(until)
                 connection.execute(statements.lock(table, mode))
                 locked = locked or time.monotonic()
@@ -384,13 +363,19 @@ class Swap:
             {"ms": str(remaining)},
         )
 
-    def _locks(self, changes: Sequence[_Change]) -> list[tuple[TableName, str]]:
-        """All locks, parent first, then partitions by bound, then DEFAULT; ATTACH alone needs a weaker one."""
+    def _locks(
+        self, changes: Sequence[_Change], *, dimensions_first: bool
+    ) -> list[tuple[TableName, str]]:
+        """All locks: parent, partitions by bound, DEFAULT, and the tables that foreign keys refer to.
+
+        Those come before the others or after them, by turns: readers lock in the order of their own FROM,
+        so no one order always works. ATTACH alone needs a weaker lock of the parent.
+        """
+        if not changes:
+            return []
         replaced = sorted(
             (change for change in changes if change.old is not None), key=lambda c: c.range.low
         )
-        if not changes:
-            return []
         parent = "ACCESS EXCLUSIVE" if replaced else "SHARE UPDATE EXCLUSIVE"
         locks = [(self._target.name, parent)]
         locks += [
@@ -402,7 +387,15 @@ class Swap:
             if partition.is_default
         ]
         locks += [(change.new, "ACCESS EXCLUSIVE") for change in changes]
-        return locks
+        dimensions = [(table, "ACCESS EXCLUSIVE") for table, _ in self._dimensions()]
+        return [*dimensions, *locks] if dimensions_first else [*locks, *dimensions]
+
+    def _dimensions(self) -> list[tuple[TableName, int]]:
+        """The tables that the target's foreign keys refer to; ATTACH locks them."""
+        rows = self._connection.execute(
+            queries("catalog")["referenced_tables"], {"oid": self._target.oid}
+        ).fetchall()
+        return [(TableName(schema, name), oid) for schema, name, oid in rows]
 
     def _require_unmoved(self, changes: Sequence[_Change]) -> None:
         """Under the locks: the partitions are those that were looked at."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -118,6 +119,9 @@ def relay(
                 half.join(_STEP)
                 if stop.is_set() or half.error is not None or other.error is not None:
                     break
+                # While rows are still being sent, the target has nothing to say unless it gave up.
+                if sending.rows < 0 and storing.is_alive() and _has_answered(target):
+                    break
                 now = time.monotonic()
                 if progress is not None and now - reported >= PROGRESS_EVERY:
                     reported = now
@@ -135,6 +139,14 @@ def relay(
             remedy="nothing was kept; look for triggers or rules on the target, then clear the task",
         )
     return Transferred(storing.rows, counting.bytes)
+
+
+def _has_answered(connection: psycopg2.extensions.connection) -> bool:
+    """Whether the server said something during ``COPY … FROM STDIN``, which it does only to end it."""
+    try:
+        return bool(select.select([connection.fileno()], [], [], 0)[0])
+    except (psycopg2.Error, ValueError):
+        return True
 
 
 def _end(half: _Half, cancel: Callable[[], None]) -> None:

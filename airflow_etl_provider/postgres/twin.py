@@ -112,7 +112,17 @@ def last_touches(
 ) -> list[sql.Composable]:
     """The statements that *final* needs once it bears its name: comment, owner, grants, own triggers."""
     if old is None:
-        return [sql.SQL("COMMENT ON TABLE {} IS NULL").format(statements.ident(final))]
+        touches: list[sql.Composable] = [
+            sql.SQL("COMMENT ON TABLE {} IS NULL").format(statements.ident(final))
+        ]
+        owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
+        if owner is not None:
+            touches.append(
+                sql.SQL("ALTER TABLE {} OWNER TO {}").format(
+                    statements.ident(final), sql.Identifier(owner)
+                )
+            )
+        return touches
     params = {"old": old.oid, "parent": parent.oid, "final": str(final), "kept": kept_suffix}
     rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
     return [sql.SQL(row[0]) for row in rows]

@@ -14,6 +14,7 @@ from airflow_etl_provider.core.watermark import Watermark
 
 PREFIX = "etl.watermark."
 _PROBE = "an ordinary value"
+_RETRIED = "a passing fault is retried; if it stays, look at the API server's log"
 
 
 class VariableWatermarkStore:
@@ -49,7 +50,9 @@ class VariableWatermarkStore:
             text = Variable.get(key)
         except AirflowRuntimeError as error:
             if error.error.error is not ErrorType.VARIABLE_NOT_FOUND:
-                raise TransientError(f"Airflow did not give Variable {key}: {error}") from None
+                raise TransientError(
+                    f"Airflow did not give Variable {key}: {error}", remedy=_RETRIED
+                ) from None
             if self._exists(key):
                 raise TransientError(
                     f"Variable {key} exists but Airflow did not give its value",
@@ -73,7 +76,9 @@ class VariableWatermarkStore:
             )
             stored = Variable.get(key)
         except AirflowRuntimeError as error:
-            raise TransientError(f"Airflow did not store Variable {key}: {error}") from None
+            raise TransientError(
+                f"Airflow did not store Variable {key}: {error}", remedy=_RETRIED
+            ) from None
         if stored == text:
             return
         # A parallel load of the stream may have written a newer one in between.
@@ -85,7 +90,9 @@ class VariableWatermarkStore:
         try:
             return key in list(Variable.keys(prefix=key))
         except AirflowRuntimeError as error:
-            raise TransientError(f"Airflow did not list the Variables: {error}") from None
+            raise TransientError(
+                f"Airflow did not list the Variables: {error}", remedy=_RETRIED
+            ) from None
 
     def _refuse_environment(self, key: str) -> None:
         name = f"AIRFLOW_VAR_{key.upper()}"

@@ -27,6 +27,12 @@ WHERE lower(c.relname) = lower(%(name)s) AND c.relkind IN ('r', 'p', 'v', 'm', '
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'etl', 'etl_staging')
 ORDER BY 1 LIMIT 3
 
+-- name: tables_of_schema
+SELECT format('%%I.%%I', n.nspname, c.relname) AS name
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+
 -- name: columns
 WITH RECURSIVE reached AS (
     SELECT a.attnum, a.atttypid AS oid
@@ -133,6 +139,23 @@ ORDER BY 1
 
 -- name: partition_condition
 SELECT pg_get_partition_constraintdef(%(oid)s)
+
+-- name: referenced_tables
+SELECT DISTINCT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid
+FROM pg_constraint AS con
+JOIN pg_class AS c ON c.oid = con.confrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE con.conrelid = %(oid)s AND con.contype = 'f' AND con.conparentid = 0 AND con.confrelid <> con.conrelid
+ORDER BY 1, 2
+
+-- name: persistence
+SELECT c.relpersistence::text
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+
+-- name: owner
+SELECT CASE WHEN pg_get_userbyid(relowner) <> current_user THEN pg_get_userbyid(relowner)::text END
+FROM pg_class WHERE oid = %(oid)s
 
 -- name: blockers
 SELECT a.pid, a.usename::text AS "user", a.application_name AS application,

@@ -11,6 +11,11 @@ INSERT INTO etl.streams (stream, target, kind, store)
 VALUES (%(stream)s, %(target)s, %(kind)s, %(store)s)
 ON CONFLICT (stream) DO NOTHING
 
+-- name: rebind_stream
+UPDATE etl.streams AS s SET target = %(target)s, kind = %(kind)s
+WHERE stream = %(stream)s AND position IS NULL AND (target, kind) IS DISTINCT FROM (%(target)s, %(kind)s)
+  AND NOT EXISTS (SELECT FROM etl.loads AS l WHERE l.stream = s.stream AND l.state NOT IN ('failed', 'abandoned'))
+
 -- name: set_origin
 UPDATE etl.streams SET origin = %(origin)s WHERE stream = %(stream)s
 
