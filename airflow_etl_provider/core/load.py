@@ -294,7 +294,8 @@ class Published:
     """The outcome of a publish, as it stands in the ledger.
 
     ``rows_stale`` were left as they are because the target already held a newer version.
-    ``already`` says that an earlier try had published this load: nothing was done now.
+    ``already`` says that an earlier try had published this load: nothing was done now. ``overtaken_by``
+    is the load that began later and published the whole window first; this one was abandoned.
     """
 
     load_id: str
@@ -311,6 +312,7 @@ class Published:
     position: StreamPosition
     rows_stale: int = 0
     already: bool = False
+    overtaken_by: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -334,4 +336,5 @@ class Published:
             "watermark": self.position.position,
             "fence": self.position.fence,
             "already_published": self.already,
+            "overtaken_by": self.overtaken_by,
         }

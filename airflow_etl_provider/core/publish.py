@@ -150,6 +150,14 @@ def publish(
     except EtlError as error:
         publisher.fail(manifest.load_id, error.what)
         raise
+    if published.overtaken_by is not None:
+        log(
+            "a load that began later has published this window; nothing to do",
+            load_id=published.load_id,
+            newer=published.overtaken_by,
+        )
+        publisher.tidy(published, manifest, options)
+        return published
     log(
         "already published" if published.already else "published",
         load_id=published.load_id,

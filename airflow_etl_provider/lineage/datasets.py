@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_etl_provider.core.load import Column, Manifest, Published, Strategy
+from airflow_etl_provider.core.ports import SourceShape
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import InputDataset, OutputDataset
@@ -51,6 +52,19 @@ class CheckedTable(Protocol):
     def results(self) -> Iterable[Checked]: ...
 
 
+def source_lineage(shape: SourceShape | None) -> Lineage:
+    """The source as it is known before it was read, or when reading it failed."""
+    from openlineage.client.event_v2 import InputDataset
+
+    if shape is None:
+        return Lineage()
+    namespace, name = shape.dataset
+    columns = [Column(column.name, column.type) for column in shape.columns]
+    return Lineage(
+        inputs=[InputDataset(namespace=namespace, name=name, facets=_described(columns, namespace))]
+    )
+
+
 def extract_lineage(manifest: Manifest | None) -> Lineage:
     """The source, with its schema, rows and bytes read, and the window as a subset."""
     from openlineage.client.event_v2 import InputDataset
@@ -86,7 +100,7 @@ def extract_lineage(manifest: Manifest | None) -> Lineage:
 
 
 def validate_lineage(
-    manifest: Manifest | None, report: CheckedTable | None, dataset: Dataset | None
+    columns: Iterable[Column], report: CheckedTable | None, dataset: Dataset | None
 ) -> Lineage:
     """The guarded table, with one assertion for each expectation."""
     from openlineage.client.event_v2 import InputDataset
@@ -111,7 +125,6 @@ def validate_lineage(
             columnMetrics={}, rowCount=report.rows
         ),
     }
-    columns = () if manifest is None else manifest.columns
     return Lineage(
         inputs=[
             InputDataset(
@@ -158,7 +171,7 @@ def publish_lineage(
                 facets=_described(manifest.columns, source_namespace),
             )
         )
-    if published is None:
+    if published is None or published.overtaken_by is not None:
         return Lineage(inputs=inputs)
     namespace, name = dataset
     facets = _described(manifest.columns, namespace)
@@ -231,17 +244,20 @@ def _identity_lineage(source: Dataset, columns: Iterable[Column]) -> Any:
 
 
 def _between(subset: Any, manifest: Manifest) -> Any:
-    """``cursor >= low AND cursor < high`` as OpenLineage writes conditions."""
-
-    def compare(bound: str | None, comparison: str) -> Any:
-        return subset.CompareSubsetCondition(
+    """The window as OpenLineage writes conditions; an open side is left out."""
+    window = manifest.window
+    sides = [
+        subset.CompareSubsetCondition(
             left=subset.FieldBaseCompareExpression(field=manifest.cursor),
             right=subset.LiteralCompareExpression(value=bound),
             comparison=comparison,
         )
-
-    return subset.BinarySubsetCondition(
-        left=compare(manifest.window.low, "GREATER_EQUAL_THAN"),
-        right=compare(manifest.window.high, "LESS_THAN"),
-        operator="AND",
-    )
+        for bound, comparison in (
+            (window.low, "GREATER_EQUAL_THAN" if window.bounds[0] == "[" else "GREATER_THAN"),
+            (window.high, "LESS_THAN" if window.bounds[1] == ")" else "LESS_EQUAL_THAN"),
+        )
+        if bound is not None
+    ]
+    if len(sides) == 1:
+        return sides[0]
+    return subset.BinarySubsetCondition(left=sides[0], right=sides[1], operator="AND")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.errors import ConfigurationError, EtlError
 from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.names import TableName
@@ -16,7 +17,7 @@ from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
 from airflow_etl_provider.core.window import parse_moment
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
-from airflow_etl_provider.lineage.datasets import extract_lineage
+from airflow_etl_provider.lineage.datasets import extract_lineage, source_lineage
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
@@ -131,6 +132,7 @@ class IncrementalExtractOperator(BaseOperator):
         self.null_cursor = null_cursor
         self.checksum = checksum
         self._stopper = Stopper()
+        self._source: PostgresSource | None = None
         self._manifest: Manifest | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -144,11 +146,12 @@ class IncrementalExtractOperator(BaseOperator):
             load_id = load_id_for(context, run, staging)
             name = application_name("extract", load_id, run)
             hook = EtlPostgresHook(postgres_conn_id=self.source_conn_id)
+            self._source = PostgresSource(
+                hook.endpoint(name), TableName.parse(self.source), timezone=self.timezone
+            )
             self._manifest = extract(
                 self._request(context, load_id),
-                source=PostgresSource(
-                    hook.endpoint(name), TableName.parse(self.source), timezone=self.timezone
-                ),
+                source=self._source,
                 area=self._staging(name),
                 store=store,
                 now=datetime.now(UTC),
@@ -163,6 +166,14 @@ class IncrementalExtractOperator(BaseOperator):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """The source table as input, with its schema and what was read of it."""
         return operator_lineage(extract_lineage(self._manifest))
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """The source table, if it could be looked at."""
+        if self._source is None:
+            return operator_lineage(source_lineage(None))
+        with suppress(EtlError):
+            return operator_lineage(source_lineage(self._source.describe()))
+        return operator_lineage(source_lineage(None))
 
     def _staging(self, application: str) -> PostgresStaging:
         hook = EtlPostgresHook(postgres_conn_id=self.target_conn_id)

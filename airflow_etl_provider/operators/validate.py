@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_etl_provider.core.errors import ConfigurationError
-from airflow_etl_provider.core.load import Manifest
+from airflow_etl_provider.core.load import Column, Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import AuditReport
 from airflow_etl_provider.core.validate import validate
@@ -91,6 +91,7 @@ class QualityValidationOperator(BaseOperator):
         self._manifest: Manifest | None = None
         self._report: Report | None = None
         self._dataset: tuple[str, str] | None = None
+        self._columns: tuple[Column, ...] = ()
 
     def execute(self, context: Context) -> dict[str, Any]:
         die_with_supervisor()
@@ -110,7 +111,7 @@ class QualityValidationOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """The audited table as input, with one assertion for each expectation."""
-        return operator_lineage(validate_lineage(self._manifest, self._report, self._dataset))
+        return operator_lineage(validate_lineage(self._columns, self._report, self._dataset))
 
     def _validate_batch(self, context: Context, batch: Manifest) -> dict[str, Any]:
         if batch.nothing:
@@ -146,7 +147,7 @@ class QualityValidationOperator(BaseOperator):
 
     def _audit(self, area: PostgresAuditArea, table: TableName, load_id: str) -> Report:
         started = datetime.now(UTC)
-        columns = area.columns(table)
+        columns = self._columns = area.columns(table)
         self._dataset = area.dataset(table if self._manifest is None else self._manifest.target)
         if self.expectations is not None:
             check_columns(self.expectations, [column.name for column in columns])

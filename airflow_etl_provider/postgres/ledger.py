@@ -374,12 +374,12 @@ def enter_publish(
     if overtaken_by is not None:
         reason = f"load {overtaken_by} began later and published this window"
         abandon(connection, manifest.load_id, reason)
-        return _nothing_published(manifest, strategy, at)
+        return _overtaken(manifest, strategy, at, overtaken_by)
     return at
 
 
-def _nothing_published(
-    manifest: Manifest, strategy: Strategy, position: StreamPosition
+def _overtaken(
+    manifest: Manifest, strategy: Strategy, position: StreamPosition, newer: str
 ) -> Published:
     return Published(
         load_id=manifest.load_id,
@@ -394,7 +394,7 @@ def _nothing_published(
         partitions=(),
         lock_ms=0.0,
         position=position,
-        already=True,
+        overtaken_by=newer,
     )
 
 

@@ -1,7 +1,7 @@
-"""What people change about a stream: where it stands, and which store shows it.
+"""What people do with a stream from outside its loads: look at it, move its watermark, name its store.
 
-Both go through the stream's row, which every publish locks first, so they are put in order with the
-loads that are at work.
+Whatever changes goes through the stream's row, which every publish locks first, so it is put in order
+with the loads that are at work.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import psycopg
 import structlog
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.errors import ConfigurationError
@@ -31,12 +33,46 @@ from airflow_etl_provider.postgres.session import Endpoint, connect
 
 log = structlog.get_logger(__name__)
 
+Connection = psycopg.Connection[Any]
+
 _UNREACHABLE = ("infinity", "-infinity", "Infinity", "-Infinity", "NaN")
 _TEXTS = ("text", "character varying")
 
 
+def endpoint_of_dsn(dsn: str, application_name: str) -> Endpoint:
+    """The database that a libpq connection string leads to.
+
+    :raises ConfigurationError: libpq cannot read it; its own message, which repeats parts of the string
+        and so perhaps the password, is dropped.
+    """
+    try:
+        conninfo = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise ConfigurationError(
+            "the connection string cannot be read",
+            remedy="write postgresql://user@host:5432/database, or host=… dbname=… user=…",
+        ) from None
+    return Endpoint(
+        conninfo, f"database {conninfo.get('dbname', 'of the environment')}", application_name
+    )
+
+
+def rows(
+    connection: Connection, name: str, params: Mapping[str, Any], *, cast: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a statement of ``rewind.sql``.
+
+    :param cast: the cursor type that its values have, where the statement compares them.
+    """
+    statement: sql.SQL | sql.Composed = queries("rewind")[name]
+    if cast is not None:
+        statement = queries("rewind")[name].format(t=cursor_type_sql(cast))
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement, params).fetchall()
+
+
 def rewind(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     stream: str,
     to: str | None,
     reason: str,
@@ -88,7 +124,7 @@ def _require(text: str, name: str, remedy: str) -> None:
         raise ConfigurationError(f"a rewind needs a {name}", remedy=remedy)
 
 
-def _lock(connection: psycopg.Connection[Any], stream: str) -> dict[str, Any]:
+def _lock(connection: Connection, stream: str) -> dict[str, Any]:
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(queries("rewind")["lock"], {"stream": stream}).fetchone()
     if row is None:
@@ -96,7 +132,7 @@ def _lock(connection: psycopg.Connection[Any], stream: str) -> dict[str, Any]:
     return row
 
 
-def unknown_stream(connection: psycopg.Connection[Any], stream: str) -> ConfigurationError:
+def unknown_stream(connection: Connection, stream: str) -> ConfigurationError:
     """The error for a stream that the ledger does not know, with the name that was probably meant."""
     known = [name for (name,) in connection.execute(queries("rewind")["names"])]
     return ConfigurationError(
@@ -105,7 +141,7 @@ def unknown_stream(connection: psycopg.Connection[Any], stream: str) -> Configur
     )
 
 
-def _goal(connection: psycopg.Connection[Any], row: Mapping[str, Any], to: str) -> tuple[str, bool]:
+def _goal(connection: Connection, row: Mapping[str, Any], to: str) -> tuple[str, bool]:
     """*to* as the server writes it, and whether it lies above the position."""
     cursor_type = row["position_type"]
     if cursor_type is None or row["position"] is None:
@@ -141,7 +177,7 @@ def _goal(connection: psycopg.Connection[Any], row: Mapping[str, Any], to: str) 
     return goal, forward
 
 
-def _is_instant(connection: psycopg.Connection[Any], to: str) -> bool:
+def _is_instant(connection: Connection, to: str) -> bool:
     """Whether *to* means the same instant in every time zone, so that it carries its own."""
     here = scalar(connection, queries("rewind")["instant"], {"to": to})
     with connection.transaction(force_rollback=True):
@@ -150,9 +186,7 @@ def _is_instant(connection: psycopg.Connection[Any], to: str) -> bool:
     return bool(here == there)
 
 
-def _undo_above(
-    connection: psycopg.Connection[Any], row: Mapping[str, Any], goal: str | None
-) -> list[str]:
+def _undo_above(connection: Connection, row: Mapping[str, Any], goal: str | None) -> list[str]:
     """Cut coverage above *goal* and abandon what was read for it; returns the abandoned loads."""
     named = queries("rewind")
     params = {
@@ -173,7 +207,7 @@ def _undo_above(
 
 
 def _move(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     row: Mapping[str, Any],
     goal: str | None,
     reason: str,
@@ -220,12 +254,13 @@ class PostgresStoreBinding:
 
     def bind_store(self, stream: str, store: str) -> None:
         """Name another store, under the lock that publishes and rewinds take."""
-        with connect(self.endpoint) as connection, translated_errors(f"binding stream {stream}"):
-            with connection.transaction():
-                _lock(connection, stream)
-                connection.execute(
-                    queries("rewind")["bind_store"], {"stream": stream, "store": store}
-                )
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"binding stream {stream} to store {store}"),
+            connection.transaction(),
+        ):
+            _lock(connection, stream)
+            connection.execute(queries("rewind")["bind_store"], {"stream": stream, "store": store})
 
     def position(self, stream: str) -> StreamPosition | None:
         """Where the stream stands; ``None`` if it never loaded."""

@@ -13,6 +13,7 @@ from airflow_etl_provider.core.names import check_stream
 from airflow_etl_provider.core.watermark import Watermark
 
 PREFIX = "etl.watermark."
+_WRITES = 3
 _PROBE = "an ordinary value"
 _RETRIED = "a passing fault is retried; if it stays, look at the API server's log"
 
@@ -68,23 +69,33 @@ class VariableWatermarkStore:
         key = self.key(watermark.stream)
         self._refuse_environment(key)
         text = watermark.as_text()
+        for _ in range(_WRITES):
+            stored = self._set(key, text, watermark.stream)
+            if stored == text:
+                return
+            # A parallel load of the stream, or a delayed request, may have written in between; a newer
+            # watermark may stay, an older one is written over. What shadows answers the same each time.
+            other = Watermark.from_text(stored, stream=watermark.stream, where=f"Variable {key}")
+            if other.fence > watermark.fence or (
+                other.fence == watermark.fence and other.value == watermark.value
+            ):
+                return
+        raise self._shadowed(key)
+
+    def _set(self, key: str, text: str, stream: str) -> str:
+        """Write, and answer what is read back."""
         try:
             Variable.set(
                 key,
                 text,
-                description=f"Watermark of stream {watermark.stream}; a copy of etl.streams, do not edit",
+                description=f"Watermark of stream {stream}; a copy of etl.streams, do not edit",
             )
-            stored = Variable.get(key)
+            stored: str = Variable.get(key)
         except AirflowRuntimeError as error:
             raise TransientError(
                 f"Airflow did not store Variable {key}: {error}", remedy=_RETRIED
             ) from None
-        if stored == text:
-            return
-        # A parallel load of the stream may have written a newer one in between.
-        other = Watermark.from_text(stored, stream=watermark.stream, where=f"Variable {key}")
-        if other.fence <= watermark.fence:
-            raise self._shadowed(key)
+        return stored
 
     def _exists(self, key: str) -> bool:
         try:

@@ -1,0 +1,162 @@
+"""``airflow-etl``: arguments in, an answer and an exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+
+from airflow_etl_provider.cli import doctor, lint, streams, watermark
+from airflow_etl_provider.cli.answer import FINDING, USAGE, Answer, UsageError
+from airflow_etl_provider.core.errors import EtlError
+
+Command = Callable[[argparse.Namespace], Answer]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command: 0 all is well, 1 there is a finding or an error, 2 it was not written correctly.
+
+    Standard output carries the answer and nothing else, with ``--json`` one JSON document; whatever
+    libraries print goes to standard error.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        with redirect_stdout(sys.stderr):
+            answer = command(arguments)
+    except UsageError as error:
+        return _failed(arguments, str(error), None, USAGE)
+    except EtlError as error:
+        return _failed(arguments, error.what, error.remedy, FINDING)
+    except KeyboardInterrupt:
+        return _failed(
+            arguments, "interrupted", "airflow-etl status shows where things stand", FINDING
+        )
+    print(answer.shown(as_json=arguments.json))
+    return answer.code
+
+
+def _failed(arguments: argparse.Namespace, what: str, remedy: str | None, code: int) -> int:
+    if arguments.json:
+        print(json.dumps({"error": what, "remedy": remedy}))
+    else:
+        print(f"airflow-etl: {what}", file=sys.stderr)
+        if remedy is not None:
+            print(f"what to do: {remedy}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="airflow-etl",
+        description="Streams of airflow-etl-provider: where they stand, and how to move them.",
+        epilog="exit codes: 0 all is well, 1 a finding or an error, 2 wrong usage",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    database = _database()
+    _add(commands, "status", streams.status, "every stream, one line each", database)
+    shown = _add(commands, "coverage", streams.coverage, "published windows and gaps", database)
+    _stream(shown)
+    shown = _add(commands, "loads", streams.loads, "the last loads of a stream", database)
+    _stream(shown)
+    _limit(shown, 20)
+    _add(
+        commands, "doctor", doctor.doctor, "whether the server suits, and what to change", database
+    )
+    checked = _add(commands, "lint", lint.lint, "mistakes in pipeline files, with file and line")
+    checked.add_argument("folder", metavar="FOLDER")
+    group = commands.add_parser("watermark", help="show, rewind, reset or repair a watermark")
+    moves = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    shown = _add(moves, "show", streams.show, "position, fence, and the last moves", database)
+    _stream(shown)
+    _limit(shown, 10)
+    back = _add(moves, "rewind", watermark.move, "load again from a value on", database)
+    _stream(back)
+    back.add_argument(
+        "--to",
+        required=True,
+        metavar="VALUE",
+        help="the new position, of the cursor's type: rows from it on are loaded again",
+    )
+    back.add_argument(
+        "--allow-forward", action="store_true", help="also skip rows: VALUE may lie ahead"
+    )
+    _reasoned(back)
+    reset = _add(moves, "reset", watermark.move, "as if the stream had never loaded", database)
+    _stream(reset)
+    _reasoned(reset)
+    reset.set_defaults(to=None, allow_forward=False)
+    repaired = _add(
+        moves, "repair", watermark.repair, "write the Variable anew from the ledger", database
+    )
+    _stream(repaired)
+    _api(repaired)
+    return parser
+
+
+def _database() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    group = options.add_argument_group("warehouse")
+    one = group.add_mutually_exclusive_group(required=True)
+    one.add_argument(
+        "--dsn",
+        help="libpq connection string; leave the password to PGPASSWORD or ~/.pgpass, since others see "
+        "the command line",
+    )
+    one.add_argument("--service", metavar="NAME", help="entry of pg_service.conf")
+    one.add_argument(
+        "--conn-id", metavar="ID", help="Airflow connection, on a machine with Airflow"
+    )
+    return options
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: Command,
+    text: str,
+    *parents: argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=command.__doc__, parents=parents, allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="answer as JSON")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stream", metavar="STREAM")
+
+
+def _limit(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument("--limit", type=_count, default=default, metavar="N", help="how many")
+
+
+def _count(text: str) -> int:
+    """A whole number above zero."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return int(text)
+
+
+def _reasoned(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", required=True, help="recorded with the move")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    _api(parser)
+
+
+def _api(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--api-url",
+        metavar="URL",
+        help="Airflow's address, to write the Variable there; token from AIRFLOW_API_TOKEN",
+    )
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

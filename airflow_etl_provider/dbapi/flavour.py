@@ -1,0 +1,125 @@
+"""What one kind of database adds to DB-API: its catalog, its snapshot, its clock and its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from airflow_etl_provider.core.errors import CatalogError, EtlError
+from airflow_etl_provider.core.ports import SourceColumn
+from airflow_etl_provider.core.suggest import nearest
+from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.dbapi.driver import Connection, Cursor, Row
+from airflow_etl_provider.dbapi.statements import Dialect, Relation
+
+Connect = Callable[[], Connection]
+
+#: About how much text one write carries.
+BLOCK = 1024 * 1024
+#: Rows of one fetch at most, however narrow they are.
+MOST_ROWS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be read.
+
+    :param types: PostgreSQL types that the user declares for columns; every value is checked against it.
+    """
+
+    relation: Relation
+    columns: Sequence[str] = ()
+    cursor: str | None = None
+    window: Window = Window()  # noqa: RUF009 - a frozen value
+    types: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An open statement in its snapshot.
+
+    :param fetch: the next rows, at most so many, none at the end.
+    :param encode: rows and the number of the first as COPY text.
+    :param most_rows: how many rows of the greatest width fit into memory.
+    """
+
+    cursor: Cursor
+    fetch: Callable[[int], Sequence[Row]]
+    encode: Callable[[Sequence[Row], int], bytes]
+    null_cursors: int
+    most_rows: int
+
+
+class Flavour(Protocol):
+    """One kind of database behind DB-API."""
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    def describe(
+        self, connection: Connection, request: Request
+    ) -> tuple[tuple[SourceColumn, ...], tuple[str, str]]:
+        """The columns in their order, with PostgreSQL types that hold their values, and the dataset.
+
+        :raises CatalogError: no such table.
+        """
+        ...
+
+    def begin(self, connection: Connection) -> datetime:
+        """Start one snapshot for all that follows; returns the source's clock."""
+        ...
+
+    def read(self, connection: Connection, request: Request) -> Reading:
+        """Count the rows without a usable cursor value, and start to read the window."""
+        ...
+
+    def interrupt(self, connection: Connection, connect: Connect) -> None:
+        """End what *connection* is executing, from another thread."""
+        ...
+
+    def translate(self, error: Exception, what: str) -> EtlError:
+        """Our error for a driver's."""
+        ...
+
+
+def declared_type(
+    name: str, types: Mapping[str, str] | None, proven: str, allowed: Sequence[str] | None = None
+) -> str:
+    """The type of a column: the user's word where it was given, else what the catalog proves.
+
+    :param allowed: what may be declared; anything if ``None``, since every value is checked.
+    :raises CatalogError: a type that the column's values cannot be checked against.
+    """
+    wanted = (types or {}).get(name)
+    if wanted is None or wanted == proven:
+        return proven
+    if allowed is not None and wanted not in allowed:
+        raise CatalogError(
+            f"column {name} is {proven}; it cannot be declared as {wanted}",
+            remedy=f"declare one of: {', '.join([proven, *allowed])}",
+        )
+    return wanted
+
+
+def refuse_unknown(types: Mapping[str, str] | None, known: Sequence[str], where: str) -> None:
+    """:raises CatalogError: a declared type for a column that does not exist."""
+    for name in types or {}:
+        if name not in known:
+            raise CatalogError(
+                f"types names {name!r}, which {where} has not{nearest(name, known)}",
+                remedy=f"its columns are: {', '.join(known)}",
+            )
+
+
+def no_such_table(name: str, known: Sequence[str], where: str) -> CatalogError:
+    return CatalogError(
+        f"{where} has no table {name!r} that the connection's role may read{nearest(name, known)}",
+        remedy="check the name and the privileges of the role",
+    )
+
+
+def text_of(value: Any) -> str:
+    """What a driver gives for text: some give bytes."""
+    return value.decode() if isinstance(value, bytes | bytearray) else str(value)
