@@ -258,7 +258,7 @@ def table_rows(database: Database, table: TableName) -> list[tuple[Any, ...]]:
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
     """Poll until *condition* is true and return it; a condition that never holds hangs no test."""
     pause = threading.Event()
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 15
     while time.monotonic() < give_up:
         found = condition()
         if found:

@@ -160,7 +160,7 @@ def _metadata() -> Iterator[Any]:
     try:
         with create_session() as session:
             yield session
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Whatever it is: its text may hold the statement with its values and the database's address.
         raise TransientError(
             f"Airflow's metadata database did not take the Variable ({type(error).__name__})",

@@ -214,17 +214,20 @@ class MySql:
         plan = _Plan.of(columns, int(packet) // 2)
         low, high = _bounds(request, by_name)
         nulls = self._null_cursors(connection, request, by_name, low, high)
-        statement, values = select(
-            self.dialect,
-            request.relation,
-            plan.expressions(self.dialect, zero_dates=self.zero_dates),
-            cursor=request.cursor,
-            window=request.window,
-            low=low,
-            high=high,
-        ).render(self.dialect.paramstyle)
+        statement = _with_variables(
+            connection,
+            select(
+                self.dialect,
+                request.relation,
+                plan.expressions(self.dialect, zero_dates=self.zero_dates),
+                cursor=request.cursor,
+                window=request.window,
+                low=low,
+                high=high,
+            ),
+        )
         cursor = _streaming(connection)
-        run(cursor, statement, values)
+        run(cursor, statement)
         return Reading(
             cursor=cursor,
             fetch=cursor.fetchmany,
@@ -272,13 +275,13 @@ class MySql:
         if columns[request.cursor].kind in ("date", "datetime", "timestamp"):
             # Zero dates sort before everything, so no window would hold them either.
             where = sql(where, " OR ", cursor, " < ", Value("0001-01-01"))
-        statement, values = sql(
+        query = sql(
             "SELECT count(*) FROM ",
             request.relation.source(self.dialect, low, high),
             " WHERE ",
             where,
-        ).render(self.dialect.paramstyle)
-        (count,) = first_row(connection, statement, values)
+        )
+        (count,) = first_row(connection, _with_variables(connection, query))
         return int(count)
 
 
@@ -330,8 +333,7 @@ def _table_columns(
 def _query_columns(connection: Connection, dialect: Dialect, relation: Relation) -> list[_Native]:
     """Columns of a query, from the description of its result; text is told from bytes by the server."""
     cursor = connection.cursor()
-    statement, values = no_rows(dialect, relation).render(dialect.paramstyle)
-    run(cursor, statement, values)
+    run(cursor, _with_variables(connection, no_rows(dialect, relation)))
     found = [
         (text_of(column[0]), column, _flags(cursor, number))
         for number, column in enumerate(cursor.description or ())
@@ -340,14 +342,14 @@ def _query_columns(connection: Connection, dialect: Dialect, relation: Relation)
     cursor.close()
     names = [sql("charset(", dialect.name("etl_batch", name), ")") for name, _, _ in found]
     # The outer join gives one row of NULLs, which keep their character sets.
-    statement, values = sql(
+    query = sql(
         "SELECT ",
         joined(", ", names),
         " FROM (SELECT 1 AS one) etl_one LEFT JOIN ",
         relation.source(dialect),
         " ON 1 = 0",
-    ).render(dialect.paramstyle)
-    charsets = first_row(connection, statement, values)
+    )
+    charsets = first_row(connection, _with_variables(connection, query))
     natives = []
     for (name, column, flags), charset in zip(found, charsets, strict=True):
         kind = _FIELD_TYPES.get(column[1], "text")
@@ -626,6 +628,24 @@ def _bound(text: str | None, type_: str) -> Any:
     ):
         return int(text)
     return text
+
+
+def _with_variables(connection: Connection, query: Sql) -> str:
+    """The text of *query* with its values in variables of the session.
+
+    Without parameters no driver looks for placeholders, which a name or a user's query may resemble and
+    which the drivers escape in different ways.
+    """
+    parts: list[str] = []
+    for number, part in enumerate(query.parts):
+        if isinstance(part, Value):
+            cursor = connection.cursor()
+            cursor.execute(f"SET @etl_{number:d} = %s", (part.value,))
+            cursor.close()
+            parts.append(f"@etl_{number:d}")
+        else:
+            parts.append(part)
+    return "".join(parts)
 
 
 # -- drivers ------------------------------------------------------------------------------------------

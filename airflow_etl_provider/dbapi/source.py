@@ -331,6 +331,11 @@ class DbApiSource:
 
     def _highest(self, connection: Connection, cursor: str) -> int | None:
         dialect = self.flavour.dialect
+        if self._relation.bounded(dialect):
+            raise ConfigurationError(
+                f"{self.name} names :low and :high, so its greatest {cursor} cannot be asked for",
+                remedy="leave the two out of the query: the window is then put around it",
+            )
         statement, values = statements.highest(dialect, self._relation, cursor).render(
             dialect.paramstyle
         )

@@ -327,10 +327,7 @@ def refuse_unswappable(connection: psycopg.Connection[Any], target: Table) -> No
         )
     published = [
         row[0]
-        for row in connection.execute(
-            queries("catalog")["publications"],
-            {"schema": target.name.schema, "name": target.name.name},
-        )
+        for row in connection.execute(queries("catalog")["publications"], {"oid": target.oid})
     ]
     if published:
         raise CatalogError(

@@ -284,12 +284,10 @@ class Swap:
 
     def _require_logged(self, table: TableName) -> None:
         """An unlogged partition would be empty after a crash, and unreadable on a standby."""
-        persistence = scalar(
-            self._connection,
-            queries("catalog")["persistence"],
-            {"schema": table.schema, "name": table.name},
-        )
-        if persistence != "p":
+        found = self._connection.execute(
+            queries("catalog")["persistence"], {"schema": table.schema, "name": table.name}
+        ).fetchone()
+        if found is not None and found != ("p",):
             raise ContractError(
                 f"{table} is an unlogged table, which a crash would empty, so it cannot become a partition",
                 remedy="clear extract and downstream: the window is staged anew, logged",

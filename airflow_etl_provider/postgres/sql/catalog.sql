@@ -169,9 +169,16 @@ ORDER BY age_s DESC NULLS LAST
 LIMIT 3
 
 -- name: publications
-SELECT pubname::text FROM pg_publication_tables WHERE schemaname = %(schema)s AND tablename = %(name)s
-UNION
-SELECT pubname::text FROM pg_publication WHERE puballtables
+SELECT p.pubname::text
+FROM pg_publication AS p
+WHERE p.puballtables
+   OR EXISTS (SELECT FROM pg_publication_rel AS r
+              WHERE r.prpubid = p.oid
+                AND (r.prrelid = %(oid)s OR r.prrelid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass))
+                     OR r.prrelid IN (SELECT relid FROM pg_partition_ancestors(%(oid)s::oid::regclass))))
+   OR EXISTS (SELECT FROM pg_publication_namespace AS n
+              JOIN pg_class AS c ON c.relnamespace = n.pnnspid
+              WHERE n.pnpubid = p.oid AND c.oid = %(oid)s)
 ORDER BY 1
 
 -- name: may_own

@@ -270,6 +270,7 @@ def test_two_tries_of_one_extract_at_once(source18, warehouse18):
     """A zombie that still copies when its successor has staged keeps nothing."""
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, FEBRUARY, 50_000)
+    pipe.load(FEBRUARY, MARCH)
     load_id = str(uuid7())
     barrier = Barrier(2)
 
