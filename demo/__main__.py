@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
     for made in (
         command("run", _run, "load a year of flights, then prove that nothing was lost"),
-        command("ui", _ui, "start everything and leave it running until Ctrl-C"),
+        command("ui", _ui, "the same, and leave everything running until Ctrl-C"),
     ):
         made.add_argument("--home", type=Path, default=REPOSITORY / ".demo", help="state directory")
         made.add_argument("--dags", type=Path, default=REPOSITORY / "dags", help="DAG files")

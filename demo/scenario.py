@@ -149,29 +149,36 @@ def run(home: Path, dags: Path, port: int | None = None) -> int:
     """Tell the whole story; 0 when source and warehouse hold the same at its end."""
     progress = Progress()
     with stage(home, dags, progress, port=port) as running:
-        api = running.airflow.api
-        api.wait_for_dags([DAG, REFERENCE_DAG])
-        progress.pass_over([*api.dag_runs(DAG), *api.dag_runs(REFERENCE_DAG)])
-        api.unpause(DAG)
-        api.unpause(REFERENCE_DAG)
-        _wait_for_catchup(running, progress)
-        _load_reference(running, progress)
-        _load_missing(running, progress)
-        proof = _load_again(running, progress)
-        progress.say("comparing source and warehouse")
-        good = _print_report(running, proof)
+        good = _tell(running, progress)
     return 0 if good else 1
 
 
 def serve(home: Path, dags: Path, port: int | None = None) -> NoReturn:
-    """Keep everything running and print where to look, until Ctrl-C."""
+    """Tell the story, then keep everything running and print where to look, until Ctrl-C."""
     progress = Progress()
     port = free_port(8080) if port is None else port
     with stage(home, dags, progress, port=port, triggerer=True) as running:
+        progress.say(f"Airflow is at {running.airflow.url}, to watch while it works")
+        _tell(running, progress)
         progress.say(f"open {running.airflow.url}  (Ctrl-C stops everything)")
         while True:
             running.check()
             time.sleep(1)
+
+
+def _tell(running: Stage, progress: Progress) -> bool:
+    """Catch up, load the reference tables, load two months again, and compare."""
+    api = running.airflow.api
+    api.wait_for_dags([DAG, REFERENCE_DAG])
+    progress.pass_over([*api.dag_runs(DAG), *api.dag_runs(REFERENCE_DAG)])
+    api.unpause(DAG)
+    api.unpause(REFERENCE_DAG)
+    _wait_for_catchup(running, progress)
+    _load_reference(running, progress)
+    _load_missing(running, progress)
+    proof = _load_again(running, progress)
+    progress.say("comparing source and warehouse")
+    return _print_report(running, proof)
 
 
 def _load_reference(running: Stage, progress: Progress) -> None:
