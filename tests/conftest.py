@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import psycopg
@@ -17,6 +19,14 @@ from airflow_etl_provider.postgres.session import Endpoint
 from demo.embedded import EmbeddedPostgres, bin_directory
 
 VERSIONS = (18, 16, 15)
+
+
+def _end_in_order(signum: int, frame: FrameType | None) -> NoReturn:
+    """A run that is told to stop still stops the servers that it started."""
+    raise KeyboardInterrupt
+
+
+signal.signal(signal.SIGTERM, _end_in_order)
 _NOT_RUN: list[str] = []
 
 

@@ -45,8 +45,7 @@ class RestVariables:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError("--api-url is no address: write https://airflow.example.org")
-        connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._connection = connection(parts.hostname, parts.port, timeout=_TIMEOUT)
+        self._scheme, self._port = parts.scheme, parts.port
         self._server = parts.hostname
         self._base = parts.path.rstrip("/").removesuffix("/api/v2") + "/api/v2/variables"
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -86,18 +85,21 @@ class RestVariables:
     def _send(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """The status, one of success or *not found*, and what the server said."""
         what = f"the Airflow API server {self._server}"
+        kind = HTTPSConnection if self._scheme == "https" else HTTPConnection
+        connection = kind(self._server, self._port, timeout=_TIMEOUT)
         try:
-            self._connection.request(
+            connection.request(
                 method,
                 self._base + path,
                 None if body is None else json.dumps(body),
                 self._headers,
             )
-            response = self._connection.getresponse()
+            response = connection.getresponse()
             text = response.read()
         except (OSError, HTTPException) as error:
-            self._connection.close()
             raise TransientError(f"{what} did not answer ({type(error).__name__})") from None
+        finally:
+            connection.close()
         if response.status in _REFUSED:
             raise ConfigurationError(
                 f"{what} refused the token ({response.status})",

@@ -14,6 +14,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
+    ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -22,9 +24,11 @@ from pydantic import (
 from airflow_etl_provider.config.findings import ContradictionError, Finding, named
 from airflow_etl_provider.config.rules import contradictions_of_pipeline, contradictions_of_stream
 from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.extract import WindowMode
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
 from airflow_etl_provider.core.partition import Every
+from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
 
 #: Names for the schedules that people mean most often.
@@ -39,6 +43,7 @@ PRESETS = {
 _DAG_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _TAG_LENGTH = 100
 _PARALLEL_RUNS = 4
+_DURATION = TypeAdapter(timedelta)
 
 
 def _refusal(what: str, remedy: str) -> ContradictionError:
@@ -99,6 +104,24 @@ def _duration(value: object) -> object:
     )
 
 
+def _lookback(value: object) -> timedelta | int:
+    """A number is never taken for seconds here: it counts steps of a counter."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, timedelta) or (isinstance(value, str) and value.startswith("P")):
+        try:
+            duration = _DURATION.validate_python(value)
+        except ValidationError:
+            duration = timedelta(-1)
+        if duration >= timedelta(0):
+            return duration
+    raise _refusal(
+        f"{named(value)} is neither a duration nor a whole number",
+        "write an ISO 8601 duration (PT1H, P1D) for a cursor of dates or times, or how many values "
+        "to go back (1000) for a counter",
+    )
+
+
 def _table(text: str) -> str:
     try:
         TableName.parse(text)
@@ -149,6 +172,21 @@ Duration = Annotated[
         }
     ),
 ]
+Wait = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    Field(ge=timedelta(0)),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "duration"}]}
+    ),
+]
+Lookback = Annotated[
+    timedelta | int,
+    BeforeValidator(_lookback),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "format": "duration"}]}
+    ),
+]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Name = Annotated[str, Field(min_length=1)]
@@ -185,6 +223,7 @@ class _Model(BaseModel):
 class Source(_Model):
     """Where the rows come from and which of them one run reads."""
 
+    # None leaves lookback, cursor_origin and settle_* to the operator, which has the defaults.
     conn_id: Name = Field(description="the id of the Airflow connection", examples=["etl_source"])
     table: Table | None = Field(
         default=None, description="the table as schema.table", examples=["public.flights"]
@@ -197,11 +236,47 @@ class Source(_Model):
         description="the name of a file with the SELECT, relative to the pipeline's file",
     )
     cursor: Column | None = Field(
-        default=None, description="the column that orders the rows in time", examples=["time_hour"]
-    )
-    window: Literal["interval", "full"] | None = Field(
         default=None,
-        description="interval (the run's data interval; default for events) or full (everything)",
+        description="the column that orders the rows: when they happened (events) or were last "
+        "changed (entities)",
+        examples=["time_hour"],
+    )
+    window: WindowMode | None = Field(
+        default=None,
+        description="interval (the run's data interval; default for events), watermark (what has "
+        "come since the last run) or full (everything; default for entities and snapshots)",
+        examples=["watermark"],
+    )
+    lookback: Lookback | None = Field(
+        default=None,
+        description="how far below the watermark a run begins, for rows that arrive late: an "
+        "ISO 8601 duration for dates and times, a whole number for a counter; default nothing",
+        examples=["PT1H"],
+    )
+    cursor_origin: CursorOrigin | None = Field(
+        default=None,
+        description="who writes the cursor's values: transaction (the source's server, inside the "
+        "writing transaction, as DEFAULT now() does), application (anybody else) or auto (the "
+        "default: transaction where the source's catalog proves it)",
+        examples=["application"],
+    )
+    settle_delay: Wait | None = Field(
+        default=None,
+        description="how late an application may commit a row after the time that it stamps on it; "
+        "younger rows wait for a later run: seconds or ISO 8601",
+        examples=["PT5M"],
+    )
+    settle_timeout: Wait | None = Field(
+        default=None,
+        description="how long extract waits for open transactions of the source before it fails and "
+        "names them: seconds or ISO 8601",
+        examples=["PT10M"],
+    )
+    settle_ignore: tuple[Name, ...] | None = Field(
+        default=None,
+        description="a list of the source's roles that never write into the table, so that nobody "
+        "waits for their transactions",
+        examples=["[reporting]"],
     )
     columns: tuple[Column, ...] | None = Field(
         default=None, description="a list of the columns to read; default all"
@@ -238,22 +313,27 @@ class Target(_Model):
     table: Table = Field(description="the table as schema.table", examples=["analytics.flights"])
     partition: Partition | None = Field(
         default=None,
-        description="how the table is partitioned",
+        description="how the table is partitioned, so that missing partitions can be made",
         examples=["{column: time_hour, every: month}"],
     )
     strategy: Strategy = Field(
         default=Strategy.AUTO,
-        description="auto, swap (whole partitions) or replace (the whole table)",
+        description="how rows become visible: auto (chosen by kind and window), swap (events: whole "
+        "partitions are exchanged), delete_insert (events: the window's rows are replaced in place), "
+        "merge (entities: updated and inserted by key) or replace (the whole table is compared, and "
+        "the difference written)",
     )
     keys: tuple[Column, ...] = Field(
-        default=(), description="a list of the columns that identify a row"
+        default=(),
+        description="a list of the columns that identify a row; default the table's primary key",
     )
     max_shrink: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
         default=0.5,
         description="the share of its rows, 0 to 1, that a publish may lose before it is stopped",
     )
     keep_versions: Count = Field(
-        default=1, description="how many replaced partitions are kept for a rollback"
+        default=1,
+        description="how many replaced versions of a swapped partition are kept for a rollback",
     )
     lock_budget: Annotated[Duration, Field(gt=timedelta(0), le=timedelta(seconds=10))] = Field(
         default=timedelta(milliseconds=300),
@@ -290,7 +370,7 @@ class Stream(_Model):
         description="a short lower-case id that never changes", examples=["flights"]
     )
     kind: Kind = Field(
-        description="events (rows never change), entities (rows change, with a key) or "
+        description="events (rows never change), entities (rows change, told apart by a key) or "
         "snapshots (small, whole table each time)",
         examples=["events"],
     )
@@ -309,9 +389,10 @@ class Stream(_Model):
     )
 
     @property
-    def window(self) -> Literal["interval", "full"]:
+    def window(self) -> WindowMode:
         """Which part of the source one run reads."""
-        return self.source.window or ("interval" if self.kind is Kind.EVENTS else "full")
+        default = WindowMode.INTERVAL if self.kind is Kind.EVENTS else WindowMode.FULL
+        return self.source.window or default
 
     @property
     def source_text(self) -> str:
@@ -364,11 +445,14 @@ class Pipeline(_Model):
     end_date: Moment | None = Field(
         default=None, description="the start of the last interval", examples=["2013-12-01"]
     )
-    catchup: Flag = Field(default=False, description="true to load every interval since start_date")
+    catchup: Flag = Field(
+        default=False,
+        description="true to load every interval since start_date (interval windows only)",
+    )
     max_active_runs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
         default=None,
         description=f"how many runs may be active at once; default {_PARALLEL_RUNS} for interval "
-        "windows and 1 otherwise",
+        "windows, and 1 otherwise; watermark windows allow no other value than 1",
     )
     retries: Count = Field(default=3, description="how often a failed task is tried again")
     retry_delay: Annotated[Duration, Field(gt=timedelta(0))] = Field(
@@ -405,7 +489,8 @@ class Pipeline(_Model):
         """How many runs may be active at once: windows of their own run side by side."""
         if self.max_active_runs is not None:
             return self.max_active_runs
-        return _PARALLEL_RUNS if all(stream.window == "interval" for stream in self.streams) else 1
+        side_by_side = all(stream.window is WindowMode.INTERVAL for stream in self.streams)
+        return _PARALLEL_RUNS if side_by_side else 1
 
     def instant(self, moment: datetime | None) -> datetime | None:
         """*moment* in the pipeline's zone, where it names no zone itself."""

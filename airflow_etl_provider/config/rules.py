@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from airflow_etl_provider.config.findings import Finding
+from airflow_etl_provider.core.extract import WindowMode
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
 
@@ -16,12 +17,52 @@ if TYPE_CHECKING:
 # A colon before the name would make it a cast, which is no parameter.
 _PARAMETERS = re.compile(r"(?<![:\w]):(low|high)\b")
 
+#: How to get the cursor that a window needs.
+_CURSORS = {
+    Kind.EVENTS: "name the column that tells when an event happened, or set kind: snapshots",
+    Kind.ENTITIES: "name the column that every change of a row sets anew, such as updated_at, or "
+    "set window: full",
+}
+
+#: What a strategy would do to rows of a kind that it is not for, and what to write instead.
+_MISFITS = {
+    (Kind.EVENTS, Strategy.MERGE): (
+        "merge goes by key, so an event that was taken back in the source would stay",
+        "write auto or delete_insert, or set kind: entities if rows change",
+    ),
+    (Kind.EVENTS, Strategy.REPLACE): (
+        "replace would leave only the last window in the table",
+        "write auto, swap or delete_insert, or set kind: snapshots",
+    ),
+    (Kind.ENTITIES, Strategy.SWAP): (
+        "swap exchanges whole partitions, and entities that did not change are not read again",
+        "write auto or merge",
+    ),
+    (Kind.ENTITIES, Strategy.DELETE_INSERT): (
+        "delete_insert goes by window, and an entity leaves its window when it changes",
+        "write auto or merge",
+    ),
+    (Kind.SNAPSHOTS, Strategy.SWAP): (
+        "swap exchanges partitions, which snapshots do not have",
+        "write auto or replace",
+    ),
+    (Kind.SNAPSHOTS, Strategy.DELETE_INSERT): (
+        "delete_insert replaces the rows of a window, which snapshots do not have",
+        "write auto or replace",
+    ),
+    (Kind.SNAPSHOTS, Strategy.MERGE): (
+        "merge would keep rows that the source no longer has",
+        "write auto or replace, or set kind: entities",
+    ),
+}
+
 
 def contradictions_of_stream(stream: Stream) -> list[Finding]:
     """What cannot work in one stream, with paths that start at the stream."""
     by_kind = {Kind.EVENTS: _events, Kind.ENTITIES: _entities, Kind.SNAPSHOTS: _snapshots}
     return [
         *_source(stream),
+        *_window(stream),
         *by_kind[stream.kind](stream),
         *_strategy(stream),
         *_columns(stream),
@@ -31,7 +72,13 @@ def contradictions_of_stream(stream: Stream) -> list[Finding]:
 
 def contradictions_of_pipeline(pipeline: Pipeline) -> list[Finding]:
     """What cannot work in a pipeline whose streams are each consistent."""
-    return [*_dates(pipeline), *_catchup(pipeline), *_timeouts(pipeline), *_distinct(pipeline)]
+    return [
+        *_dates(pipeline),
+        *_catchup(pipeline),
+        *_one_at_a_time(pipeline),
+        *_timeouts(pipeline),
+        *_distinct(pipeline),
+    ]
 
 
 def _source(stream: Stream) -> Iterator[Finding]:
@@ -53,110 +100,137 @@ def _source(stream: Stream) -> Iterator[Finding]:
     if source.query is not None:
         used = set(_PARAMETERS.findall(source.query))
         key = "query" if source.query_file is None else "query_file"
-        if stream.window == "interval" and used != {"low", "high"}:
+        if stream.window is not WindowMode.FULL and used != {"low", "high"}:
             lacking = " and ".join(f":{name}" for name in ("low", "high") if name not in used)
             yield Finding(
                 ("source", key),
                 f"does not use {lacking}, so every run would read the same rows",
                 "bound the cursor in it: WHERE cursor >= :low AND cursor < :high, or set window: full",
             )
-        if stream.window == "full" and used:
+        if stream.window is WindowMode.FULL and used:
             yield Finding(
                 ("source", key),
                 f"uses :{min(used)}, which a full window does not have",
-                "take the condition out, or set window: interval",
+                "take the condition out, or set window: interval or watermark",
             )
+
+
+def _window(stream: Stream) -> Iterator[Finding]:
+    source, window = stream.source, stream.window
+    if window is not WindowMode.FULL and source.cursor is None and stream.kind in _CURSORS:
+        yield Finding(
+            ("source", "cursor"),
+            "is missing, so nothing tells which rows belong to a run",
+            _CURSORS[stream.kind],
+        )
+    if not source.lookback:
+        return
+    if window is not WindowMode.WATERMARK:
+        yield Finding(
+            ("source", "lookback"),
+            f"goes back from a watermark, and window {window} does not begin at one",
+            "leave it out, or set window: watermark",
+        )
+    elif isinstance(source.lookback, int) and _is_time(stream):
+        yield Finding(
+            ("source", "lookback"),
+            f"{source.lookback} counts values, and {source.cursor!r} holds dates or times",
+            "write a duration, such as PT1H",
+        )
+
+
+def _is_time(stream: Stream) -> bool:
+    """Whether the cursor is known to be of dates or times: partitions are divided by nothing else."""
+    partition = stream.target.partition
+    return partition is not None and partition.column == stream.source.cursor
 
 
 def _events(stream: Stream) -> Iterator[Finding]:
     source, partition = stream.source, stream.target.partition
-    if stream.window == "full":
+    if stream.window is WindowMode.FULL:
         yield Finding(
             ("source", "window"),
-            "full does not fit events, whose runs each load their own interval",
+            "full does not fit events, of which a run loads its own window",
             "leave window out, or set kind: snapshots to replace the whole table each time",
         )
-    if source.cursor is None:
-        yield Finding(
-            ("source", "cursor"),
-            "is missing, so nothing tells which rows belong to a run",
-            "name the date or timestamp column of the events, or set kind: snapshots",
-        )
-    elif partition is not None and partition.column != source.cursor:
+    if source.cursor is not None and partition is not None and partition.column != source.cursor:
         yield Finding(
             ("target", "partition", "column"),
             f"is {partition.column!r}, and the cursor is {source.cursor!r}: "
-            "a window would not be made of whole partitions",
-            "use one column for both",
+            "the rows of a window would lie in any partition",
+            "use one column for both, or set kind: entities",
         )
 
 
 def _entities(stream: Stream) -> Iterator[Finding]:
-    if stream.window == "interval":
+    source, target = stream.source, stream.target
+    if target.strategy is Strategy.REPLACE:
+        if source.cursor is not None and stream.window is WindowMode.FULL:
+            yield Finding(
+                ("source", "cursor"),
+                "has no use for strategy replace, which compares the whole table",
+                "leave cursor out, or write strategy: merge",
+            )
+        if target.partition is not None:
+            yield Finding(
+                ("target", "partition"),
+                "does not fit strategy replace, which takes a table without partitions",
+                "leave partition out, or write strategy: merge",
+            )
+    elif source.cursor is not None and source.window is None:
         yield Finding(
             ("source", "window"),
-            "interval would need rows to be merged by key, which no strategy here does",
-            "set window: full, so that the whole table is compared and replaced",
+            f"is missing: the cursor {source.cursor!r} would not decide which rows are read",
+            "write watermark (what has changed since the last run), interval (what changed in the "
+            "run's interval) or full (everything)",
         )
-    if stream.target.strategy is Strategy.AUTO:
-        yield Finding(
-            ("target", "strategy"),
-            "auto never replaces a whole table of entities by itself",
-            "write strategy: replace, or set kind: snapshots",
-        )
-    if not stream.target.keys:
-        yield Finding(
-            ("target", "keys"),
-            "is missing: entities are told apart by a key",
-            "list the columns of the key, or set kind: snapshots",
-        )
-    yield from _whole_table(stream)
 
 
 def _snapshots(stream: Stream) -> Iterator[Finding]:
-    if stream.window == "interval":
+    if stream.window is not WindowMode.FULL:
         yield Finding(
             ("source", "window"),
-            "interval does not fit snapshots, which are read whole",
-            "leave window out, or set kind: events",
+            f"{stream.window} does not fit snapshots, which are read whole",
+            "leave window out, or set kind: events (rows never change) or entities (they do)",
         )
-    yield from _whole_table(stream)
-
-
-def _whole_table(stream: Stream) -> Iterator[Finding]:
-    if stream.source.cursor is not None and stream.window == "full":
+    elif stream.source.cursor is not None:
         yield Finding(
             ("source", "cursor"),
-            f"has no use for {stream.kind}, whose table is read whole",
-            "leave cursor out, or set kind: events",
+            "has no use for snapshots, whose table is read whole",
+            "leave cursor out, or set kind: events or entities",
         )
     if stream.target.partition is not None:
         yield Finding(
             ("target", "partition"),
-            f"has no use for {stream.kind}, whose table is replaced whole",
-            "leave partition out, or set kind: events",
+            "has no use for snapshots, whose table is replaced whole",
+            "leave partition out, or set kind: events or entities",
         )
 
 
 def _strategy(stream: Stream) -> Iterator[Finding]:
-    strategy = stream.target.strategy
-    if strategy is Strategy.SWAP and stream.kind is not Kind.EVENTS:
+    kind, strategy, window = stream.kind, stream.target.strategy, stream.window
+    key = ("target", "strategy")
+    if (misfit := _MISFITS.get((kind, strategy))) is not None:
+        yield Finding(key, *misfit)
+    elif strategy is Strategy.REPLACE and window is not WindowMode.FULL:
+        # Snapshots with another window are refused for that, and events for the strategy.
+        if kind is Kind.ENTITIES:
+            yield Finding(
+                key,
+                "replace would delete every row that the window does not hold",
+                "write auto or merge, or set window: full",
+            )
+    elif strategy is Strategy.SWAP and window is WindowMode.WATERMARK:
         yield Finding(
-            ("target", "strategy"),
-            f"swap exchanges partitions, which {stream.kind} do not have",
-            "write auto or replace",
+            key,
+            "swap exchanges whole partitions, and a watermark window may end inside of one",
+            "write auto or delete_insert, or set window: interval",
         )
     elif strategy is Strategy.SWAP and stream.target.partition is None:
         yield Finding(
             ("target", "partition"),
             "is missing, so swap does not know which partitions to make and exchange",
             f"write {{column: {stream.source.cursor or 'the cursor'}, every: month}}",
-        )
-    if strategy is Strategy.REPLACE and stream.kind is Kind.EVENTS:
-        yield Finding(
-            ("target", "strategy"),
-            "replace would leave only the last interval in the table",
-            "write auto or swap, or set kind: snapshots",
         )
 
 
@@ -172,18 +246,20 @@ def _columns(stream: Stream) -> Iterator[Finding]:
     if len(set(columns)) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
         yield Finding(("source", "columns"), f"names {twice!r} twice", "name every column once")
-    partition = stream.target.partition
-    wanted = {"target.keys": stream.target.keys}
+    partition, cursor = stream.target.partition, stream.source.cursor
+    wanted = [(name, "target.keys") for name in stream.target.keys]
     if partition is not None:
-        wanted["target.partition"] = (partition.column,)
-    for needed_by, names in wanted.items():
-        for name in names:
-            if name not in columns:
-                yield Finding(
-                    ("source", "columns"),
-                    f"lacks {name!r}, which {needed_by} needs",
-                    "add it, or leave columns out to read all",
-                )
+        wanted.append((partition.column, "target.partition"))
+    if cursor is not None and (cursor, "target.partition") not in wanted:
+        # Without it, what a window replaces is not found again, nor what is newer told from older.
+        wanted.append((cursor, "source.cursor"))
+    for name, needed_by in wanted:
+        if name not in columns:
+            yield Finding(
+                ("source", "columns"),
+                f"lacks {name!r}, which {needed_by} needs",
+                "add it, or leave columns out to read all",
+            )
 
 
 def _audit(stream: Stream) -> Iterator[Finding]:
@@ -224,14 +300,38 @@ def _catchup(pipeline: Pipeline) -> Iterator[Finding]:
             ("catchup",), "has no date to begin with", "add start_date, or set catchup: false"
         )
     for number, stream in enumerate(pipeline.streams):
-        if stream.window == "full":
+        several = len(pipeline.streams) > 1
+        if stream.window is WindowMode.FULL:
             yield Finding(
                 ("catchup",),
                 f"would read the whole of {stream.stream!r} (streams[{number}]) once per past interval, "
                 "for the same result"
-                if len(pipeline.streams) > 1
+                if several
                 else "would read the whole source once per past interval, for the same result",
                 "set catchup: false, or move streams with full windows to a pipeline of their own",
+            )
+        elif stream.window is WindowMode.WATERMARK:
+            of = f" of {stream.stream!r} (streams[{number}])" if several else ""
+            yield Finding(
+                ("catchup",),
+                f"has nothing to catch up: the first run{of} reads from the watermark to the present, "
+                "and the runs of the other past intervals would find nothing left",
+                "set catchup: false, or window: interval to load each past interval by itself",
+            )
+
+
+def _one_at_a_time(pipeline: Pipeline) -> Iterator[Finding]:
+    """A watermark window begins where the one before it was published."""
+    if pipeline.active_runs == 1:
+        return
+    for number, stream in enumerate(pipeline.streams):
+        if stream.window is WindowMode.WATERMARK:
+            of = f" of {stream.stream!r} (streams[{number}])" if len(pipeline.streams) > 1 else ""
+            yield Finding(
+                ("max_active_runs",),
+                f"{pipeline.active_runs} runs at once would read the same rows: the watermark window{of} "
+                "begins where the run before it has published",
+                "leave it out or write 1, or set window: interval, whose runs may work side by side",
             )
 
 
@@ -249,6 +349,24 @@ def _timeouts(pipeline: Pipeline) -> Iterator[Finding]:
                 f"{stream.target.lock_deadline} is not shorter than execution_timeout "
                 f"{pipeline.execution_timeout}, which would end the task first",
                 "shorten lock_deadline, or lengthen execution_timeout",
+            )
+        yield from _waits(pipeline, number, stream)
+
+
+def _waits(pipeline: Pipeline, number: int, stream: Stream) -> Iterator[Finding]:
+    """Waiting for the source that would outlast the task."""
+    waits = {}
+    if stream.window is not WindowMode.FULL:
+        waits["settle_timeout"] = stream.source.settle_timeout
+    if stream.window is WindowMode.INTERVAL:  # its end is waited for; a watermark window ends below
+        waits["settle_delay"] = stream.source.settle_delay
+    for key, wait in waits.items():
+        if wait is not None and wait >= pipeline.execution_timeout:
+            yield Finding(
+                ("streams", number, "source", key),
+                f"{wait} is not shorter than execution_timeout {pipeline.execution_timeout}, which "
+                "would end the task first",
+                f"shorten {key}, or lengthen execution_timeout",
             )
 
 

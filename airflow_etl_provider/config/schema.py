@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from airflow_etl_provider.config.models import Pipeline, Stream
@@ -35,3 +36,8 @@ def pipeline_schema() -> dict[str, Any]:
         "title": "Pipeline of airflow-etl-provider",
         **{key: value for key, value in schema.items() if key != "title"},
     }
+
+
+def schema_text() -> str:
+    """The schema as it stands in ``docs/pipeline.schema.json``, in the order of the models."""
+    return json.dumps(pipeline_schema(), indent=2, ensure_ascii=False) + "\n"

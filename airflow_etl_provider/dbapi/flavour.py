@@ -75,8 +75,8 @@ class Flavour(Protocol):
         """Count the rows without a usable cursor value, and start to read the window."""
         ...
 
-    def interrupt(self, connection: Connection, connect: Connect) -> None:
-        """End what *connection* is executing, from another thread."""
+    def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:
+        """What ends, when called from another thread, whatever *connection* then executes."""
         ...
 
     def translate(self, error: Exception, what: str) -> EtlError:

@@ -167,11 +167,12 @@ class Generic:
             most_rows=most_rows,
         )
 
-    def interrupt(self, connection: Connection, connect: Connect) -> None:
-        for method in ("interrupt", "cancel", "close"):
-            if hasattr(connection, method):
-                getattr(connection, method)()
-                return
+    def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:
+        for method in ("interrupt", "cancel"):
+            found: Callable[[], None] | None = getattr(connection, method, None)
+            if found is not None:
+                return found
+        return connection.close
 
     def translate(self, error: Exception, what: str) -> EtlError:
         return self.translator(error, what)

@@ -236,16 +236,21 @@ class MySql:
             most_rows=plan.most_rows,
         )
 
-    def interrupt(self, connection: Connection, connect: Connect) -> None:
-        number = _thread_id(connection)
-        killer = connect()
-        try:
-            cursor = killer.cursor()
-            # A number of the server's own; KILL takes no parameters.
-            cursor.execute(f"KILL QUERY {number:d}")
-            cursor.close()
-        finally:
-            killer.close()
+    def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:
+        # Asked now: while a statement runs, a driver may refuse every other call.
+        (number,) = first_row(connection, "SELECT CONNECTION_ID()")
+
+        def kill() -> None:
+            killer = connect()
+            try:
+                cursor = killer.cursor()
+                # A number of the server's own; KILL takes no parameters everywhere.
+                cursor.execute(f"KILL QUERY {int(number)}")
+                cursor.close()
+            finally:
+                killer.close()
+
+        return kill
 
     def translate(self, error: Exception, what: str) -> EtlError:
         return _translate(error, what)
@@ -666,15 +671,6 @@ def _streaming(connection: Any) -> Any:
     if cursors is not None and hasattr(cursors, "SSCursor"):
         return connection.cursor(cursors.SSCursor)
     return connection.cursor(buffered=False)
-
-
-def _thread_id(connection: Any) -> int:
-    """The server's number of this session, as the driver learned it when it connected."""
-    for attribute in ("thread_id", "connection_id"):
-        found = getattr(connection, attribute, None)
-        if found is not None:
-            return int(found() if callable(found) else found)
-    raise ConnectionLost("the connection to MySQL is gone")
 
 
 _LOST = frozenset(

@@ -143,8 +143,9 @@ class Sqlite:
             most_rows=MOST_ROWS,
         )
 
-    def interrupt(self, connection: Connection, connect: Connect) -> None:
-        connection.interrupt()  # type: ignore[attr-defined]
+    def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:
+        interrupt: Callable[[], None] = connection.interrupt  # type: ignore[attr-defined]
+        return interrupt
 
     def translate(self, error: Exception, what: str) -> EtlError:
         return _translate(error, what)

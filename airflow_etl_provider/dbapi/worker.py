@@ -37,6 +37,7 @@ class Worker:
         self._stop = Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-source")
         self._connection: Connection | None = None
+        self._interrupter: Callable[[], None] | None = None
         self._cursor: Cursor | None = None
 
     @property
@@ -48,6 +49,7 @@ class Worker:
 
         def connect() -> None:
             self._connection = self._connect()
+            self._interrupter = self._flavour.interrupter(self._connection, self._connect)
 
         self.run(lambda _: connect(), f"connecting to {self._label}")
 
@@ -97,11 +99,11 @@ class Worker:
             wait([future], timeout=_STEP)
 
     def _interrupt(self) -> None:
-        if self._connection is None:
+        if self._interrupter is None:
             return
         # Whatever fails here, a lost server above all, the next step tries again.
         with suppress(Exception):
-            self._flavour.interrupt(self._connection, self._connect)
+            self._interrupter()
 
     def _close(self, abandon: bool) -> None:
         if self._connection is None:

@@ -15,9 +15,11 @@ from airflow.sdk import DAG, Param, TaskGroup
 
 from airflow_etl_provider.config.files import parse_pipeline
 from airflow_etl_provider.config.findings import Finding, as_written
-from airflow_etl_provider.config.models import Pipeline, Stream
+from airflow_etl_provider.config.models import Pipeline, Source, Stream
 from airflow_etl_provider.config.rules import group_id
 from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.extract import WindowMode
+from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.factories import schedule
 from airflow_etl_provider.factories.page import page
@@ -111,14 +113,17 @@ def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
         target_conn_id=target.conn_id,
         target=target.table,
         cursor=source.cursor,
-        window=stream.window,
+        window=stream.window.value,
         keys=list(target.keys),
         columns=None if source.columns is None else list(source.columns),
         partition=partition,
         timezone=source.timezone or pipeline.timezone,
-        origin=None if origin is None or stream.window != "interval" else origin.isoformat(),
+        origin=None
+        if origin is None or stream.window is not WindowMode.INTERVAL
+        else origin.isoformat(),
         null_cursor=source.null_cursor,
         checksum=source.checksum,
+        **_declared(source),
     )
     validate = QualityValidationOperator(
         task_id="validate", batch=extract.output, expectations=_suite(stream)
@@ -135,6 +140,18 @@ def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
         audit=target.audit,
     )
     extract >> validate >> publish
+
+
+def _declared(source: Source) -> dict[str, Any]:
+    """What the pipeline says of these arguments of extract, whose defaults are the operator's."""
+    given = {
+        "lookback": source.lookback,
+        "cursor_origin": None if source.cursor_origin is None else source.cursor_origin.value,
+        "settle_delay": source.settle_delay,
+        "settle_timeout": source.settle_timeout,
+        "settle_ignore": None if source.settle_ignore is None else list(source.settle_ignore),
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _suite(stream: Stream) -> list[dict[str, Any]]:
@@ -182,7 +199,7 @@ def _masked(pipeline: Pipeline) -> Iterator[Finding]:
 
 def _params(pipeline: Pipeline) -> dict[str, Param]:
     """The window by hand; null by default, since a schedule needs params that are valid as they are."""
-    if not any(stream.window == "interval" for stream in pipeline.streams):
+    if all(stream.window is WindowMode.FULL for stream in pipeline.streams):
         return {}
     return {
         "window_low": Param(
@@ -190,8 +207,8 @@ def _params(pipeline: Pipeline) -> dict[str, Param]:
             type=["null", "string"],
             format="date-time",
             title="Window from (inclusive)",
-            description="Load this window instead of the run's data interval; give both ends, with an offset. "
-            "The watermark stays where it is.",
+            description="Load this window instead of the one that the run would load; give both ends, with "
+            "an offset. The watermark stays where it is.",
         ),
         "window_high": Param(
             None,
@@ -207,6 +224,9 @@ def _tags(pipeline: Pipeline) -> list[str]:
     found = {"etl", *pipeline.tags}
     for stream in pipeline.streams:
         found |= {stream.kind.value, TableName.parse(stream.target.table).schema}
+        found.add(f"window:{stream.window}")
+        if stream.target.strategy is not Strategy.AUTO:
+            found.add(f"strategy:{stream.target.strategy}")
     return sorted(found)
 
 

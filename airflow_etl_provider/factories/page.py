@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 from airflow_etl_provider.config.models import Pipeline, Stream
-from airflow_etl_provider.core.load import Kind
+from airflow_etl_provider.core.extract import WindowMode
+from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.settle import CursorOrigin
+from airflow_etl_provider.core.window import humane
 
 _KINDS = {
-    Kind.EVENTS: "rows that never change; each run replaces whole partitions",
-    Kind.ENTITIES: "rows that change, told apart by a key; each run compares the whole table",
+    Kind.EVENTS: "rows that never change; a run replaces the rows of its window",
+    Kind.ENTITIES: "rows that change, told apart by a key",
     Kind.SNAPSHOTS: "a small table, read and replaced whole by each run",
+}
+_STRATEGIES = {
+    Strategy.SWAP: "whole partitions are built aside and exchanged",
+    Strategy.DELETE_INSERT: "the rows of the window are replaced in place",
+    Strategy.MERGE: "rows are updated and inserted by key; a row that is gone from the source stays",
+    Strategy.REPLACE: "the whole table is compared, and only the difference is written",
+}
+_ORIGINS = {
+    CursorOrigin.AUTO: "the source's server where its catalog proves it, else an application",
+    CursorOrigin.TRANSACTION: "the source's server, inside the transaction that writes the row",
+    CursorOrigin.APPLICATION: "an application, which may commit a row later than it stamps it",
 }
 _HOW = (
     "Each stream is **extracted** into a private staging table, **validated** there and "
@@ -27,7 +42,7 @@ def page(pipeline: Pipeline, origin: str | None) -> str:
     lines += [_HOW, ""]
     for stream in pipeline.streams:
         lines += [*_stream(pipeline, stream), ""]
-    lines += [*_schedule(pipeline, origin), "", *_by_hand(pipeline), "", *_failures()]
+    lines += [*_schedule(pipeline, origin), "", *_by_hand(pipeline), "", *_failures(pipeline)]
     return "\n".join(lines) + "\n"
 
 
@@ -41,21 +56,25 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     origin = f"`{source.table}`" if source.table is not None else "a query (below)"
     yield f"| from | {origin} of connection `{source.conn_id}` |"
     yield f"| to | `{target.table}` of connection `{target.conn_id}` |"
-    if stream.window == "interval":
-        yield f"| window | the run's data interval, on `{source.cursor}` |"
-    else:
-        yield "| window | everything |"
+    yield f"| window | {_window(stream)} |"
+    yield from _settling(stream)
     if source.columns is not None:
         yield f"| columns | {_codes(source.columns)} |"
     if target.partition is not None:
         zone = target.partition.timezone or pipeline.timezone
-        yield f"| partitions | one per {target.partition.every} of `{target.partition.column}`, {zone} |"
+        yield (
+            f"| partitions | one per {target.partition.every} of `{target.partition.column}`, {zone}; "
+            "missing ones are made |"
+        )
     if target.keys:
         yield f"| key | {_codes(target.keys)} |"
-    yield f"| strategy | {target.strategy} |"
-    yield f"| stopped when | a publish would lose more than {target.max_shrink:.0%} of the rows it replaces |"
-    if stream.kind is Kind.EVENTS:
-        yield f"| kept for a rollback | {target.keep_versions} replaced version(s) of each partition |"
+    elif stream.kind is Kind.ENTITIES:
+        yield "| key | the primary key of the target, which must have one |"
+    yield f"| strategy | {_strategy(stream)} |"
+    if Strategy.MERGE not in _strategies(stream):
+        yield f"| stopped when | a publish would lose more than {target.max_shrink:.0%} of the rows it replaces |"
+    if Strategy.SWAP in _strategies(stream):
+        yield f"| kept for a rollback | {target.keep_versions} replaced version(s) of each exchanged partition |"
     yield ""
     if source.query is not None:
         yield "```sql"
@@ -63,6 +82,70 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
         yield "```"
         yield ""
     yield from _checks(stream)
+
+
+def _window(stream: Stream) -> str:
+    source = stream.source
+    match stream.window:
+        case WindowMode.INTERVAL:
+            return f"the run's data interval, on `{source.cursor}`"
+        case WindowMode.WATERMARK:
+            back = f", less {_length(source.lookback)} for late rows," if source.lookback else ""
+            return (
+                f"what has come since the last run: on `{source.cursor}`, from the watermark{back} up to "
+                "where no more rows can be added"
+            )
+        case WindowMode.FULL:
+            return "everything"
+
+
+def _settling(stream: Stream) -> Iterator[str]:
+    """What is declared about rows that are committed late; whole reads wait for nothing."""
+    source = stream.source
+    if stream.window is WindowMode.FULL:
+        return
+    if source.cursor_origin is not None:
+        yield f"| written by | `{source.cursor}`: {_ORIGINS[source.cursor_origin]} |"
+    if source.settle_delay is not None:
+        yield f"| late rows | an application may commit a row up to {_length(source.settle_delay)} late |"
+    if source.settle_timeout is not None:
+        yield (
+            f"| open transactions | waited for up to {_length(source.settle_timeout)}, "
+            "then extract fails and names them |"
+        )
+    if source.settle_ignore:
+        yield f"| not waited for | transactions of {_codes(source.settle_ignore)}, which never write there |"
+
+
+def _strategies(stream: Stream) -> tuple[Strategy, ...]:
+    """What may become of the strategy; ``auto`` decides by the batch and the target's catalog."""
+    if stream.target.strategy is not Strategy.AUTO:
+        return (stream.target.strategy,)
+    if stream.kind is Kind.ENTITIES:
+        return (Strategy.MERGE,)
+    if stream.kind is Kind.SNAPSHOTS:
+        return (Strategy.REPLACE,)
+    if stream.window is WindowMode.INTERVAL:
+        return (Strategy.SWAP, Strategy.DELETE_INSERT)
+    return (Strategy.DELETE_INSERT,)
+
+
+def _strategy(stream: Stream) -> str:
+    first, *others = _strategies(stream)
+    what = _STRATEGIES[first]
+    if others:
+        what = (
+            f"where the window is made of whole partitions, {what}; else {_STRATEGIES[others[0]]}"
+        )
+    if first is Strategy.MERGE and stream.window is not WindowMode.FULL:
+        what += f"; one whose `{stream.source.cursor}` is newer in the target is not overwritten"
+    return f"{stream.target.strategy}: {what}"
+
+
+def _length(given: timedelta | int) -> str:
+    if isinstance(given, int):
+        return f"{given:,}"
+    return humane(given).removesuffix(" 0 s").removesuffix(" 0 min")
 
 
 def _checks(stream: Stream) -> Iterator[str]:
@@ -93,44 +176,74 @@ def _schedule(pipeline: Pipeline, origin: str | None) -> Iterator[str]:
         else f"up to {pipeline.active_runs} runs at once"
     )
     yield f"`{pipeline.schedule}` in {pipeline.timezone}, {many}."
-    if not _has_intervals(pipeline):
-        yield "Every run reads everything, so a run that was missed needs no repair."
-    elif origin is not None:
-        yield f"A run loads the interval that has just ended; it catches up from {origin}."
-    else:
-        yield (
-            "A run loads the interval that has just ended. Intervals before the DAG was switched on are not "
-            "loaded by themselves; a backfill loads them."
-        )
+    windows = sorted({stream.window for stream in pipeline.streams})
+    for window in windows:
+        of = f"Streams with window `{window}`: " if len(windows) > 1 else ""
+        yield of + _rhythm(window, origin)
     if pipeline.ends_at is not None:
         yield f"The last interval begins at {pipeline.ends_at.isoformat()}."
 
 
+def _rhythm(window: WindowMode, origin: str | None) -> str:
+    match window:
+        case WindowMode.FULL:
+            return "Every run reads everything, so a run that was missed needs no repair."
+        case WindowMode.WATERMARK:
+            return (
+                "A run loads what has come since the last one was published, so a run that was missed needs "
+                "no repair: the next one loads its rows, too. The first run reads everything there is."
+            )
+        case WindowMode.INTERVAL if origin is not None:
+            return f"A run loads the interval that has just ended; it catches up from {origin}."
+        case WindowMode.INTERVAL:
+            return (
+                "A run loads the interval that has just ended. Intervals before the DAG was switched on are "
+                "not loaded by themselves; a backfill loads them."
+            )
+
+
 def _by_hand(pipeline: Pipeline) -> Iterator[str]:
+    windows = {stream.window for stream in pipeline.streams}
     yield "## How to load a range by hand"
     yield ""
-    if not _has_intervals(pipeline):
+    if windows == {WindowMode.FULL}:
         yield "Trigger the DAG: every run reads everything."
         return
+    watermark = WindowMode.WATERMARK in windows
+    if watermark:
+        yield "- What is new: *Trigger*, and leave the window empty."
+    whole = any(stream.target.strategy is Strategy.SWAP for stream in pipeline.streams)
     yield (
         "- One window: *Trigger*, and fill in both `window_low` and `window_high` (with an offset, such as "
-        "`2013-01-01T00:00:00-05:00`). They win over every date of the run. The window must be made of whole "
-        "partitions; the watermark stays where it is."
+        "`2013-01-01T00:00:00-05:00`). They win over every date of the run, and the watermark stays where "
+        "it is."
+        + (" The window must be made of whole partitions." if whole else "")
+        + (" The cursor must hold dates or times." if watermark else "")
     )
     if pipeline.schedule is not None:
         yield (
             "- Many intervals: *Trigger*, *Backfill*, or `airflow backfill create --dag-id "
             f"{pipeline.pipeline} --from-date ... --to-date ... --reprocess-behavior completed`. "
             "The DAG must not be paused."
+            + (
+                " Each run reads its own interval again, and the watermark stays where it is."
+                if watermark
+                else ""
+            )
         )
 
 
-def _failures() -> Iterator[str]:
+def _failures(pipeline: Pipeline) -> Iterator[str]:
     yield "## When it fails"
     yield ""
     yield "The last lines of the task's log say what, where and what to do. Readers were not disturbed."
     yield ""
     yield "- **extract**: clear it *with its downstream tasks* once the cause is mended."
+    if any(stream.window is not WindowMode.FULL for stream in pipeline.streams):
+        yield (
+            "  If the window is not settled, the log names the transactions of the source that are still open: "
+            "end them, or list their role in `settle_ignore` if it never writes there."
+        )
     yield (
         "- **validate**: the batch broke a critical expectation and was not published. Mend the source and "
         "clear extract with downstream, or correct the suite and clear validate with downstream."
@@ -139,10 +252,6 @@ def _failures() -> Iterator[str]:
         "- **publish**: the batch stays staged and audited; clear publish alone and nothing is read again. "
         "If a session blocks it, the log names that session."
     )
-
-
-def _has_intervals(pipeline: Pipeline) -> bool:
-    return any(stream.window == "interval" for stream in pipeline.streams)
 
 
 def _codes(names: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from airflow.timetables.interval import CronDataIntervalTimetable as Calendar
 
 from airflow_etl_provider.config.findings import Finding
 from airflow_etl_provider.config.models import Pipeline
+from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.partition import PartitionSpec
 
 _ANY_DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -39,7 +40,7 @@ def origin(pipeline: Pipeline) -> datetime | None:
 
 
 def findings(pipeline: Pipeline) -> Iterator[Finding]:
-    """What is wrong with the schedule, in itself and against the target's partitions."""
+    """What is wrong with the schedule, in itself and against the partitions that a swap is asked for."""
     if pipeline.cron is None:
         return
     since = pipeline.starts_at or _ANY_DAY
@@ -57,7 +58,8 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
         intervals = [interval for interval in intervals if interval.start <= pipeline.ends_at]
     for number, stream in enumerate(pipeline.streams):
         partition = stream.target.partition
-        if partition is None or stream.window != "interval":
+        # Only a swap is asked for whole partitions; auto replaces the rows of other windows in place.
+        if partition is None or stream.target.strategy is not Strategy.SWAP:
             continue
         spec = PartitionSpec(
             partition.column, partition.every, partition.timezone or pipeline.timezone
@@ -69,7 +71,8 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
                     f"schedule {pipeline.schedule!r} in {pipeline.timezone} loads {_shown(interval.start, spec)} to "
                     f"{_shown(interval.end, spec)}, which is not made of whole partitions of one {spec.every} "
                     f"in {spec.timezone}",
-                    f"schedule the pipeline by the {spec.every} in {spec.timezone}, or make partitions shorter",
+                    f"schedule the pipeline by the {spec.every} in {spec.timezone}, make partitions shorter, "
+                    "or write strategy: auto, which replaces the rows of such a window in place",
                 )
                 break
 

@@ -60,6 +60,7 @@ class InPlace:
         self._options = options
         self._stop = stop
         self._columns = [column.name for column in manifest.columns]
+        self._order: str | None = None
         # Tables that inherit from a plain target are tables of their own.
         self._table: sql.Composable = ident(target.name)
         if target.kind == "r":
@@ -80,6 +81,7 @@ class InPlace:
         }[strategy]
         self._inspect(strategy)
         keys = self._keys(strategy)
+        self._order = self._order_column(keys) if strategy is Strategy.MERGE else None
         connection, manifest = self._connection, self._manifest
         with connection.transaction():
             position = ledger.enter_publish(connection, manifest, strategy)
@@ -263,7 +265,7 @@ class InPlace:
                 f"{empty:,} rows of the batch {staging} have no value in a key column ({', '.join(keys)})",
                 remedy="mend the source, or name other keys",
             )
-        order = self._order_column(keys)
+        order = self._order
         group = [*keys, order] if order is not None else list(keys)
         twice = scalar(
             self._connection,
@@ -289,7 +291,7 @@ class InPlace:
 
     def _latest(self, keys: Sequence[str]) -> sql.Composable:
         """The batch with one row for each key: the one that is last in cursor order."""
-        order = self._order_column(keys)
+        order = self._order
         if order is None:
             return ident(self._manifest.staging)
         return sql.SQL(
@@ -298,12 +300,11 @@ class InPlace:
 
     def _not_older(self) -> sql.Composable | None:
         """Whether the batch's row is at least as new as the target's."""
-        cursor, cursor_type = self._manifest.cursor, self._manifest.window.type
-        if cursor is None or cursor_type is None or cursor not in self._columns:
+        if self._order is None:
             return None
-        cast = cursor_type_sql(cursor_type)
+        (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self._order)
         return sql.SQL("t.{c} IS NULL OR s.{c}::{t} >= t.{c}::{t}").format(
-            c=sql.Identifier(cursor), t=cast
+            c=sql.Identifier(self._order), t=cursor_type_sql(cursor_type)
         )
 
     def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from airflow_etl_provider.config.models import deep_merged
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.factories import build_pipeline
 from airflow_etl_provider.factories.yaml_folder import InvalidPipelineOperator
+from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 
 DAGS = Path(__file__).parents[2] / "dags"
 LOADER = (DAGS / "load_pipelines.py").read_text()
@@ -46,6 +48,27 @@ EVENTS: dict[str, Any] = {
         "partition": {"column": "time_hour", "every": "month"},
     },
     "quality": [{"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "carrier"}}],
+}
+ENTITIES: dict[str, Any] = {
+    "pipeline": "planes",
+    "stream": "planes",
+    "kind": "entities",
+    "schedule": "@hourly",
+    "start_date": "2013-01-01",
+    "source": {
+        "conn_id": "s",
+        "table": "public.planes",
+        "cursor": "updated_at",
+        "window": "watermark",
+    },
+    "target": {"conn_id": "t", "table": "analytics.planes"},
+}
+SETTLED: dict[str, Any] = {
+    "lookback": "PT1H",
+    "cursor_origin": "application",
+    "settle_delay": 90,
+    "settle_timeout": "PT20M",
+    "settle_ignore": ["reporting", "backup"],
 }
 SNAPSHOTS: dict[str, Any] = {
     "pipeline": "reference",
@@ -119,6 +142,74 @@ class TestBuiltDag:
         assert dag.end_date == datetime(2013, 12, 1, 5, tzinfo=UTC)
         assert (dag.catchup, dag.max_active_runs) == (True, 4)
 
+    def test_watermark_windows_run_one_after_the_other(self) -> None:
+        """Each begins where the one before was published, and the past has none."""
+        dag = build_pipeline(ENTITIES)
+        assert (dag.max_active_runs, dag.catchup) == (1, False)
+        extract, _, publish = dag.tasks
+        assert (extract.window, extract.cursor, extract.origin) == ("watermark", "updated_at", None)
+        assert (extract.keys, publish.keys, publish.strategy) == ([], [], "auto")
+
+    def test_what_a_source_says_of_late_rows_reaches_extract(self) -> None:
+        """Every word of it, in the operator's own types."""
+        extract = build_pipeline(deep_merged(ENTITIES, {"source": SETTLED})).get_task("extract")
+        assert {name: getattr(extract, name) for name in SETTLED} == {
+            "lookback": timedelta(hours=1),
+            "cursor_origin": "application",
+            "settle_delay": timedelta(seconds=90),
+            "settle_timeout": timedelta(minutes=20),
+            "settle_ignore": ["reporting", "backup"],
+        }
+        counted = deep_merged(ENTITIES, {"source": {"lookback": 500}})
+        assert build_pipeline(counted).get_task("extract").lookback == 500
+
+    @pytest.mark.parametrize("data", [EVENTS, ENTITIES], ids=["events", "entities"])
+    def test_what_a_source_does_not_say_is_the_operators(self, data: dict[str, Any]) -> None:
+        """Its defaults are written in one place."""
+        extract = build_pipeline(data).get_task("extract")
+        known = inspect.signature(IncrementalExtractOperator.__init__).parameters
+        assert set(SETTLED) <= set(known)
+        assert {name: getattr(extract, name) for name in SETTLED} == {
+            name: known[name].default for name in SETTLED
+        }
+
+    @pytest.mark.parametrize(
+        ("change", "strategy"),
+        [
+            ({"target": {"strategy": "merge", "keys": ["tailnum"]}}, "merge"),
+            ({"source": {"window": "interval"}, "target": {"strategy": "merge"}}, "merge"),
+            (
+                {"source": {"window": "full", "cursor": None}, "target": {"strategy": "replace"}},
+                "replace",
+            ),
+            ({"kind": "events", "target": {"strategy": "delete_insert"}}, "delete_insert"),
+        ],
+    )
+    def test_every_strategy_reaches_publish(self, change: dict[str, Any], strategy: str) -> None:
+        """As the pipeline names it."""
+        publish = build_pipeline(deep_merged(ENTITIES, change)).get_task("publish")
+        assert (publish.strategy, type(publish.strategy)) == (strategy, str)
+
+    def test_partitions_of_entities_can_be_made(self) -> None:
+        """By another column than the cursor, whatever the schedule: missing ones are made."""
+        change = {"target": {"partition": {"column": "built", "every": "year"}}}
+        extract = build_pipeline(deep_merged(ENTITIES, change)).get_task("extract")
+        assert extract.partition == {"column": "built", "every": "year", "timezone": "UTC"}
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {},
+            {"target": {"strategy": "delete_insert"}},
+            {"catchup": False, "source": {"window": "watermark"}},
+        ],
+        ids=["auto", "delete_insert", "watermark"],
+    )
+    def test_a_window_may_be_part_of_a_partition(self, change: dict[str, Any]) -> None:
+        """A day into month partitions: its rows are replaced in place."""
+        dag = build_pipeline(deep_merged(EVENTS, {"schedule": "@daily"} | change))
+        assert dag.get_task("extract").partition["every"] == "month"
+
     def test_every_task_retries_with_backoff_and_ends(self) -> None:
         """A plain True would mean no backoff; a task without timeout may hang for ever."""
         for task in build_pipeline(EVENTS | {"retries": 5, "owner": "data"}).tasks:
@@ -163,6 +254,7 @@ class TestBuiltDag:
         with pytest.raises(ParamValidationError):
             params["window_high"] = 3
         assert not dict(build_pipeline(SNAPSHOTS).params)
+        assert dict(build_pipeline(ENTITIES).params) == {"window_low": None, "window_high": None}
 
     def test_its_page_tells_the_story(self) -> None:
         """What it loads, from where to where, what is checked and what to do at night."""
@@ -176,13 +268,76 @@ class TestBuiltDag:
             "`window_low`",
             "## When it fails",
             "it catches up from 2013-01-01T",
+            "| strategy | auto: where the window is made of whole partitions, whole partitions are built aside",
+            "lose more than 50% of the rows",
+            "1 replaced version(s)",
         ):
             assert part in page
+        for part in (
+            "watermark window",
+            "late rows",
+            "must be made of whole",
+            "leave the window empty",
+        ):
+            assert part not in page
+
+    def test_its_page_tells_of_late_rows_and_keys(self) -> None:
+        """What is declared, in words that need no manual; and nothing that is not so."""
+        page = build_pipeline(deep_merged(ENTITIES, {"source": SETTLED})).doc_md or ""
+        for part in (
+            "on `updated_at`, from the watermark, less 1 h for late rows, up to where no more rows can be added |",
+            "| written by | `updated_at`: an application, which may commit a row later than it stamps it |",
+            "| late rows | an application may commit a row up to 1 min 30 s late |",
+            "| open transactions | waited for up to 20 min, then extract fails and names them |",
+            "| not waited for | transactions of `reporting`, `backup`, which never write there |",
+            "| key | the primary key of the target, which must have one |",
+            "| strategy | auto: rows are updated and inserted by key; a row that is gone from the source stays; ",
+            "; one whose `updated_at` is newer in the target is not overwritten |",
+            "one run at a time",
+            "The first run reads everything there is.",
+            "- What is new: *Trigger*, and leave the window empty.",
+            "The cursor must hold dates or times.",
+            "Each run reads its own interval again, and the watermark stays where it is.",
+        ):
+            assert part in page
+        for part in ("would lose more than", "replaced version(s)", "None", "WindowMode"):
+            assert part not in page
+        counted = build_pipeline(deep_merged(ENTITIES, {"source": {"lookback": 5000}})).doc_md or ""
+        assert "less 5,000 for late rows," in counted
+        assert "written by" not in counted
+        whole = deep_merged(ENTITIES, {"source": {"window": "full", "cursor": None}})
+        assert "newer in the target" not in (build_pipeline(whole).doc_md or "")
+
+    def test_its_page_tells_windows_apart(self) -> None:
+        """Streams of one pipeline may be read each in its own way."""
+        own = ("stream", "kind", "source", "target")
+        streams = [{key: data[key] for key in own} for data in (EVENTS, ENTITIES)]
+        streams.append(
+            {"kind": "snapshots", "source": {"conn_id": "s"}, "target": {"conn_id": "t"}}
+        )
+        streams[-1] = deep_merged(streams[-1], SNAPSHOTS["streams"][0])
+        page = build_pipeline(
+            {"pipeline": "all", "schedule": "@monthly", "streams": streams}
+        ).doc_md
+        for part in (
+            "Streams with window `full`: Every run reads everything",
+            "Streams with window `interval`: A run loads the interval that has just ended.",
+            "Streams with window `watermark`: A run loads what has come since",
+        ):
+            assert part in (page or "")
+
+    def test_its_page_says_what_a_swap_asks_for(self) -> None:
+        """Only then must a window by hand be made of whole partitions."""
+        page = build_pipeline(deep_merged(EVENTS, {"target": {"strategy": "swap"}})).doc_md or ""
+        assert "| strategy | swap: whole partitions are built aside and exchanged |" in page
+        assert "The window must be made of whole partitions." in page
 
     def test_it_is_found_by_tags(self) -> None:
-        """The user's tags, the kind and the target's schema."""
+        """The user's tags, the kind, the target's schema, the window, and a strategy that was chosen."""
         tags = build_pipeline(EVENTS | {"tags": ["gold"]}).tags
-        assert tags == {"etl", "gold", "events", "analytics"}
+        assert tags == {"etl", "gold", "events", "analytics", "window:interval"}
+        tags = build_pipeline(deep_merged(ENTITIES, {"target": {"strategy": "merge"}})).tags
+        assert tags == {"etl", "entities", "analytics", "window:watermark", "strategy:merge"}
 
     def test_it_stands_in_the_file_that_calls(self) -> None:
         """Airflow resolves relative paths and shows source by this file, not by the package's."""
@@ -200,9 +355,12 @@ class TestBuiltDag:
         [
             ({"schedule": "61 * * * *"}, "schedule: '61 * * * *' is no cron expression: "),
             ({"schedule": "0 0 31 2 *"}, "schedule: '0 0 31 2 *' is no cron expression: "),
-            ({"schedule": "@daily"}, "target.partition.every: schedule '@daily' in America/New_York loads "),
             (
-                {"timezone": "UTC", "target": {"partition": {"timezone": "Europe/London"}}},
+                {"schedule": "@daily", "target": {"strategy": "swap"}},
+                "target.partition.every: schedule '@daily' in America/New_York loads ",
+            ),
+            (
+                {"timezone": "UTC", "target": {"strategy": "swap", "partition": {"timezone": "Europe/London"}}},
                 "target.partition.every: schedule '@monthly' in UTC loads 2013-05-01T01:00:00+01:00 to ",
             ),
             ({"stream": "tokens"}, "stream: 'tokens' holds a word that Airflow masks"),
@@ -230,12 +388,14 @@ class TestBuiltDag:
 
     def test_intervals_after_the_end_do_not_matter(self) -> None:
         """London and UTC part in summer; a pipeline that ends before never sees it."""
-        winter = {"timezone": "UTC", "target": {"partition": {"timezone": "Europe/London"}}}
+        target = {"strategy": "swap", "partition": {"timezone": "Europe/London"}}
+        winter = {"timezone": "UTC", "target": target}
         build_pipeline(deep_merged(EVENTS, winter | {"end_date": "2013-02-01"}))
 
     def test_a_whole_number_of_partitions_may_be_loaded_at_once(self) -> None:
         """A yearly run of monthly partitions swaps twelve."""
-        build_pipeline(EVENTS | {"schedule": "@yearly"})
+        swap = {"schedule": "@yearly", "target": {"strategy": "swap"}}
+        assert build_pipeline(deep_merged(EVENTS, swap)).get_task("publish").strategy == "swap"
 
 
 class TestFolder:
@@ -253,7 +413,8 @@ class TestFolder:
         """Its placeholder says what is wrong on its page and fails with the same words."""
         add(folder, "flights.yaml", EVENTS)
         add(folder, "bad.yaml", "pipeline: bad\nschedule: * * * * *\n")
-        add(folder, "late.yaml", deep_merged(EVENTS, {"pipeline": "late", "schedule": "@daily"}))
+        misfit = {"pipeline": "late", "schedule": "@daily", "target": {"strategy": "swap"}}
+        add(folder, "late.yaml", deep_merged(EVENTS, misfit))
         dags = loaded(folder)
         assert sorted(dags) == ["bad", "flights", "late"]
         assert list(dags["flights"].task_dict) == ["extract", "validate", "publish"]
@@ -378,7 +539,9 @@ class TestAirflow:
     def test_a_placeholder_and_a_dag_survive_serialisation(self, folder: Path) -> None:
         """Airflow stores DAGs as JSON; what cannot be stored is an import error."""
         add(folder, "flights.yaml", EVENTS)
+        add(folder, "planes.yaml", deep_merged(ENTITIES, {"source": SETTLED}))
         add(folder, "bad.yaml", "")
+        assert len(loaded(folder)) == 3
         for dag in loaded(folder).values():
             stored = DagSerialization.to_dict(dag)
             assert DagSerialization.from_dict(stored).dag_id == dag.dag_id
@@ -387,6 +550,7 @@ class TestAirflow:
         """Otherwise each parse would be a new version of the DAG; sets differ by process."""
         add(folder, "flights.yaml", EVENTS | {"tags": ["z", "b", "a", "gold", "core"]})
         add(folder, "reference.yaml", SNAPSHOTS)
+        add(folder, "planes.yaml", deep_merged(ENTITIES, {"source": SETTLED}))
         add(folder, "bad.yaml", "kind: x\nsource: 1\n")
         program = (
             "import json, runpy, sys\n"
@@ -397,7 +561,7 @@ class TestAirflow:
             "print(json.dumps([SerializedDagModel.hash(dag) for dag in stored]))\n"
         )
         first, second = (json.loads(run(program, folder, seed)) for seed in ("1", "2"))
-        assert len(set(first)) == 3
+        assert len(set(first)) == 4
         assert first == second
 
     def test_parsing_is_light_and_touches_no_database(self, folder: Path) -> None:

@@ -112,7 +112,7 @@ SELECT set_config('idle_in_transaction_session_timeout', '3s', true)
 SELECT current_setting('server_version') AS version, current_setting('client_connection_check_interval') AS check_interval,
        (SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout') AS deadlock_timeout_ms,
        (SELECT count(*) FROM pg_stat_replication) AS standbys,
-       (SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{{}}') FROM pg_publication WHERE puballtables) AS publications,
+       (SELECT coalesce(array_agg(pubname::text ORDER BY pubname), ARRAY[]::text[]) FROM pg_publication WHERE puballtables) AS publications,
        pg_has_role('pg_read_all_stats', 'USAGE') AS reads_all_stats,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
        current_user::text AS role, current_database()::text AS database

@@ -297,6 +297,30 @@ MISTAKES = {
         replaced("table: public.flights", "query_file: sql/no.sql"),
         ["flights.yaml:9: source.query_file: sql/no.sql cannot be read: No such file or directory"],
     ),
+    "a lookback in words": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  window: watermark, lookback: 1 hour}"),
+        ["flights.yaml:10: source.lookback: a text ('1 hour') is neither a duration nor a whole number; write an ISO"],
+    ),
+    "a lookback of an interval": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  lookback: PT1H}"),
+        ["flights.yaml:10: source.lookback: goes back from a watermark, and window interval does not begin at one"],
+    ),
+    "a catchup of a watermark": (
+        replaced("cursor: time_hour}", "cursor: time_hour, window: watermark}"),
+        ["flights.yaml:8: catchup: has nothing to catch up: the first run reads from the watermark to the present"],
+    ),
+    "watermark windows side by side": (
+        replaced("catchup: true", "max_active_runs: 4").replace("time_hour}", "time_hour, window: watermark}"),
+        ["flights.yaml:8: max_active_runs: 4 runs at once would read the same rows"],
+    ),
+    "a strategy for another kind": (
+        replaced("every: month}", "every: month}\n  strategy: merge"),
+        ["flights.yaml:14: target.strategy: merge goes by key, so an event that was taken back in the source would"],
+    ),
+    "a role for a list of roles": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  settle_ignore: reporting}"),
+        ["flights.yaml:10: source.settle_ignore: a list is expected, not a text ('reporting'); write [reporting]"],
+    ),
     "an expectation that is a text": (
         replaced("{type: expect_column_values_to_not_be_null, kwargs: {column: carrier}}", "not null"),
         ["flights.yaml:15: quality[0]: a mapping is expected, not a text ('not null')"],

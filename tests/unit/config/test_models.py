@@ -41,6 +41,16 @@ ENTITIES = deep_merged(
 )
 
 
+INCREMENTAL = deep_merged(
+    ENTITIES,
+    {
+        "source": {"cursor": "updated_at", "window": "watermark"},
+        "target": {"strategy": "auto", "keys": []},
+    },
+)
+ARRIVALS = deep_merged(EVENTS, {"catchup": False, "source": {"window": "watermark"}})
+
+
 def refused(data: dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         parse_pipeline(data, folder=Path("nowhere"))
@@ -48,12 +58,41 @@ def refused(data: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "data", [EVENTS, SNAPSHOT, ENTITIES], ids=["events", "snapshots", "entities"]
-)
-def test_each_kind_of_stream_has_a_shape_that_works(data: dict[str, Any]) -> None:
-    """Few words are enough for each kind."""
-    pipeline = parse_pipeline(data, folder=Path("nowhere"))
+    ("data", "change", "window"),
+    [
+        (EVENTS, {}, "interval"),
+        (EVENTS, {"target": {"strategy": "swap"}}, "interval"),
+        (EVENTS, {"target": {"strategy": "delete_insert", "partition": None}}, "interval"),
+        (ARRIVALS, {}, "watermark"),
+        (ARRIVALS, {"target": {"strategy": "delete_insert", "partition": None}}, "watermark"),
+        (ARRIVALS, {"max_active_runs": 1, "source": {"lookback": "PT1H"}}, "watermark"),
+        (ARRIVALS, {"source": {"lookback": 100}, "target": {"partition": None}}, "watermark"),
+        (INCREMENTAL, {}, "watermark"),
+        (INCREMENTAL, {"target": {"strategy": "merge", "keys": ["tailnum"]}}, "watermark"),
+        (INCREMENTAL, {"target": {"partition": {"column": "built", "every": "year"}}}, "watermark"),
+        (INCREMENTAL, {"source": {"window": "interval"}, "schedule": "@daily", "catchup": True,
+                       "start_date": "2013-01-01", "max_active_runs": 8}, "interval"),
+        (INCREMENTAL, {"source": {"window": "full"}}, "full"),
+        (INCREMENTAL, {"source": {"window": "full", "cursor": None}}, "full"),
+        (INCREMENTAL, {"source": {"columns": ["tailnum", "updated_at"]}}, "watermark"),
+        (ENTITIES, {}, "full"),
+        (ENTITIES, {"target": {"keys": []}}, "full"),
+        (ENTITIES, {"target": {"strategy": "auto"}}, "full"),
+        (ENTITIES, {"target": {"strategy": "merge", "partition": {"column": "built", "every": "year"}}}, "full"),
+        (SNAPSHOT, {}, "full"),
+        (SNAPSHOT, {"source": {"window": "full"}, "target": {"strategy": "replace"}}, "full"),
+        # Facts about a source may be shared by streams that need not know them; nought is no lookback.
+        (SNAPSHOT, {"source": {"settle_ignore": ["reporting"], "settle_delay": "P1D", "lookback": 0}}, "full"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_stream_has_shapes_that_work(
+    data: dict[str, Any], change: dict[str, Any], window: str
+) -> None:
+    """Few words are enough for each kind, and every window and strategy that fits is taken."""
+    pipeline = parse_pipeline(deep_merged(data, change), folder=Path("nowhere"))
     assert Pipeline.model_validate(pipeline.model_dump()) == pipeline
+    assert Pipeline.model_validate(pipeline.model_dump(mode="json")) == pipeline
+    assert pipeline.streams[0].window == window
 
 
 @pytest.mark.parametrize(
@@ -72,7 +111,28 @@ def test_each_kind_of_stream_has_a_shape_that_works(data: dict[str, Any]) -> Non
         (EVENTS, {"source": {"columns": ["carrier"]}}, "source.columns: lacks 'time_hour', which target.partition"),
         (EVENTS, {"source": {"columns": []}}, "source.columns: is an empty list; list columns"),
         (EVENTS, {"source": {"columns": ["time_hour", "a", "a"]}}, "source.columns: names 'a' twice"),
-        (EVENTS, {"target": {"strategy": "replace"}}, "target.strategy: replace would leave only the last interval"),
+        (EVENTS, {"target": {"strategy": "replace"}}, "target.strategy: replace would leave only the last window"),
+        (EVENTS, {"target": {"strategy": "merge"}}, "target.strategy: merge goes by key, so an event that was taken"),
+        (EVENTS, {"source": {"columns": ["a"]}, "target": {"partition": None}},
+         "source.columns: lacks 'time_hour', which source.cursor needs"),
+        (EVENTS, {"source": {"lookback": "PT1H"}},
+         "source.lookback: goes back from a watermark, and window interval does not begin at one; leave it out, or "),
+        (EVENTS, {"source": {"settle_timeout": "PT6H"}}, "source.settle_timeout: 6:00:00 is not shorter than execut"),
+        (EVENTS, {"source": {"settle_delay": "P1D"}}, "source.settle_delay: 1 day, 0:00:00 is not shorter than exe"),
+        (ARRIVALS, {"source": {"cursor": None}}, "source.cursor: is missing, so nothing tells which rows belong"),
+        (ARRIVALS, {"source": {"cursor": "a"}}, "target.partition.column: is 'time_hour', and the cursor is 'a'"),
+        (ARRIVALS, {"target": {"strategy": "swap"}},
+         "target.strategy: swap exchanges whole partitions, and a watermark window may end inside of one; write auto"),
+        (ARRIVALS, {"target": {"strategy": "replace"}}, "target.strategy: replace would leave only the last window"),
+        (ARRIVALS, {"target": {"strategy": "merge"}}, "target.strategy: merge goes by key"),
+        (ARRIVALS, {"catchup": True},
+         "catchup: has nothing to catch up: the first run reads from the watermark to the present, and the runs of "),
+        (ARRIVALS, {"max_active_runs": 2},
+         "max_active_runs: 2 runs at once would read the same rows: the watermark window begins where the run before"),
+        (ARRIVALS, {"source": {"lookback": 3600}},
+         "source.lookback: 3600 counts values, and 'time_hour' holds dates or times; write a duration, such as PT1H"),
+        (ARRIVALS, {"source": {"table": None, "query": "SELECT x WHERE c >= :low"}}, "source.query: does not use :high"),
+        (ARRIVALS, {"source": {"settle_timeout": "PT6H"}}, "source.settle_timeout: 6:00:00 is not shorter than exe"),
         (EVENTS, {"target": {"strategy": "swap", "partition": None}}, "target.partition: is missing, so swap"),
         (EVENTS, {"target": {"lock_deadline": "PT7H"}}, "target.lock_deadline: 7:00:00 is not shorter than "),
         (EVENTS, {"target": {"lock_budget": 9, "lock_deadline": 8}}, "target.lock_deadline: 0:00:08 is shorter"),
@@ -82,6 +142,11 @@ def test_each_kind_of_stream_has_a_shape_that_works(data: dict[str, Any]) -> Non
         (EVENTS, {"quality": {"suite": "a", "expectations": []}}, "quality.suite: stands beside expectations"),
         (SNAPSHOT, {"source": {"cursor": "x"}}, "source.cursor: has no use for snapshots, whose table is read whole"),
         (SNAPSHOT, {"source": {"window": "interval"}}, "source.window: interval does not fit snapshots"),
+        (SNAPSHOT, {"source": {"window": "watermark", "cursor": "x"}},
+         "source.window: watermark does not fit snapshots, which are read whole"),
+        (SNAPSHOT, {"source": {"lookback": 1}}, "source.lookback: goes back from a watermark, and window full"),
+        (SNAPSHOT, {"target": {"strategy": "merge"}}, "target.strategy: merge would keep rows that the source no"),
+        (SNAPSHOT, {"target": {"strategy": "delete_insert"}}, "target.strategy: delete_insert replaces the rows of"),
         (SNAPSHOT, {"target": {"partition": {"column": "a", "every": "day"}}}, "target.partition: has no use for"),
         (SNAPSHOT, {"target": {"strategy": "swap"}}, "target.strategy: swap exchanges partitions, which snapshots"),
         (SNAPSHOT, {"schedule": "@daily", "catchup": True, "start_date": "2013-01-01"},
@@ -90,9 +155,24 @@ def test_each_kind_of_stream_has_a_shape_that_works(data: dict[str, Any]) -> Non
         (SNAPSHOT, {"source": {"table": 'a."b'}}, "source.table: not a table name"),
         (SNAPSHOT, {"target": {"keys": ["x" * 64]}}, "target.keys[0]: identifier of 64 bytes is longer"),
         (SNAPSHOT, {"tags": ["x" * 101]}, "tags[0]: a tag of 101 characters; use 1 to 100"),
-        (ENTITIES, {"target": {"keys": []}}, "target.keys: is missing: entities are told apart by a key"),
-        (ENTITIES, {"target": {"strategy": "auto"}}, "target.strategy: auto never replaces a whole table"),
-        (ENTITIES, {"source": {"window": "interval", "cursor": "x"}}, "source.window: interval would need rows"),
+        (ENTITIES, {"source": {"window": "interval", "cursor": "x"}},
+         "target.strategy: replace would delete every row that the window does not hold; write auto or merge, or set"),
+        (ENTITIES, {"source": {"window": "watermark", "cursor": "x"}}, "target.strategy: replace would delete every"),
+        (ENTITIES, {"source": {"cursor": "x"}}, "source.cursor: has no use for strategy replace, which compares the"),
+        (ENTITIES, {"target": {"partition": {"column": "a", "every": "day"}}},
+         "target.partition: does not fit strategy replace, which takes a table without partitions"),
+        (ENTITIES, {"target": {"strategy": "swap"}}, "target.strategy: swap exchanges whole partitions, and entities"),
+        (ENTITIES, {"target": {"strategy": "delete_insert"}}, "target.strategy: delete_insert goes by window, and an"),
+        (ENTITIES, {"source": {"cursor": "x"}, "target": {"strategy": "auto"}},
+         "source.window: is missing: the cursor 'x' would not decide which rows are read; write watermark (what has"),
+        (INCREMENTAL, {"source": {"cursor": None}},
+         "source.cursor: is missing, so nothing tells which rows belong to a run; name the column that every change"),
+        (INCREMENTAL, {"source": {"cursor": None, "window": "interval"}}, "source.cursor: is missing, so nothing"),
+        (INCREMENTAL, {"source": {"columns": ["tailnum"]}}, "source.columns: lacks 'updated_at', which source.cursor"),
+        (INCREMENTAL, {"source": {"columns": ["updated_at"]}, "target": {"keys": ["tailnum"]}},
+         "source.columns: lacks 'tailnum', which target.keys needs"),
+        (INCREMENTAL, {"target": {"partition": {"column": "updated_at", "every": "day"}}, "source": {"lookback": 60}},
+         "source.lookback: 60 counts values, and 'updated_at' holds dates or times"),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(
@@ -119,6 +199,94 @@ def test_streams_of_one_pipeline_do_not_collide(
     shared = {key: value for key, value in SNAPSHOT.items() if key != "stream"}
     found = refused(shared | {"streams": [one, other]})
     assert any(line.startswith(expected) for line in found), found
+
+
+def test_a_stream_that_must_run_alone_is_named() -> None:
+    """One watermark window among several streams holds the whole pipeline to one run at a time."""
+    streams = [
+        {key: value for key, value in data.items() if key in ("stream", "kind", "source", "target")}
+        for data in (EVENTS, INCREMENTAL)
+    ]
+    shared = {"pipeline": "all", "schedule": "@monthly", "start_date": "2013-01-01"}
+    assert Pipeline.model_validate(shared | {"streams": streams}).active_runs == 1
+    catchup, runs = refused(shared | {"streams": streams, "catchup": True, "max_active_runs": 3})
+    assert catchup.startswith(
+        "catchup: has nothing to catch up: the first run of 'planes' (streams[1]) reads"
+    )
+    assert runs.startswith(
+        "max_active_runs: 3 runs at once would read the same rows: the watermark window of 'planes'"
+    )
+
+
+def test_one_mistake_is_one_message() -> None:
+    """A window that a kind does not have is not also blamed for what it lacks."""
+    assert len(refused(deep_merged(SNAPSHOT, {"source": {"window": "watermark"}}))) == 1
+    assert (
+        len(refused(deep_merged(ENTITIES, {"source": {"window": "watermark", "cursor": "x"}}))) == 1
+    )
+    assert len(refused(deep_merged(ARRIVALS, {"source": {"columns": ["a"]}}))) == 1
+
+
+def test_what_is_not_declared_is_left_to_the_operator() -> None:
+    """A default that stood in two places would one day differ."""
+    source = Pipeline.model_validate(ARRIVALS).streams[0].source
+    assert (source.lookback, source.cursor_origin, source.settle_delay) == (None, None, None)
+    assert (source.settle_timeout, source.settle_ignore) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (0, 0),
+        (1000, 1000),
+        ("PT1H", timedelta(hours=1)),
+        ("P2D", timedelta(days=2)),
+        (timedelta(minutes=5), timedelta(minutes=5)),
+    ],
+)
+def test_a_lookback_is_a_duration_or_a_count(written: object, meant: object) -> None:
+    """A number counts values of the cursor; it is never seconds."""
+    pipeline = Pipeline.model_validate(deep_merged(INCREMENTAL, {"source": {"lookback": written}}))
+    (stream,) = pipeline.streams
+    assert (stream.source.lookback, type(stream.source.lookback)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize(
+    "written", [True, 1.5, -1, "1000", "1 hour", "P", "-PT1H", timedelta(-1), [1], {}]
+)
+def test_other_lookbacks_are_refused(written: object) -> None:
+    """With one message that says both forms."""
+    (found,) = refused(deep_merged(INCREMENTAL, {"source": {"lookback": written}}))
+    assert found.startswith("source.lookback: ")
+    assert "neither a duration nor a whole number; write an ISO 8601 duration (PT1H, P1D)" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"window": "watermarks"}, "source.window: 'watermarks' is not known; did you mean 'watermark'?; write one of"),
+        ({"cursor_origin": "server"}, "source.cursor_origin: 'server' is not known; write one of auto, transaction, a"),
+        ({"settle_delay": "5 minutes"}, "source.settle_delay: a text ('5 minutes') is no duration; write seconds as"),
+        ({"settle_delay": -1}, "source.settle_delay: a number (-1) is out of range; write how late an application"),
+        ({"settle_timeout": "PT"}, "source.settle_timeout: a text ('PT'): "),
+        ({"settle_ignore": "reporting"}, "source.settle_ignore: a list is expected, not a text ('reporting'); write ["),
+        ({"settle_ignore": [1]}, "source.settle_ignore[0]: a text is expected, not a number (1); put it in quotes"),
+    ],
+)  # fmt: skip
+def test_values_that_the_source_cannot_have_are_refused(
+    change: dict[str, Any], expected: str
+) -> None:
+    """Each with what to write instead."""
+    (found,) = refused(deep_merged(INCREMENTAL, {"source": change}))
+    assert found.startswith(expected)
+
+
+def test_nothing_late_and_no_waiting_can_be_said() -> None:
+    """Zero is a delay, though it is no deadline."""
+    change = {"settle_delay": 0, "settle_timeout": 0, "settle_ignore": []}
+    source = Pipeline.model_validate(deep_merged(INCREMENTAL, {"source": change})).streams[0].source
+    assert (source.settle_delay, source.settle_timeout) == (timedelta(0), timedelta(0))
+    assert source.settle_ignore == ()
 
 
 def test_several_streams_may_have_their_own_kinds() -> None:

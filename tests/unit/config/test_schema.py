@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from airflow_etl_provider.config.files import read_pipeline
-from airflow_etl_provider.config.schema import pipeline_schema
+from airflow_etl_provider.config.models import Pipeline
+from airflow_etl_provider.config.schema import pipeline_schema, schema_text
 
-EXAMPLES = Path(__file__).parents[3] / "dags" / "pipelines"
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "dags" / "pipelines"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 
 
@@ -27,6 +29,16 @@ def test_the_schema_is_a_schema() -> None:
     assert pipeline_schema() == pipeline_schema()
 
 
+def test_the_documented_schema_is_that_of_the_models() -> None:
+    """After a change of the models:
+
+    ``python -c "from airflow_etl_provider.config.schema import schema_text; print(schema_text(), end='')"
+    > docs/pipeline.schema.json``
+    """
+    assert (ROOT / "docs" / "pipeline.schema.json").read_text(encoding="utf-8") == schema_text()
+    assert json.loads(schema_text()) == pipeline_schema()
+
+
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 def test_files_that_load_are_valid(path: Path) -> None:
     """An editor does not mark what the loader takes."""
@@ -35,8 +47,32 @@ def test_files_that_load_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        {"window": "watermark", "lookback": "PT1H"},
+        {"window": "watermark", "lookback": 1000, "cursor_origin": "application"},
+        {"settle_delay": 0, "settle_timeout": 90.5, "settle_ignore": ["reporting"]},
+        {"lookback": None, "cursor_origin": None, "settle_delay": None, "settle_ignore": None},
+    ],
+)
+def test_every_form_of_a_value_is_valid(source: dict[str, Any]) -> None:
+    """Numbers and texts both, where the loader takes both."""
+    target = {"conn_id": "t", "table": "a.b"}
+    own = {"conn_id": "s", "table": "a.b", "cursor": "c"} | source
+    data = {"pipeline": "p", "stream": "s", "kind": "events", "source": own, "target": target}
+    Pipeline.model_validate(data)
+    jsonschema.validate(data, pipeline_schema())
+
+
+@pytest.mark.parametrize(
     "change",
     [
+        {"source": {"window": "delta"}},
+        {"source": {"lookback": 1.5}},
+        {"source": {"lookback": -1}},
+        {"source": {"settle_ignore": "reporting"}},
+        {"source": {"cursor_origin": "server"}},
+        {"target": {"strategy": "append"}},
         {"cachup": True},
         {"kind": "event"},
         {"retries": "3"},
