@@ -10,10 +10,9 @@ import time
 from datetime import UTC, datetime
 
 import uuid6
-from airflow_etl_provider.testing import MemoryWatermarkStore
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_etl_provider.core.extract import ExtractRequest, extract
+from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
 from airflow_etl_provider.core.load import Kind, RunInfo
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
@@ -24,6 +23,7 @@ from airflow_etl_provider.postgres.publish import PostgresPublisher
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
+from airflow_etl_provider.testing import MemoryWatermarkStore
 
 
 def peak_mib() -> float:
@@ -55,6 +55,7 @@ def main() -> None:
         cursor="updated_at",
         keys=(),
         columns=None,
+        mode=WindowMode.INTERVAL,
         interval=Interval(options.low, options.high, "benchmark", moves_watermark=True),
         partition=PartitionSpec("updated_at", options.every),
         timezone="UTC",

@@ -249,7 +249,7 @@ def fill(database: Database, start: datetime, end: datetime, rows: int, *, first
 def table_rows(database: Database, table: TableName) -> list[tuple[Any, ...]]:
     """Every row as text, in order of that text."""
     return database.run(
-        sql.SQL("SELECT t::text COLLATE \"C\" FROM {} AS t ORDER BY 1").format(
+        sql.SQL('SELECT t::text COLLATE "C" FROM {} AS t ORDER BY 1').format(
             sql.Identifier(table.schema, table.name)
         )
     )

@@ -11,7 +11,7 @@ from airflow.providers.common.sql.hooks.sql import DbApiHook
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
-from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.errors import ConfigurationError, TransientError
 from airflow_etl_provider.dbapi.flavour import Flavour
 from airflow_etl_provider.dbapi.generic import Generic
 from airflow_etl_provider.dbapi.mysql import MySql
@@ -72,7 +72,7 @@ def dbapi_source(
 def is_postgres(conn_id: str) -> bool:
     """Whether *conn_id* leads to PostgreSQL, which is read by COPY and not by DB-API.
 
-    :raises ConfigurationError: there is no such connection.
+    :raises TransientError: there is no such connection, or Airflow did not give it.
     """
     return _connection(conn_id).conn_type in _POSTGRES_TYPES
 
@@ -81,10 +81,11 @@ def _connection(conn_id: str) -> Connection:
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
-        raise ConfigurationError(
-            f"Airflow has no connection {conn_id!r}",
+        # Airflow gives the same answer when its API fails, and has no list of connections to ask.
+        raise TransientError(
+            f"Airflow has no connection {conn_id!r}, or did not give it",
             remedy=f"create it: airflow connections add {conn_id} --conn-uri …, or set "
-            f"AIRFLOW_CONN_{conn_id.upper()}",
+            f"AIRFLOW_CONN_{conn_id.upper()}; a passing fault of Airflow is retried",
         ) from None
 
 

@@ -13,8 +13,10 @@ from airflow_etl_provider.core.errors import ConfigurationError, EtlError
 from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.ports import Source
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
 from airflow_etl_provider.core.window import parse_moment
+from airflow_etl_provider.hooks.dbapi import dbapi_source, is_postgres
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import extract_lineage, source_lineage
@@ -52,7 +54,8 @@ class IncrementalExtractOperator(BaseOperator):
     :param stream: id of the stream, ``[a-z0-9][a-z0-9_.-]{0,99}``; bound to its target by the first
         load, independent of dag and task ids. (templated)
     :param kind: ``events`` (immutable, cursor = partition column), ``entities`` or ``snapshots``.
-    :param source_conn_id: PostgreSQL connection to read from.
+    :param source_conn_id: connection to read from: PostgreSQL, read by COPY, or any database whose
+        Airflow hook is a ``DbApiHook`` (MySQL, MariaDB, SQLite, …), read through its Python driver.
     :param source: ``schema.table``. (templated)
     :param target_conn_id: PostgreSQL connection of the warehouse, which also holds the ledger.
     :param target: ``schema.table`` that the batch is for. (templated)
@@ -132,7 +135,7 @@ class IncrementalExtractOperator(BaseOperator):
         self.null_cursor = null_cursor
         self.checksum = checksum
         self._stopper = Stopper()
-        self._source: PostgresSource | None = None
+        self._source: Source | None = None
         self._manifest: Manifest | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -145,10 +148,7 @@ class IncrementalExtractOperator(BaseOperator):
             staging = self._staging(application_name("extract", None, run))
             load_id = load_id_for(context, run, staging)
             name = application_name("extract", load_id, run)
-            hook = EtlPostgresHook(postgres_conn_id=self.source_conn_id)
-            self._source = PostgresSource(
-                hook.endpoint(name), TableName.parse(self.source), timezone=self.timezone
-            )
+            self._source = self._open_source(name)
             self._manifest = extract(
                 self._request(context, load_id),
                 source=self._source,
@@ -174,6 +174,15 @@ class IncrementalExtractOperator(BaseOperator):
         with suppress(EtlError):
             return operator_lineage(source_lineage(self._source.describe()))
         return operator_lineage(source_lineage(None))
+
+    def _open_source(self, application: str) -> Source:
+        """PostgreSQL is read by COPY, every other database through its Airflow hook."""
+        if not is_postgres(self.source_conn_id):
+            return dbapi_source(self.source_conn_id, table=self.source, timezone=self.timezone)
+        hook = EtlPostgresHook(postgres_conn_id=self.source_conn_id)
+        return PostgresSource(
+            hook.endpoint(application), TableName.parse(self.source), timezone=self.timezone
+        )
 
     def _staging(self, application: str) -> PostgresStaging:
         hook = EtlPostgresHook(postgres_conn_id=self.target_conn_id)

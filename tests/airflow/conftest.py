@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tests import airflow_environment  # isort: skip  (before anything imports Airflow)
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg import sql
@@ -22,9 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Great Expectations imports modules that Python calls deprecated."""
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(
-                pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
-            )
+            item.add_marker(pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning"))
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,11 @@ def _metadata(_task_log: TaskLog) -> None:
 @pytest.fixture
 def airflow(_metadata: None, _task_log: TaskLog) -> Iterator[Airflow]:
     running = Airflow(_task_log)
+    # A task's run leaves a handler behind that asks the task to stop and swallows the signal.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield running
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     running.delete_variables()
 
 

@@ -17,6 +17,8 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from airflow.models.dagrun import DagRun
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.taskinstance import TaskInstance, clear_task_instances
 from airflow.models.variable import Variable
 from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
@@ -24,8 +26,6 @@ from airflow.sdk.definitions import dag as sdk_dag
 from airflow.sdk.execution_time import supervisor
 from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
-from airflow.models.serialized_dag import SerializedDagModel
-from airflow.models.taskinstance import TaskInstance, clear_task_instances
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
@@ -81,7 +81,9 @@ class Ran:
                     XComModel.key == "return_value",
                 )
             ).all()
-        return {(task, index): XComModel.deserialize_value(_Row(value)) for task, index, value in rows}
+        return {
+            (task, index): XComModel.deserialize_value(_Row(value)) for task, index, value in rows
+        }
 
     def task_states(self) -> dict[str, str]:
         """State by task id (of the last map index)."""
@@ -207,7 +209,14 @@ class Airflow:
         tries: list[tuple[str, str]] = []
         with _observed(errors, tries):
             run = work()
-        return Ran(dag_id, run.run_id, str(getattr(run.state, "value", run.state)), self._log.taken(), errors, tries)
+        return Ran(
+            dag_id,
+            run.run_id,
+            str(getattr(run.state, "value", run.state)),
+            self._log.taken(),
+            errors,
+            tries,
+        )
 
     def set_run(self, ran: Ran, **columns: Any) -> None:
         """Change the run's row in the metadata database."""
@@ -255,9 +264,7 @@ def _run(session: Any, dag_id: str, run_id: str) -> DagRun:
 
 
 @contextmanager
-def _observed(
-    errors: dict[str, BaseException], tries: list[tuple[str, str]]
-) -> Iterator[None]:
+def _observed(errors: dict[str, BaseException], tries: list[tuple[str, str]]) -> Iterator[None]:
     """Note what every try of every task ended with."""
     real = supervisor.run_task_in_process
 

@@ -11,7 +11,6 @@ from airflow.sdk.exceptions import AirflowFailException
 from tests.airflow.runs import Ran
 from tests.airflow.shop import NOT_NULL, Shop, month
 
-
 Rejected = tuple[Shop, Ran, dict[str, Any]]
 
 
@@ -47,12 +46,12 @@ class TestRejectedAudit:
         shop, _, before = rejected
         after = shop.picture()
         staged = [table for table in after["tables"] if table not in before["tables"]]
-        assert [schema for schema, _, _ in staged] == ["etl_staging"], "the rows stay for inspection"
+        assert [schema for schema, _, _ in staged] == ["etl_staging"], (
+            "the rows stay for inspection"
+        )
         assert {**after, "tables": before["tables"]} == before
 
-    def test_the_error_says_which_expectation_on_how_many_rows(
-        self, rejected: Rejected
-    ) -> None:
+    def test_the_error_says_which_expectation_on_how_many_rows(self, rejected: Rejected) -> None:
         """And where the rows are, and what to do."""
         shop, ran, _ = rejected
         message = ran.error("validate")
@@ -60,7 +59,10 @@ class TestRejectedAudit:
         assert "What to do: " in message
         assert ran.xcom("extract")["staging"] in message
         assert shop.loads() == ["published", "rejected"]
-        assert shop.warehouse.value("SELECT report ->> 'verdict' FROM etl.loads ORDER BY seq DESC") == "rejected"
+        assert (
+            shop.warehouse.value("SELECT report ->> 'verdict' FROM etl.loads ORDER BY seq DESC")
+            == "rejected"
+        )
 
     def test_a_mended_suite_lets_the_same_batch_pass(self, rejected: Rejected) -> None:
         """Clear validate and publish: nothing is read from the source again."""
@@ -142,7 +144,9 @@ class TestRetry:
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The load id is minted once: the second try is the same load in the ledger."""
-        monkeypatch.setenv("AIRFLOW_CONN_SHOP", shop.source.airflow_uri() + "?options=-c%20lock_timeout%3D1")
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_SHOP", shop.source.airflow_uri() + "?options=-c%20lock_timeout%3D1"
+        )
         blocker = psycopg.connect(shop.source.conninfo)
         blocker.execute("LOCK TABLE orders")
         seen: list[list[tuple[Any, ...]]] = []
@@ -210,7 +214,9 @@ class TestClear:
         """Clear of extract alone after its publish had failed: the manifest in XCom is the new one."""
         ran = shop.load(1)
         again = shop.airflow.clear(shop.pipeline(dag=shop.dag(ran.dag_id)), ran, "extract")
-        published = shop.warehouse.run("SELECT load_id::text FROM etl.loads WHERE state = 'published'")
+        published = shop.warehouse.run(
+            "SELECT load_id::text FROM etl.loads WHERE state = 'published'"
+        )
         assert [(load_id(again),)] != published
         assert shop.loads() == ["published", "staged"]
 

@@ -70,7 +70,9 @@ def told_once(ran: Ran) -> None:
 def stranger(shop: Shop) -> str:
     """A role that may log in to both databases and use their schemas, and nothing else."""
     name = f"stranger_{uuid4().hex[:8]}"
-    shop.source.run(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'guess-me'").format(sql.Identifier(name)))
+    shop.source.run(
+        sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'guess-me'").format(sql.Identifier(name))
+    )
     shop.warehouse.run(sql.SQL("GRANT USAGE ON SCHEMA a TO {}").format(sql.Identifier(name)))
     return name
 
@@ -105,7 +107,9 @@ class TestConnections:
         self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch, end: str
     ) -> None:
         """No retry mends it: the login is named, the password is not."""
-        monkeypatch.setenv(f"AIRFLOW_CONN_{end}", uri(shop, shop.source.name, stranger, "wr0ng-secret"))
+        monkeypatch.setenv(
+            f"AIRFLOW_CONN_{end}", uri(shop, shop.source.name, stranger, "wr0ng-secret")
+        )
         ran = refused(
             shop,
             shop.pipeline(),
@@ -182,9 +186,7 @@ class TestSource:
             ("type text", "date or timestamp"),
         )
 
-    def test_no_privilege(
-        self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_privilege(self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """The GRANT that would help is written out."""
         monkeypatch.setenv("AIRFLOW_CONN_SHOP", uri(shop, shop.source.name, stranger, "guess-me"))
         refused(
@@ -195,7 +197,9 @@ class TestSource:
 
     def test_rows_without_a_cursor(self, shop: Shop) -> None:
         """No window would ever hold them."""
-        shop.source.run("ALTER TABLE orders ALTER at DROP NOT NULL; UPDATE orders SET at = NULL WHERE id < 3")
+        shop.source.run(
+            "ALTER TABLE orders ALTER at DROP NOT NULL; UPDATE orders SET at = NULL WHERE id < 3"
+        )
         refused(shop, shop.pipeline(), ("3 rows of public.orders have no value in the cursor",))
 
     def test_no_cursor(self, shop: Shop) -> None:
@@ -211,16 +215,19 @@ class TestSource:
             ({"partition": {"every": "month"}}, "is not a partitioning"),
             ({"partition": {"column": "at", "every": "moon"}}, "'moon' are unknown"),
             ({"partition": {"column": "id", "every": "month"}}, "must be the partition column"),
-            ({"timezone": "Mars/Olympus", "source": "public.walls", "partition": None}, "Mars/Olympus"),
+            (
+                {"timezone": "Mars/Olympus", "source": "public.walls", "partition": None},
+                "Mars/Olympus",
+            ),
             ({"origin": "long ago"}, "long ago"),
             ({"keys": ["identity"]}, "no column 'identity', named as a key"),
         ],
     )
-    def test_argument_that_is_not_known(
-        self, shop: Shop, wrong: dict[str, Any], says: str
-    ) -> None:
+    def test_argument_that_is_not_known(self, shop: Shop, wrong: dict[str, Any], says: str) -> None:
         """Every argument is checked in our words."""
-        shop.source.run("CREATE TABLE walls (id bigint, at timestamp NOT NULL, note text, amount int)")
+        shop.source.run(
+            "CREATE TABLE walls (id bigint, at timestamp NOT NULL, note text, amount int)"
+        )
         refused(shop, shop.pipeline(extract=wrong), says)
 
 
@@ -280,9 +287,7 @@ class TestTarget:
         shop.warehouse.run("CREATE TABLE a.orders_2013_01 (id int)")
         refused(shop, shop.pipeline(), ("a.orders_2013_01", "exists"))
 
-    def test_no_privilege(
-        self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_privilege(self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A role that may not make the ledger is told what to grant."""
         monkeypatch.setenv("AIRFLOW_CONN_DWH", uri(shop, shop.warehouse.name, stranger, "guess-me"))
         refused(shop, shop.pipeline(), (stranger, "GRANT"))
@@ -290,7 +295,9 @@ class TestTarget:
     def test_a_stream_belongs_to_one_target(self, shop: Shop) -> None:
         """Its first load binds it."""
         shop.load(1)
-        shop.warehouse.run("CREATE TABLE a.others (LIKE a.orders INCLUDING ALL) PARTITION BY RANGE (at)")
+        shop.warehouse.run(
+            "CREATE TABLE a.others (LIKE a.orders INCLUDING ALL) PARTITION BY RANGE (at)"
+        )
         refused(
             shop,
             shop.pipeline(extract={"target": "a.others"}),
@@ -299,8 +306,12 @@ class TestTarget:
 
     def test_a_refused_first_load_binds_nothing(self, shop: Shop) -> None:
         """A typing error in the first run must not own the stream id for ever."""
-        shop.warehouse.run("CREATE TABLE a.others (LIKE a.orders INCLUDING ALL) PARTITION BY RANGE (at)")
-        shop.source.run("ALTER TABLE orders ALTER at DROP NOT NULL; UPDATE orders SET at = NULL WHERE id < 3")
+        shop.warehouse.run(
+            "CREATE TABLE a.others (LIKE a.orders INCLUDING ALL) PARTITION BY RANGE (at)"
+        )
+        shop.source.run(
+            "ALTER TABLE orders ALTER at DROP NOT NULL; UPDATE orders SET at = NULL WHERE id < 3"
+        )
         ran = shop.airflow.run(shop.pipeline(extract={"target": "a.others"}), month(1))
         assert ran.state == "failed"
         shop.source.run("DELETE FROM orders WHERE at IS NULL")
@@ -327,7 +338,9 @@ class TestSuites:
                 task_id="validate",
                 conn_id="dwh",
                 table="a.orders",
-                expectations=[{"type": "expect_column_value_to_not_be_null", "kwargs": {"column": "id"}}],
+                expectations=[
+                    {"type": "expect_column_value_to_not_be_null", "kwargs": {"column": "id"}}
+                ],
             )
         assert "expect_column_values_to_not_be_null" in str(caught.value)
 
@@ -356,9 +369,7 @@ class TestSuites:
             QualityValidationOperator(task_id="check", conn_id="shop", table="public.ordres")
         refused(shop, dag, ("no table public.ordres",), task="check")
 
-    def test_no_privilege(
-        self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_privilege(self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Validate alone on a table that may not be read."""
         monkeypatch.setenv("AIRFLOW_CONN_SHOP", uri(shop, shop.source.name, stranger, "guess-me"))
         with shop.dag() as dag:
@@ -373,7 +384,14 @@ class TestSuites:
         refused(shop, dag, ("public.orders", "SELECT on the table"), task="check")
 
     @pytest.mark.parametrize(
-        "batch", ["flights", 7, {"rows": 3}, {"load_id": "x", "version": 99}, {"load_id": "x", "version": 1}]
+        "batch",
+        [
+            "flights",
+            7,
+            {"rows": 3},
+            {"load_id": "x", "version": 99},
+            {"load_id": "x", "version": 1},
+        ],
     )
     def test_a_batch_that_is_none(self, shop: Shop, batch: Any) -> None:
         """What is expected, and where to take it from."""
@@ -413,9 +431,7 @@ class TestWatermark:
         text = shop.airflow.variable(shop.key())
         assert text is not None
         shop.airflow.set_variable(shop.key(), damage(text))
-        refused(
-            shop, shop.pipeline(), (f"Variable {shop.key()}", says), interval=month(2)
-        )
+        refused(shop, shop.pipeline(), (f"Variable {shop.key()}", says), interval=month(2))
         self.no_load_is_left_open(shop)
 
     def no_load_is_left_open(self, shop: Shop) -> None:

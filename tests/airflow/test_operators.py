@@ -123,7 +123,9 @@ class TestSnapshots:
         assert second.state == "success", second.errors
         done = second.xcom("publish")
         assert done["strategy"] == "replace"
-        assert [done[f"rows_{what}"] for what in ("inserted", "updated", "deleted", "unchanged")] == [
+        assert [
+            done[f"rows_{what}"] for what in ("inserted", "updated", "deleted", "unchanged")
+        ] == [
             1,
             1,
             1,
@@ -146,7 +148,9 @@ class TestMapped:
         """Mapped over three streams, every batch meets its own verdict: no cross product."""
         streams = []
         for number in (1, 2, 3):
-            shop.source.run(f"CREATE TABLE s{number} AS SELECT * FROM orders WHERE id % 3 = {number - 1}")
+            shop.source.run(
+                f"CREATE TABLE s{number} AS SELECT * FROM orders WHERE id % 3 = {number - 1}"
+            )
             shop.source.run(f"ALTER TABLE s{number} ALTER at SET NOT NULL")
             shop.warehouse.run(
                 f"CREATE TABLE a.t{number} (id bigint, at timestamptz NOT NULL, note text, amount int)"
@@ -235,7 +239,11 @@ class TestWindows:
         [
             ("2013-02-01T00:00:00Z", None, "only window_low was given"),
             (None, "2013-02-01T00:00:00Z", "only window_high was given"),
-            ("2013-02-01T00:00:00", "2013-03-01T00:00:00Z", "window_low is '2013-02-01T00:00:00', without"),
+            (
+                "2013-02-01T00:00:00",
+                "2013-03-01T00:00:00Z",
+                "window_low is '2013-02-01T00:00:00', without",
+            ),
             ("2013-02-01T00:00:00Z", "spring", "window_high is 'spring', not a date"),
             ("2013-03-01T00:00:00Z", "2013-02-01T00:00:00Z", "holds no time"),
             ("2013-03-01T00:00:00Z", "2913-04-01T00:00:00Z", "rows are still to come"),
@@ -306,7 +314,9 @@ class TestWindows:
 class TestWatermarkWindow:
     def test_it_goes_from_the_watermark_to_what_is_settled(self, shop: Shop) -> None:
         """The first run loads everything, the next one what came since."""
-        dag = shop.pipeline(extract={"window": "watermark", "kind": "entities", "keys": ["id", "at"]})
+        dag = shop.pipeline(
+            extract={"window": "watermark", "kind": "entities", "keys": ["id", "at"]}
+        )
         ran = shop.airflow.run(dag, None, run_type=DagRunType.MANUAL)
         assert ran.state == "success", ran.errors
         assert shop.rows() == 3000
@@ -320,7 +330,9 @@ class TestWatermarkWindow:
 
     def test_nothing_new_is_a_success(self, shop: Shop) -> None:
         """The bound is not above the watermark: no load, no move, and all three tasks say so."""
-        dag = shop.pipeline(extract={"window": "watermark", "kind": "entities", "keys": ["id", "at"]})
+        dag = shop.pipeline(
+            extract={"window": "watermark", "kind": "entities", "keys": ["id", "at"]}
+        )
         shop.airflow.run(dag, None, run_type=DagRunType.MANUAL)
         before = shop.picture()
         dag.get_task("extract").settle_delay = timedelta(days=1)
@@ -332,7 +344,9 @@ class TestWatermarkWindow:
 
     def test_its_backfill_reads_the_interval(self, shop: Shop) -> None:
         """An old interval again, and the live watermark is left alone."""
-        dag = shop.pipeline(extract={"window": "watermark", "kind": "entities", "keys": ["id", "at"]})
+        dag = shop.pipeline(
+            extract={"window": "watermark", "kind": "entities", "keys": ["id", "at"]}
+        )
         shop.airflow.run(dag, None, run_type=DagRunType.MANUAL)
         before = shop.agreed()
         shop.source.run("UPDATE orders SET note = 'corrected' WHERE id IN (1, 1001)")

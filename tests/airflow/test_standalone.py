@@ -209,7 +209,9 @@ class TestPublish:
 
     def test_a_whole_small_table_may_be_replaced(self, shop: Shop) -> None:
         """kind='snapshots' needs no window."""
-        shop.warehouse.run("CREATE SCHEMA stage; CREATE TABLE stage.p AS SELECT 1 AS id, 'x' AS name")
+        shop.warehouse.run(
+            "CREATE SCHEMA stage; CREATE TABLE stage.p AS SELECT 1 AS id, 'x' AS name"
+        )
         with shop.dag() as dag:
             publish(
                 stream="p",

@@ -178,14 +178,20 @@ class TestReadAndWrite:
         store.write(watermark(f"{stream}.eu"))
         assert store.read(stream) is None
         store.write(watermark(stream, fence=3))
-        assert [found.fence for found in map(store.read, (stream, f"{stream}.eu")) if found] == [3, 1]
+        assert [found.fence for found in map(store.read, (stream, f"{stream}.eu")) if found] == [
+            3,
+            1,
+        ]
 
     def test_it_is_written_and_read_back(
         self, store: VariableWatermarkStore, channel: Channel, stream: str
     ) -> None:
         """A write that an API server swallowed would otherwise be a silent freeze."""
         store.write(watermark(stream))
-        assert [kind for kind in channel.sent if kind is not MaskSecret] == [PutVariable, GetVariable]
+        assert [kind for kind in channel.sent if kind is not MaskSecret] == [
+            PutVariable,
+            GetVariable,
+        ]
 
 
 class TestKeys:
@@ -276,7 +282,9 @@ class TestFaults:
         with pytest.raises((StateError, TransientError)):
             store.write(watermark(stream, fence=2))
 
-    @pytest.mark.parametrize("text", ["", "null", "{", "2013-02-01", "[]", '"x"', "{}", '{"version": 1}'])
+    @pytest.mark.parametrize(
+        "text", ["", "null", "{", "2013-02-01", "[]", '"x"', "{}", '{"version": 1}']
+    )
     def test_what_is_no_watermark_raises(
         self, store: VariableWatermarkStore, stream: str, text: str
     ) -> None:
@@ -426,7 +434,10 @@ class TestFollowing:
         def faster(_: Any) -> None:
             if ledger.fence == 4:
                 ledger.advance()
-                put(store.key(stream), watermark(stream, 5, value="2013-02-01 00:00:05+00").as_text())
+                put(
+                    store.key(stream),
+                    watermark(stream, 5, value="2013-02-01 00:00:05+00").as_text(),
+                )
 
         channel.after[PutVariable] = faster
         follow(store, stream, ledger.position, log=quiet)

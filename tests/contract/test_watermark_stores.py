@@ -15,8 +15,9 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from airflow.models.asset import AssetModel
-from airflow.sdk import Asset, AssetAlias
+from airflow.models.asset import AssetActive, AssetModel
+from airflow.sdk import DAG, Asset, AssetAlias, get_current_context, task
+from airflow.sdk.api.client import ServerResponseError
 from airflow.sdk.definitions.asset import AssetNameRef, AssetUriRef
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import supervisor
@@ -62,7 +63,11 @@ class Line:
 
     def send(self, msg: Any) -> Any:
         fault = self.faults.get(type(msg))
-        answer = self.comms.send(msg) if fault is None else fault(msg)
+        try:
+            answer = self.comms.send(msg) if fault is None else fault(msg)
+        except ServerResponseError as error:
+            # So does a worker's supervisor answer it.
+            unavailable(error)
         # Where a worker's client raises, the one in this process answers.
         if isinstance(answer, ErrorResponse) and type(msg) is not GetAssetStateStoreByName:
             raise AirflowRuntimeError(answer)
@@ -161,6 +166,8 @@ class World:
         self.task.outlets = [self.asset]
         with create_session() as session:
             session.add(AssetModel(name=self.asset.name, uri=self.asset.uri, group="asset"))
+            session.flush()
+            session.add(AssetActive(name=self.asset.name, uri=self.asset.uri))
 
     def store(self, name: str | None, stream: str | None = None) -> Any:
         if name == "memory":
@@ -542,27 +549,34 @@ class TestMoving:
         world.ledger.move(world.stream, "2013-01-01 00:00:00+00")
         assert world.agrees(world.store(old))
 
-    @pytest.mark.parametrize("step", ["bind", "remove", "write"])
-    def test_a_task_that_dies_in_between_is_finished_by_the_next(
-        self, world: World, old: StoreName, new: StoreName, step: str, monkeypatch: Any
-    ) -> None:
-        settled(world, old)
-        broken: dict[str, Any] = {}
-        if step == "bind":
-            monkeypatch.setattr(world.ledger, "bind_store", unavailable_binding)
-        else:
-            side = old if step == "remove" else new
-            if side is StoreName.LEDGER:
-                pytest.skip("the ledger keeps no copy")
-            broken = {REQUESTS[side][2 if step == "remove" else 1]: unavailable}
-        world.line.faults = broken
-        with pytest.raises(TransientError):
-            world.store(new)
-        assert world.ledger.stores[world.stream] == old
-        world.line.faults = {}
-        monkeypatch.undo()
-        assert world.agrees(world.store(new))
-        assert world.ledger.stores[world.stream] == new
+
+#: Where a move can break: the ledger keeps no copy that could be written or removed.
+BREAKS = [
+    (old, new, step)
+    for old, new in PAIRS
+    for step, side in (("bind", None), ("remove", old), ("write", new))
+    if side is not StoreName.LEDGER
+]
+
+
+@pytest.mark.parametrize(("old", "new", "step"), BREAKS)
+def test_a_task_that_dies_in_between_is_finished_by_the_next(
+    world: World, old: StoreName, new: StoreName, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger names the new store last, so whatever was done before is done again."""
+    settled(world, old)
+    if step == "bind":
+        monkeypatch.setattr(world.ledger, "bind_store", unavailable_binding)
+    else:
+        request = REQUESTS[old][2] if step == "remove" else REQUESTS[new][1]
+        world.line.faults = {request: unavailable}
+    with pytest.raises(TransientError):
+        world.store(new)
+    assert world.ledger.stores[world.stream] == old
+    world.line.faults = {}
+    monkeypatch.undo()
+    assert world.agrees(world.store(new))
+    assert world.ledger.stores[world.stream] == new
 
 
 def unavailable_binding(stream: str, store: str) -> None:
@@ -597,3 +611,37 @@ def test_a_stream_without_a_position_moves_too(world: World) -> None:
     store = world.store("asset_state")
     assert store.read(world.stream) is None
     assert world.ledger.stores[world.stream] == "asset_state"
+
+
+@pytest.mark.usefixtures("_metadata")
+def test_in_a_task_of_a_dag() -> None:
+    """Airflow's own context, with the asset as inlet, which emits no event and gives access all the same."""
+    ledger, log = Ledger(), RecordedEvents()
+    ledger.move("flights", "2013-02-01 00:00:00+00")
+    ledger.bind_store("flights", "variable")
+    asset = Asset(f"a.flights_{uuid4().hex[:8]}")
+
+    def work(store: str) -> None:
+        watermarks = task_store(
+            store,
+            context=get_current_context(),
+            stream="flights",
+            target=asset.name,
+            binding=ledger,
+            log=log,
+        )
+        follow(watermarks, "flights", lambda: ledger.positions["flights"], log=log)
+        found = watermarks.read("flights")
+        assert found is not None
+        log("seen", where=watermarks.where("flights"), value=found.value)
+
+    with DAG(f"dag_{uuid4().hex[:8]}", schedule=None) as dag:
+        first = task(task_id="first", inlets=[asset])(work)("asset_state")
+        second = task(task_id="second", inlets=[asset])(work)("variable")
+        first >> second
+    assert dag.test().state == "success"
+    seen = [fields for event, fields in log.events if event == "seen"]
+    assert [fields["value"] for fields in seen] == ["2013-02-01 00:00:00+00"] * 2
+    assert asset.name in seen[0]["where"]
+    assert "Variable" in seen[1]["where"]
+    assert log.names().count("watermark moved to another store") == 2

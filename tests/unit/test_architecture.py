@@ -103,7 +103,7 @@ def test_foreign_packages_stay_in_their_place(path):
     for module, where in imports(path):
         top = module.split(".")[0]
         assert top != "pandas", f"{path} imports pandas"
-        if top in {"airflow"}:
+        if top == "airflow":
             assert mine not in ABOVE_THE_LINE, f"{path} imports {module}"
         if top == "great_expectations":
             assert mine == "quality", f"{path} imports {module}"

@@ -161,7 +161,7 @@ def test_a_boolean_that_is_none_is_refused(maria, shop, warehouse18):
     """tinyint(1) may hold 2; it never becomes true in silence."""
     maria.run("CREATE TABLE t (v tinyint(1))", "INSERT INTO t VALUES (1), (2)")
     pipe = into(warehouse18, shop(), "v boolean")
-    with pytest.raises(DataError, match="row 2 .*column v"):
+    with pytest.raises(DataError, match=r"row 2 .*column v"):
         pipe.extract()
 
 
@@ -273,7 +273,7 @@ def test_rows_that_no_window_holds_are_counted(maria, shop, warehouse18, bad):
         "CREATE TABLE t (n int, ts datetime)", f"INSERT INTO t VALUES (1, {bad}), (2, '2024-01-01')"
     )
     pipe = into(warehouse18, shop(), "n integer, ts timestamp", cursor="ts")
-    with pytest.raises(DataError, match="1 rows .* have no value in the cursor"):
+    with pytest.raises(DataError, match=r"1 rows .* have no value in the cursor"):
         pipe.extract(datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
 
 
@@ -315,7 +315,7 @@ def test_a_source_type_that_does_not_fit_is_refused_by_name(maria, shop, warehou
 
 def test_what_is_missing_is_named_with_its_nearest(maria, shop):
     maria.run("CREATE TABLE orders (n int)")
-    with pytest.raises(CatalogError, match="no table 'order'.*did you mean 'orders'"):
+    with pytest.raises(CatalogError, match=r"no table 'order'.*did you mean 'orders'"):
         shop(table="order").describe()
     with pytest.raises(CatalogError, match="1146"):
         shop(table=None, query="SELECT * FROM nowhere").describe()
@@ -402,15 +402,17 @@ def opened_in_background(reads):
 def test_cancel_while_rows_flow(maria, shop, driver):
     many_rows(maria)
     gate = Gate()
-    with shop(driver).open(
-        FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
-    ) as sender:
-        with in_background(lambda: sender.send(gate)) as sending:
-            assert gate.reached.wait(30)
-            sender.cancel()
-            gate.open.set()
-            with pytest.raises(Stopped):
-                sending.result(30)
+    with (
+        shop(driver).open(
+            FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
+        ) as sender,
+        in_background(lambda: sender.send(gate)) as sending,
+    ):
+        assert gate.reached.wait(30)
+        sender.cancel()
+        gate.open.set()
+        with pytest.raises(Stopped):
+            sending.result(30)
     wait_until(lambda: not sessions(maria), "the session is gone")
 
 
@@ -435,16 +437,18 @@ def test_a_stop_leaves_nothing_behind(maria, shop, warehouse18, driver):
 def test_a_killed_session_is_a_lost_connection(maria, shop, driver):
     many_rows(maria)
     gate = Gate()
-    with shop(driver).open(
-        FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
-    ) as sender:
-        with in_background(lambda: sender.send(gate)) as sending:
-            assert gate.reached.wait(30)
-            for (number,) in sessions(maria):
-                maria.server.run(f"KILL CONNECTION {number}")
-            gate.open.set()
-            with pytest.raises(ConnectionLost):
-                sending.result(30)
+    with (
+        shop(driver).open(
+            FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
+        ) as sender,
+        in_background(lambda: sender.send(gate)) as sending,
+    ):
+        assert gate.reached.wait(30)
+        for (number,) in sessions(maria):
+            maria.server.run(f"KILL CONNECTION {number}")
+        gate.open.set()
+        with pytest.raises(ConnectionLost):
+            sending.result(30)
 
 
 def test_a_server_that_is_not_there_is_a_lost_connection(maria, shop):

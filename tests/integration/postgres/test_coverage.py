@@ -72,9 +72,9 @@ def test_the_position_never_moves_back(source18, warehouse18):
     pipe.load(JANUARY, FEBRUARY)
     pipe.load(FEBRUARY, MARCH)
     assert pipe.position() == MAR
-    assert warehouse18.run("SELECT position_from, position_to, fence::int FROM etl.watermark_moves") == [
-        (None, MAR, 1)
-    ]
+    assert warehouse18.run(
+        "SELECT position_from, position_to, fence::int FROM etl.watermark_moves"
+    ) == [(None, MAR, 1)]
 
 
 def test_a_longer_window_is_split_by_a_later_one(source18, warehouse18):
@@ -146,7 +146,7 @@ class Model:
             reached = self.origin if self.position is None else self.position
             while reached in self.cells:
                 reached += 1
-            if self.position is None and reached > self.origin or self.position is not None:
+            if (self.position is None and reached > self.origin) or self.position is not None:
                 self.position = reached
 
 
@@ -167,7 +167,7 @@ def test_coverage_and_position_are_those_of_a_simple_model(ledger_session, loads
     }[cursor_type]
 
     def text(day):
-        found = datetime(2013, 1, 1) + timedelta(days=day)  # noqa: DTZ001
+        found = datetime(2013, 1, 1) + timedelta(days=day)
         return {
             "timestamptz": f"{found}+00",
             "timestamp": f"{found}",

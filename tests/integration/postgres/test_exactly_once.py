@@ -60,7 +60,9 @@ def test_replacing_twice_changes_nothing(source18, warehouse18):
 
 
 def _snapshot(source, warehouse):
-    source.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    source.run(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')"
+    )
     warehouse.run("CREATE SCHEMA a; CREATE TABLE a.t (id int PRIMARY KEY, v text)")
     from airflow_etl_provider.core.load import Kind
 
@@ -125,7 +127,7 @@ def test_an_older_load_does_not_replace_a_newer_one(source, warehouse):
     newer = pipe.staged(JANUARY, FEBRUARY)
     pipe.publish(newer)
     late = pipe.publish(older)
-    assert late.already
+    assert (late.changed, late.overtaken_by) == (False, newer.load_id)
     assert pipe.state(older.load_id) == "abandoned"
     assert warehouse.run("SELECT DISTINCT v FROM a.t") == [("newer",)]
 
@@ -139,7 +141,7 @@ def test_an_older_load_that_prepares_while_a_newer_one_publishes(source18, wareh
     newer = pipe.staged(JANUARY, FEBRUARY)
     late = pipe.publish(older, stop=DuringPublish(lambda: pipe.publish(newer)))
     assert warehouse18.run("SELECT DISTINCT v FROM a.t") == [("newer",)]
-    assert late.already
+    assert (late.changed, late.overtaken_by) == (False, newer.load_id)
     assert pipe.state(older.load_id) == "abandoned"
     assert pipe.coverage()[0][2] == newer.load_id
 
@@ -161,7 +163,7 @@ def test_an_older_load_that_waits_for_locks_while_a_newer_one_publishes(source18
 
         late = pipe.publish(older, log=log)
     assert warehouse18.run("SELECT DISTINCT v FROM a.t") == [("newer",)]
-    assert late.already
+    assert (late.changed, late.overtaken_by) == (False, newer.load_id)
 
 
 def test_an_older_full_load_does_not_replace_a_newer_one(source18, warehouse18):
@@ -171,7 +173,7 @@ def test_an_older_full_load_does_not_replace_a_newer_one(source18, warehouse18):
     source18.run("UPDATE t SET v = 'newer'")
     newer = pipe.staged()
     pipe.publish(newer)
-    assert pipe.publish(older).already
+    assert pipe.publish(older).overtaken_by == newer.load_id
     assert warehouse18.run("SELECT DISTINCT v FROM a.t") == [("newer",)]
 
 
@@ -203,7 +205,12 @@ def test_a_load_replaced_by_a_newer_one_of_its_own_run_is_refused(source18, ware
 def test_four_months_published_in_parallel(source, warehouse):
     """Publishes of one stream put themselves in order; nothing is lost, doubled or left behind."""
     pipe = simple(source, warehouse)
-    bounds = [(JANUARY, FEBRUARY), (FEBRUARY, MARCH), (MARCH, APRIL), (APRIL, APRIL.replace(month=5))]
+    bounds = [
+        (JANUARY, FEBRUARY),
+        (FEBRUARY, MARCH),
+        (MARCH, APRIL),
+        (APRIL, APRIL.replace(month=5)),
+    ]
     for number, (low, high) in enumerate(bounds):
         fill(source, low, high, 200, first=number * 1000)
     with ThreadPoolExecutor(4) as pool:
@@ -227,7 +234,11 @@ def test_two_first_loads_create_the_ledger_at_once(source, warehouse):
 
     pipes.append(
         Pipeline(
-            source, warehouse, stream="u", table=TableName("public", "u"), target=TableName("a", "u")
+            source,
+            warehouse,
+            stream="u",
+            table=TableName("public", "u"),
+            target=TableName("a", "u"),
         )
     )
     barrier = Barrier(4)
@@ -308,9 +319,7 @@ def test_a_batch_rewritten_between_counting_and_showing_is_not_published(
     source18, warehouse18, strategy
 ):
     """Counting and showing happen under one lock: a writer in between cannot slip in."""
-    pipe = (
-        simple(source18, warehouse18) if strategy == "swap" else _snapshot(source18, warehouse18)
-    )
+    pipe = simple(source18, warehouse18) if strategy == "swap" else _snapshot(source18, warehouse18)
     bounds = (JANUARY, FEBRUARY) if strategy == "swap" else ()
     if strategy == "swap":
         fill(source18, JANUARY, FEBRUARY, 10)

@@ -19,7 +19,7 @@ from airflow_etl_provider.core.errors import (
 )
 from airflow_etl_provider.core.names import TableName
 from demo.embedded import EmbeddedPostgres
-from tests.builders import FEBRUARY, JANUARY, Pipeline, fill, in_background, simple, wait_until
+from tests.builders import FEBRUARY, JANUARY, fill, in_background, simple, wait_until
 
 #: A source that never ends by itself: each row takes a moment.
 ENDLESS = (
@@ -86,7 +86,9 @@ def test_a_stop_in_the_middle_of_copy_ends_both_statements(source, warehouse):
     pipe = endless(source, warehouse)
     stop = threading.Event()
     load_id = str(uuid7())
-    with in_background(lambda: pipe.extract(JANUARY, FEBRUARY, load_id=load_id, stop=stop)) as extracting:
+    with in_background(
+        lambda: pipe.extract(JANUARY, FEBRUARY, load_id=load_id, stop=stop)
+    ) as extracting:
         wait_for_copy(source, warehouse)
         stop.set()
     assert isinstance(extracting.exception(), Stopped)
@@ -114,7 +116,9 @@ def test_a_source_error_after_many_rows_keeps_nothing(source, warehouse, transpo
     """Division by zero in row 30,000: what was sent before is not taken for the whole."""
     pipe = simple(source, warehouse, table=TableName("public", "broken"))
     fill(source, JANUARY, FEBRUARY, 40_000)
-    source.run("CREATE VIEW broken AS SELECT id, ts, CASE WHEN 1 / (id - 30000) = 0 THEN v ELSE v END AS v FROM t")
+    source.run(
+        "CREATE VIEW broken AS SELECT id, ts, CASE WHEN 1 / (id - 30000) = 0 THEN v ELSE v END AS v FROM t"
+    )
     if transport == "text":
         warehouse.run("ALTER TABLE a.t ALTER id TYPE numeric")
     load_id = str(uuid7())
@@ -234,9 +238,13 @@ def test_a_server_that_crashes_between_staged_and_publish(tmp_path, source18):
         pipe = simple(source18, warehouse)
         fill(source18, JANUARY, FEBRUARY, 1000)
         manifest = pipe.staged(JANUARY, FEBRUARY)
-        assert warehouse.value(
-            "SELECT relpersistence::text FROM pg_class WHERE oid = %s::regclass", (str(manifest.staging),)
-        ) == "p"
+        assert (
+            warehouse.value(
+                "SELECT relpersistence::text FROM pg_class WHERE oid = %s::regclass",
+                (str(manifest.staging),),
+            )
+            == "p"
+        )
         server.stop("immediate")
         with pytest.raises(ConnectionLost):
             pipe.publish(manifest)
@@ -287,7 +295,12 @@ def test_threads_end_with_their_transfer(source18, warehouse18):
         pipe.load(JANUARY, FEBRUARY)
     assert threading.active_count() == before
     for database in (source18, warehouse18):
-        assert database.value("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:test' AND datname = current_database()") == 0
+        assert (
+            database.value(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:test' AND datname = current_database()"
+            )
+            == 0
+        )
 
 
 def test_memory_is_flat(source18, warehouse18):
@@ -316,7 +329,9 @@ def test_the_session_says_who_it_is(source18, warehouse18):
     with in_background(lambda: pipe.extract(JANUARY, FEBRUARY, stop=stop)) as extracting:
         try:
             for database in (source18, warehouse18):
-                wait_until(lambda database=database: sessions(database, "etl:abc"), "a named session")
+                wait_until(
+                    lambda database=database: sessions(database, "etl:abc"), "a named session"
+                )
         finally:
             stop.set()
     assert isinstance(extracting.exception(), Stopped)

@@ -109,10 +109,17 @@ def test_a_stop_while_waiting_for_locks_ends_the_publish(source18, warehouse18):
     stop = threading.Event()
     with reader(warehouse18, "SELECT count(*) FROM a.t"):
         with pytest.raises(Stopped):
-            pipe.publish(manifest, stop=stop, log=lambda event, **_: stop.set() if event == "waiting for locks" else None)
-        assert warehouse18.value(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:test' AND datname = current_database()"
-        ) == 0
+            pipe.publish(
+                manifest,
+                stop=stop,
+                log=lambda event, **_: stop.set() if event == "waiting for locks" else None,
+            )
+        assert (
+            warehouse18.value(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:test' AND datname = current_database()"
+            )
+            == 0
+        )
     pipe.publish(manifest)
 
 
@@ -122,6 +129,7 @@ def test_tidying_does_not_wait_for_a_reader_of_an_old_version(source18, warehous
     old = pipe.load(JANUARY, FEBRUARY).partitions[0].previous
     with reader(warehouse18, f"SELECT count(*) FROM {old}") as session:
         with in_background(lambda: pipe.load(JANUARY, FEBRUARY)) as publishing:
+
             def done_or_waiting():
                 if publishing.done():
                     return "done"
@@ -174,7 +182,10 @@ def test_readers_during_many_swaps_see_whole_versions(source, warehouse, isolati
         manifests.append(pipe.staged(JANUARY, FEBRUARY))
     allowed = [(300, str(number), str(number)) for number in range(7)]
     watcher = Watcher(
-        warehouse, isolation, "SELECT count(*), min(v), max(v) FROM a.t WHERE ts < '2013-02-01Z'", allowed
+        warehouse,
+        isolation,
+        "SELECT count(*), min(v), max(v) FROM a.t WHERE ts < '2013-02-01Z'",
+        allowed,
     )
     watcher.start()
     wait_until(lambda: watcher.reads, "a first read")
@@ -202,7 +213,9 @@ def test_a_snapshot_older_than_the_fill_finds_no_hole(source, warehouse, shape):
         pipe.load(*bounds)
         for setting in ("SET LOCAL enable_seqscan = off", "SET LOCAL enable_indexscan = off"):
             old.execute(setting)
-            assert old.execute("SELECT count(*), count(DISTINCT v) FROM a.t WHERE id > 0").fetchone() in [
+            assert old.execute(
+                "SELECT count(*), count(DISTINCT v) FROM a.t WHERE id > 0"
+            ).fetchone() in [
                 (count, 1),
                 (count, count),
             ]
@@ -212,7 +225,9 @@ def test_readers_of_replace_never_wait_and_see_whole_versions(source18, warehous
     """The difference is applied in one transaction: old or new, and no reader queues."""
     from airflow_etl_provider.core.load import Kind
 
-    source18.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, '0' FROM generate_series(1, 200) AS i")
+    source18.run(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, '0' FROM generate_series(1, 200) AS i"
+    )
     warehouse18.run("CREATE SCHEMA a; CREATE TABLE a.t (id int PRIMARY KEY, v text)")
     pipe = Pipeline(source18, warehouse18, kind=Kind.SNAPSHOTS, cursor=None, partition=None)
     pipe.load()
@@ -225,20 +240,24 @@ def test_replace_waits_for_a_writer_and_then_takes_its_rows_into_account(source1
     """A writer that commits while we wait: its row is not in the source, so it goes."""
     from airflow_etl_provider.core.load import Kind
 
-    source18.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+    source18.run(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')"
+    )
     warehouse18.run("CREATE SCHEMA a; CREATE TABLE a.t (id int PRIMARY KEY, v text)")
     pipe = Pipeline(source18, warehouse18, kind=Kind.SNAPSHOTS, cursor=None, partition=None)
     pipe.load()
     source18.run("UPDATE t SET v = 'c'")
     manifest = pipe.staged()
-    with reader(warehouse18, "INSERT INTO a.t VALUES (3, 'theirs')") as writer:
-        with in_background(lambda: pipe.publish(manifest)) as publishing:
-            wait_until(
-                lambda: warehouse18.value(
-                    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:test' AND wait_event_type = 'Lock'"
-                ),
-                "replace waits",
-            )
-            writer.commit()
+    with (
+        reader(warehouse18, "INSERT INTO a.t VALUES (3, 'theirs')") as writer,
+        in_background(lambda: pipe.publish(manifest)) as publishing,
+    ):
+        wait_until(
+            lambda: warehouse18.value(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:test' AND wait_event_type = 'Lock'"
+            ),
+            "replace waits",
+        )
+        writer.commit()
     assert publishing.result().rows_deleted == 1
     assert pipe.rows() == pipe.source_rows()

@@ -83,8 +83,15 @@ def test_a_column_the_target_lacks_or_demands_is_named(source18, warehouse18):
 def test_types_that_do_not_fit_are_named_before_data_moves(source18, warehouse18):
     pipe = simple(source18, warehouse18)
     source18.run("ALTER TABLE t ALTER v TYPE integer USING 1, ADD n numeric")
-    warehouse18.run("ALTER TABLE a.t ADD n numeric(10,2); ALTER TABLE a.t ALTER v TYPE smallint USING 1")
-    refused(pipe, "v: integer does not fit smallint", "n: numeric does not fit numeric(10,2)", kind=ContractError)
+    warehouse18.run(
+        "ALTER TABLE a.t ADD n numeric(10,2); ALTER TABLE a.t ALTER v TYPE smallint USING 1"
+    )
+    refused(
+        pipe,
+        "v: integer does not fit smallint",
+        "n: numeric does not fit numeric(10,2)",
+        kind=ContractError,
+    )
 
 
 @pytest.mark.parametrize("cursor_type", ["text", "integer", "time", "interval", "jsonb"])
@@ -114,7 +121,12 @@ def test_a_window_of_part_of_a_partition_is_refused(source18, warehouse18, hours
         pipe.publish(manifest, strategy=Strategy.SWAP)
     assert pipe.picture() == before
     pipe.publish(manifest)
-    assert warehouse18.value("SELECT count(*) FROM a.t WHERE ts >= %s AND ts < %s", (JANUARY, FEBRUARY)) == 62
+    assert (
+        warehouse18.value(
+            "SELECT count(*) FROM a.t WHERE ts >= %s AND ts < %s", (JANUARY, FEBRUARY)
+        )
+        == 62
+    )
     assert warehouse18.value("SELECT count(*) FROM a.t WHERE v = 'newer'") == source18.value(
         "SELECT count(*) FROM t WHERE ts >= %s AND ts < %s", (low, high)
     )
@@ -131,9 +143,13 @@ def test_a_window_of_part_of_a_partition_is_refused(source18, warehouse18, hours
         ("PARTITION BY RANGE (date_trunc('day', ts, 'UTC'))", "an expression"),
     ],
 )
-def test_a_target_that_is_partitioned_otherwise_is_refused(source18, warehouse18, definition, words):
+def test_a_target_that_is_partitioned_otherwise_is_refused(
+    source18, warehouse18, definition, words
+):
     source18.run("CREATE TABLE t (id bigint, ts timestamptz, v text)")
-    warehouse18.run(f"CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz, v text) {definition}")
+    warehouse18.run(
+        f"CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz, v text) {definition}"
+    )
     refused(Pipeline(source18, warehouse18), "a.t", words, kind=CatalogError)
 
 
@@ -164,7 +180,9 @@ def test_a_partition_that_is_partitioned_itself_is_refused(source18, warehouse18
     refused(pipe, "a.t_2013_01", kind=CatalogError)
 
 
-@pytest.mark.parametrize("what", ["TABLE a.t_2013_01 ()", "VIEW a.t_2013_01 AS SELECT 1", "SEQUENCE a.t_2013_01"])
+@pytest.mark.parametrize(
+    "what", ["TABLE a.t_2013_01 ()", "VIEW a.t_2013_01 AS SELECT 1", "SEQUENCE a.t_2013_01"]
+)
 def test_a_partition_name_that_is_taken_is_refused(source18, warehouse18, what):
     pipe = simple(source18, warehouse18)
     warehouse18.run(f"CREATE {what}")
@@ -174,16 +192,20 @@ def test_a_partition_name_that_is_taken_is_refused(source18, warehouse18, what):
 def test_a_partition_of_another_name_is_used_as_it_is(source, warehouse):
     """What counts is the bound: a partition named by somebody else keeps its name."""
     pipe = simple(source, warehouse)
-    warehouse.run("CREATE TABLE a.\"Jan's\" PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')")
+    warehouse.run(
+        "CREATE TABLE a.\"Jan's\" PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    )
     fill(source, JANUARY, FEBRUARY, 5)
-    assert [p.name for p in pipe.load(JANUARY, FEBRUARY).partitions] == ["a.\"Jan's\""]
+    assert [p.name for p in pipe.load(JANUARY, FEBRUARY).partitions] == ['a."Jan\'s"']
     assert pipe.rows() == pipe.source_rows()
 
 
 def test_rows_in_the_default_partition_are_refused_before_data_moves(source, warehouse):
     """Rows of the range in DEFAULT would keep the partition from being attached; others do no harm."""
     pipe = simple(source, warehouse)
-    warehouse.run("CREATE TABLE a.rest PARTITION OF a.t DEFAULT; INSERT INTO a.t VALUES (1, '2013-01-05', 'x')")
+    warehouse.run(
+        "CREATE TABLE a.rest PARTITION OF a.t DEFAULT; INSERT INTO a.t VALUES (1, '2013-01-05', 'x')"
+    )
     refused(pipe, "a.rest", "1 rows", kind=CatalogError)
     fill(source, FEBRUARY, MARCH, 5)
     pipe.load(FEBRUARY, MARCH)
@@ -256,7 +278,9 @@ def test_a_source_schema_that_may_not_be_used_is_named(source18, warehouse18):
 
 def test_a_ledger_that_may_not_be_created_is_named(source, warehouse):
     pipe = simple(source, warehouse)
-    with login(warehouse, "GRANT ALL ON SCHEMA a TO {role}", "ALTER TABLE a.t OWNER TO {role}") as role:
+    with login(
+        warehouse, "GRANT ALL ON SCHEMA a TO {role}", "ALTER TABLE a.t OWNER TO {role}"
+    ) as role:
         pipe.warehouse_role = role
         refused(pipe, "ledger", role["user"], "GRANT CREATE ON DATABASE", kind=CatalogError)
         warehouse.run("ALTER TABLE a.t OWNER TO postgres")
@@ -267,7 +291,9 @@ def test_a_ledger_that_may_not_be_used_is_named(source18, warehouse18):
     pipe = simple(source18, warehouse18)
     pipe.load(JANUARY, FEBRUARY)
     before = pipe.picture()
-    with login(warehouse18, "GRANT ALL ON SCHEMA a TO {role}", "ALTER TABLE a.t OWNER TO {role}") as role:
+    with login(
+        warehouse18, "GRANT ALL ON SCHEMA a TO {role}", "ALTER TABLE a.t OWNER TO {role}"
+    ) as role:
         pipe.warehouse_role = role
         with pytest.raises(CatalogError) as raised:
             pipe.extract(FEBRUARY, MARCH)
@@ -295,7 +321,10 @@ def test_a_member_of_the_owner_may_load(source18, warehouse18):
     """A login role that belongs to the owning group role loads; the partition is owned by the group."""
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, MARCH, 20)
-    with login(warehouse18) as group, login(warehouse18, "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}") as role:
+    with (
+        login(warehouse18) as group,
+        login(warehouse18, "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}") as role,
+    ):
         warehouse18.run(f"GRANT {group['user']} TO {role['user']}")
         warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group['user']}")
         warehouse18.run(f"ALTER TABLE a.t OWNER TO {group['user']}")
@@ -303,7 +332,9 @@ def test_a_member_of_the_owner_may_load(source18, warehouse18):
         for _ in range(2):
             pipe.load(JANUARY, FEBRUARY)
         assert warehouse18.value("SELECT count(*) FROM a.t") == 11
-        owner = warehouse18.value("SELECT relowner::regrole::text FROM pg_class WHERE oid = 'a.t_2013_01'::regclass")
+        owner = warehouse18.value(
+            "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'a.t_2013_01'::regclass"
+        )
         pipe.warehouse_role = {}
         assert owner == group["user"]
 
@@ -312,8 +343,14 @@ def test_a_publisher_without_create_on_the_schema_changes_nothing(source18, ware
     """The owner of the table who may not create in its schema: named, nothing changed, validated."""
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, FEBRUARY, 5)
-    with login(warehouse18, "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}", "GRANT USAGE ON SCHEMA a TO {role}") as role:
-        warehouse18.run("GRANT " + role["user"] + " TO postgres; ALTER TABLE a.t OWNER TO " + role["user"])
+    with login(
+        warehouse18,
+        "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}",
+        "GRANT USAGE ON SCHEMA a TO {role}",
+    ) as role:
+        warehouse18.run(
+            "GRANT " + role["user"] + " TO postgres; ALTER TABLE a.t OWNER TO " + role["user"]
+        )
         pipe.warehouse_role = role
         with pytest.raises(CatalogError, match="schema a"):
             pipe.load(JANUARY, FEBRUARY)
@@ -397,7 +434,9 @@ def test_a_deleted_watermark_is_written_again(source18, warehouse18):
 
 def test_a_table_that_others_reference_is_refused_before_data_moves(source18, warehouse18):
     pipe = simple(source18, warehouse18)
-    warehouse18.run("CREATE TABLE a.child (id bigint, ts timestamptz, FOREIGN KEY (id, ts) REFERENCES a.t)")
+    warehouse18.run(
+        "CREATE TABLE a.child (id bigint, ts timestamptz, FOREIGN KEY (id, ts) REFERENCES a.t)"
+    )
     refused(pipe, "a.child", kind=CatalogError)
 
 
@@ -432,7 +471,9 @@ def test_a_lock_budget_that_shoots_readers_is_refused(source18, warehouse18):
 
 
 def test_a_spec_of_another_column_is_refused(source18, warehouse18):
-    pipe = simple(source18, warehouse18, kind=Kind.ENTITIES, partition=PartitionSpec("id", Every.DAY))
+    pipe = simple(
+        source18, warehouse18, kind=Kind.ENTITIES, partition=PartitionSpec("id", Every.DAY)
+    )
     refused(pipe, "RANGE (ts)", kind=CatalogError)
 
 
@@ -455,7 +496,10 @@ def test_a_window_of_ten_thousand_partitions_is_refused(source18, warehouse18):
 
 def test_row_content_never_appears_in_an_error(source18, warehouse18):
     """A target's column name with a quote must not let the server's CONTEXT through."""
-    for database, prefix, size in ((source18, "", "varchar(90)"), (warehouse18, "a.", "varchar(3)")):
+    for database, prefix, size in (
+        (source18, "", "varchar(90)"),
+        (warehouse18, "a.", "varchar(3)"),
+    ):
         database.run("CREATE SCHEMA IF NOT EXISTS a")
         database.run(f'CREATE TABLE {prefix}t (id int, "a""b" {size})')
     pipe = Pipeline(source18, warehouse18, kind=Kind.SNAPSHOTS, cursor=None, partition=None)
@@ -475,7 +519,9 @@ def assert_says_nothing_of(pipe, *secrets, low=None, high=None):
     for secret in secrets:
         assert secret not in str(raised.value)
         assert secret not in "\n".join(
-            line for line in told.splitlines() if "Error" in line or "DETAIL" in line or "CONTEXT" in line
+            line
+            for line in told.splitlines()
+            if "Error" in line or "DETAIL" in line or "CONTEXT" in line
         )
     recorded = pipe.warehouse.run("SELECT error FROM etl.loads WHERE error IS NOT NULL")
     for secret in secrets:
@@ -489,7 +535,9 @@ def test_what_a_view_raises_is_not_repeated(source18, warehouse18):
         "CREATE FUNCTION f(x text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'bad customer %', x; END $$;"
         "CREATE VIEW t AS SELECT 1 AS id, '2013-01-05'::timestamptz AS ts, f('topsecret') AS v"
     )
-    warehouse18.run("CREATE SCHEMA a; CREATE TABLE a.t (id int, ts timestamptz, v text) PARTITION BY RANGE (ts)")
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id int, ts timestamptz, v text) PARTITION BY RANGE (ts)"
+    )
     pipe = Pipeline(source18, warehouse18)
     assert_says_nothing_of(pipe, "topsecret", low=JANUARY, high=FEBRUARY)
 
@@ -508,7 +556,9 @@ def test_what_a_trigger_raises_is_not_repeated(source18, warehouse18):
 def test_a_duplicate_key_is_named_by_its_constraint(source18, warehouse18):
     """The batch breaks the target's primary key: which key it is stays in the table."""
     source18.run("CREATE TABLE t (id bigint, ts timestamptz, v text)")
-    warehouse18.run("CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz, v text, PRIMARY KEY (ts, id)) PARTITION BY RANGE (ts)")
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz, v text, PRIMARY KEY (ts, id)) PARTITION BY RANGE (ts)"
+    )
     source18.run("INSERT INTO t SELECT 4711471, '2013-01-05', 'a' FROM generate_series(1, 2)")
     pipe = Pipeline(source18, warehouse18)
     error = assert_says_nothing_of(pipe, "4711471", low=JANUARY, high=FEBRUARY)
@@ -525,7 +575,9 @@ def test_a_check_of_the_target_is_named(source18, warehouse18):
 
 def test_a_foreign_key_of_the_target_is_named(source18, warehouse18):
     pipe = simple(source18, warehouse18)
-    warehouse18.run("CREATE TABLE a.dim (v text PRIMARY KEY); ALTER TABLE a.t ADD CONSTRAINT known FOREIGN KEY (v) REFERENCES a.dim")
+    warehouse18.run(
+        "CREATE TABLE a.dim (v text PRIMARY KEY); ALTER TABLE a.t ADD CONSTRAINT known FOREIGN KEY (v) REFERENCES a.dim"
+    )
     source18.run("INSERT INTO t VALUES (1, '2013-01-05', 'topsecret')")
     assert "known" in str(assert_says_nothing_of(pipe, "topsecret", low=JANUARY, high=FEBRUARY))
     assert pipe.rows() == []

@@ -24,7 +24,9 @@ def register(pipe, *, load_id=None, interval=True, target=None, kind=Kind.EVENTS
         staged=STAGED,
         target=target or pipe.target,
         target_conn_id="warehouse",
-        interval=Interval(JANUARY, FEBRUARY, "data interval", moves_watermark=True) if interval else None,
+        interval=Interval(JANUARY, FEBRUARY, "data interval", moves_watermark=True)
+        if interval
+        else None,
         partition=MONTHLY if interval else None,
         keys=(),
         timezone="UTC",
@@ -99,7 +101,9 @@ def test_columns_of_other_types_are_refused_or_right(source18, warehouse18, colu
 
 def test_a_snapshot_staged_by_others_is_applied(source18, warehouse18):
     pipe = staged(source18, warehouse18, "id int, v text")
-    warehouse18.run("CREATE TABLE a.plain (id int PRIMARY KEY, v text); INSERT INTO a.plain VALUES (1, 'old'), (2, 'gone')")
+    warehouse18.run(
+        "CREATE TABLE a.plain (id int PRIMARY KEY, v text); INSERT INTO a.plain VALUES (1, 'old'), (2, 'gone')"
+    )
     warehouse18.run("INSERT INTO work.batch VALUES (1, 'new'), (3, 'more')")
     manifest = register(pipe, interval=False, target=TableName("a", "plain"), kind=Kind.SNAPSHOTS)
     done = pipe.publish(pipe.waive(manifest))

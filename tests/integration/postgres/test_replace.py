@@ -6,9 +6,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import CatalogError, DataError, ShrinkBrake
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    DataError,
+    ShrinkBrake,
+)
 from airflow_etl_provider.core.load import Kind
-from tests.builders import Pipeline
+from tests.builders import FEBRUARY, JANUARY, Pipeline
 
 
 def snapshots(source, warehouse, columns, *, target_columns=None, keys=(), **changes):
@@ -217,7 +222,9 @@ def test_triggers_of_the_target_work_as_for_everybody(source18, warehouse18):
         "CREATE FUNCTION a.remember() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN INSERT INTO history VALUES (NEW.id); RETURN NEW; END $$"
     )
-    warehouse18.run("CREATE TRIGGER r AFTER INSERT ON a.t FOR EACH ROW EXECUTE FUNCTION a.remember()")
+    warehouse18.run(
+        "CREATE TRIGGER r AFTER INSERT ON a.t FOR EACH ROW EXECUTE FUNCTION a.remember()"
+    )
     source18.run("INSERT INTO t VALUES (1, 'a')")
     pipe.load()
     assert warehouse18.run("SELECT id FROM public.history") == [(1,)]
@@ -259,7 +266,9 @@ def test_children_by_inheritance_are_not_touched(source18, warehouse18):
 @pytest.mark.parametrize("kind", ["partitioned", "view", "materialized view"])
 def test_what_is_no_plain_table_is_refused(source18, warehouse18, kind):
     """The kind is known before any row moves; the target stays as it was."""
-    source18.run("CREATE TABLE t (id int PRIMARY KEY, ts timestamptz); INSERT INTO t VALUES (1, '2013-01-01')")
+    source18.run(
+        "CREATE TABLE t (id int PRIMARY KEY, ts timestamptz); INSERT INTO t VALUES (1, '2013-01-01')"
+    )
     warehouse18.run("CREATE SCHEMA a")
     warehouse18.run(
         {
@@ -286,7 +295,20 @@ def test_a_large_batch_with_keys_is_fast_enough_to_finish(source18, warehouse18)
 
 def test_hostile_names_of_a_plain_table(source18, warehouse18):
     """Names with quotes, percents, braces, newlines and emoji are only names."""
-    columns = ['a"b', "100%", "%s%(x)s", "{}", "line\nbreak", "select", "etl_image", "copies", "t", "s", "👩", "Ä" * 31]
+    columns = [
+        'a"b',
+        "100%",
+        "%s%(x)s",
+        "{}",
+        "line\nbreak",
+        "select",
+        "etl_image",
+        "copies",
+        "t",
+        "s",
+        "👩",
+        "Ä" * 31,
+    ]
     source18.run('CREATE SCHEMA "Sch%s ""ma"')
     warehouse18.run('CREATE SCHEMA "from {}"')
     defined = sql.SQL(", ").join(
@@ -296,7 +318,9 @@ def test_hostile_names_of_a_plain_table(source18, warehouse18):
 
     one = TableName('Sch%s "ma', 'tab\'le\n{x} "👩" %(y)s')
     two = TableName("from {}", "select")
-    source18.run(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(one.schema, one.name), defined))
+    source18.run(
+        sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(one.schema, one.name), defined)
+    )
     warehouse18.run(
         sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(two.schema, two.name), defined)
     )
@@ -322,3 +346,15 @@ def test_hostile_names_of_a_plain_table(source18, warehouse18):
             )
             pipe.load(options={"max_shrink": 1.0})
             assert pipe.rows() == pipe.source_rows()
+
+
+def test_a_window_of_a_snapshot_never_replaces_the_whole_table(source18, warehouse18):
+    """Promise 4: rows outside the window were not read, so nobody may take them away."""
+    source18.run("CREATE TABLE t (id int PRIMARY KEY, ts timestamptz)")
+    warehouse18.run("CREATE SCHEMA a; CREATE TABLE a.t (id int PRIMARY KEY, ts timestamptz)")
+    source18.run("INSERT INTO t VALUES (1, '2013-01-05'), (2, '2013-02-05')")
+    warehouse18.run("INSERT INTO a.t VALUES (1, '2013-01-05'), (2, '2013-02-05')")
+    pipe = Pipeline(source18, warehouse18, kind=Kind.SNAPSHOTS, partition=None)
+    with pytest.raises(ConfigurationError):
+        pipe.load(JANUARY, FEBRUARY)
+    assert pipe.rows() == pipe.source_rows()

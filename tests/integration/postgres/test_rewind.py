@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -263,7 +264,7 @@ def known(warehouse, cursor_type, marks):
         " VALUES ('s', 'a.t', 'events', %s, %s, 5)",
         (marks[-1], cursor_type),
     )
-    for low, high in zip(marks, marks[1:], strict=False):
+    for low, high in pairwise(marks):
         warehouse.run(
             "INSERT INTO etl.coverage VALUES ('s', %s, %s, '[)', gen_random_uuid())", (low, high)
         )
@@ -388,7 +389,7 @@ def waiting():
             future = stack.enter_context(in_background(work))
             wait_until(
                 lambda: warehouse.run(
-                    "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
                     " AND datname = current_database()"
                 ),
                 "a session that waits for a lock",

@@ -30,7 +30,15 @@ VALUES = {
     "real": ["NaN", "-Infinity", "0.1", "-0", "1e-45", "3.4028235e+38"],
     "double precision": ["NaN", "Infinity", "0.1", "-0", "5e-324", "1.7976931348623157e+308"],
     "money": ["-92233720368547758.08", "12.34"],
-    "text": ["", "\\N", "\\.", "a\tb\nc\rd\\e\x0bf", "'\"%s%(x)s{}:low", "Grüße 👩‍👩‍👧 \u202e", "x" * 100_000],
+    "text": [
+        "",
+        "\\N",
+        "\\.",
+        "a\tb\nc\rd\\e\x0bf",
+        "'\"%s%(x)s{}:low",
+        "Grüße 👩‍👩‍👧 \u202e",
+        "x" * 100_000,
+    ],
     "character varying(5)": ["äöü€𝄞", "     "],
     "character(5)": ["ab", ""],
     '"char"': ["x"],
@@ -109,9 +117,9 @@ def _insert(source, values):
 def _images(database, table):
     """Rows as their text and, for what text hides, their binary length and hash."""
     return database.run(
-        sql.SQL(
-            "SELECT id, t::text, md5(record_send(t)) FROM {} AS t ORDER BY id"
-        ).format(sql.Identifier(table.schema, table.name))
+        sql.SQL("SELECT id, t::text, md5(record_send(t)) FROM {} AS t ORDER BY id").format(
+            sql.Identifier(table.schema, table.name)
+        )
     )
 
 
@@ -162,7 +170,15 @@ def test_settings_of_a_database_do_not_change_values(source18, warehouse18, side
         "search_path = 'nowhere'",
     ):
         database.run(f"ALTER DATABASE {database.name} SET {setting}")
-    types = ["date", "timestamptz", "timestamp", "interval", "bytea", "double precision", "integer[]"]
+    types = [
+        "date",
+        "timestamptz",
+        "timestamp",
+        "interval",
+        "bytea",
+        "double precision",
+        "integer[]",
+    ]
     pipe = _typed_pair(source18, warehouse18, [*types, "integer"], target_types=[*types, "bigint"])
     source18.run(
         "INSERT INTO public.t VALUES (1, '2013-02-01', '2013-11-03 01:30-05', '2013-01-02', '1 mon 2 days',"
@@ -385,7 +401,9 @@ def test_a_widening_pair_travels_as_text_without_loss(source18, warehouse18):
 def test_the_name_of_a_table_does_not_matter_to_the_checksum(source18, warehouse18):
     """The checksum of the manifest can be computed again from the target, in any order."""
     pipe = simple(source18, warehouse18)
-    source18.run("INSERT INTO t SELECT i, '2013-01-01'::timestamptz + i * '1 s'::interval, 'v' || i FROM generate_series(1, 500) i")
+    source18.run(
+        "INSERT INTO t SELECT i, '2013-01-01'::timestamptz + i * '1 s'::interval, 'v' || i FROM generate_series(1, 500) i"
+    )
     manifest = pipe.staged(JANUARY, FEBRUARY, checksum=True)
     pipe.publish(manifest)
     assert manifest.checksum == warehouse18.value(

@@ -49,7 +49,23 @@ def test_tables_are_read_as_people_write_them(text, schema, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", ".", "a.", ".a", "a..b", "a.b.c", '"a', 'a"b', '"a"b', '""', '"".a', 'a.""', "a\x00.b"]
+    "text",
+    [
+        "",
+        " ",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "a.b.c",
+        '"a',
+        'a"b',
+        '"a"b',
+        '""',
+        '"".a',
+        'a.""',
+        "a\x00.b",
+    ],
 )
 def test_what_is_no_table_is_refused(text):
     with pytest.raises(ConfigurationError):
@@ -83,7 +99,9 @@ def test_streams_that_are_allowed(stream):
     assert check_stream(stream) == stream
 
 
-@pytest.mark.parametrize("stream", ["", "A", "-a", "a b", "a\n", "é", "a" * 101, None, 7, "a/b", "a:b"])
+@pytest.mark.parametrize(
+    "stream", ["", "A", "-a", "a b", "a\n", "é", "a" * 101, None, 7, "a/b", "a:b"]
+)
 def test_streams_that_are_refused(stream):
     with pytest.raises(ConfigurationError):
         check_stream(stream)

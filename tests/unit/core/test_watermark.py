@@ -45,13 +45,23 @@ def test_a_watermark_reads_as_it_was_written(watermark):
     assert Watermark.from_text(watermark.as_text(), stream="s", where="here") == watermark
 
 
-@given(st.text() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)).map(json.dumps))
+@given(
+    st.text()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda c: st.lists(c) | st.dictionaries(st.text(), c),
+    ).map(json.dumps)
+)
 def test_any_other_text_is_a_clear_error(text):
     with pytest.raises(StateError, match="here"):
         Watermark.from_text(text, stream="s", where="here")
 
 
-@given(watermarks, st.sampled_from(["version", "stream", "value", "fence", "advanced_at"]), st.none() | st.integers() | st.lists(st.none()) | st.just("2013"))
+@given(
+    watermarks,
+    st.sampled_from(["version", "stream", "value", "fence", "advanced_at"]),
+    st.none() | st.integers() | st.lists(st.none()) | st.just("2013"),
+)
 def test_a_damaged_field_is_a_clear_error_or_harmless(watermark, field, damage):
     data = json.loads(watermark.as_text())
     data[field] = damage

@@ -121,7 +121,7 @@ def everything() -> list[Lineage]:
     failed = result(Severity.WARNING, False, column="id", unexpected_count=3)
     return [
         extract_lineage(MANIFEST),
-        validate_lineage(MANIFEST, report(failed, result(Severity.INFO)), TARGET),
+        validate_lineage(MANIFEST.columns, report(failed, result(Severity.INFO)), TARGET),
         publish_lineage(MANIFEST, PUBLISHED, TARGET),
     ]
 
@@ -139,8 +139,8 @@ def test_every_facet_fits_openlineages_own_class(lineage: Lineage) -> None:
 def test_before_anything_is_known_nothing_is_said() -> None:
     """A task that failed early has no manifest, no report, no dataset."""
     assert extract_lineage(None) == Lineage()
-    assert validate_lineage(None, None, None) == Lineage()
-    assert validate_lineage(MANIFEST, None, TARGET) == Lineage()
+    assert validate_lineage((), None, None) == Lineage()
+    assert validate_lineage(MANIFEST.columns, None, TARGET) == Lineage()
     assert publish_lineage(None, None, None) == Lineage()
     assert publish_lineage(MANIFEST, PUBLISHED, None) == Lineage()
 
@@ -185,7 +185,11 @@ def test_a_window_that_includes_its_end_says_so() -> None:
 def test_nothing_loaded_reads_nothing() -> None:
     """A watermark window that was empty before it began has no rows and no condition to show."""
     nothing = dataclasses.replace(
-        MANIFEST, window=Window("2013-01-01", "2013-01-01", "date"), columns=(), rows=0, nothing=True
+        MANIFEST,
+        window=Window("2013-01-01", "2013-01-01", "date"),
+        columns=(),
+        rows=0,
+        nothing=True,
     )
     for dataset in extract_lineage(nothing).inputs:
         for name, facet in facets(dataset).items():
@@ -199,7 +203,7 @@ def test_nothing_loaded_reads_nothing() -> None:
 )
 def test_severities_are_openlineages(severity: Severity, shown: str) -> None:
     """It knows two: what fails a run, and what warns."""
-    (guarded,) = validate_lineage(MANIFEST, report(result(severity)), TARGET).inputs
+    (guarded,) = validate_lineage(MANIFEST.columns, report(result(severity)), TARGET).inputs
     (assertion,) = facets(guarded)["dataQualityAssertions"]["assertions"]
     assert (assertion["severity"], assertion["success"]) == (shown, True)
 
@@ -213,13 +217,15 @@ def test_values_of_rows_are_not_told() -> None:
         partial_unexpected_list=("xyzzy2",),
         exception=None,
     )
-    (guarded,) = validate_lineage(MANIFEST, report(failed), TARGET).inputs
+    (guarded,) = validate_lineage(MANIFEST.columns, report(failed), TARGET).inputs
     assert "xyzzy" not in Serde.to_json(guarded)
 
 
 def test_an_uncounted_table_is_told_without_rows() -> None:
     """Counting may have failed by a timeout: the assertions are told all the same."""
-    (guarded,) = validate_lineage(MANIFEST, report(result(Severity.INFO), rows=None), TARGET).inputs
+    (guarded,) = validate_lineage(
+        MANIFEST.columns, report(result(Severity.INFO), rows=None), TARGET
+    ).inputs
     assert facets(guarded)["dataQualityMetrics"].get("rowCount") is None
     assert len(facets(guarded)["dataQualityAssertions"]["assertions"]) == 1
 

@@ -87,7 +87,13 @@ def test_each_error_has_its_kind(kind, expected):
 
 @pytest.mark.parametrize(
     "kind",
-    [psycopg.errors.RaiseException, psycopg.errors.InternalError_, psycopg.errors.ProgramLimitExceeded, psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FdwError],
+    [
+        psycopg.errors.RaiseException,
+        psycopg.errors.InternalError_,
+        psycopg.errors.ProgramLimitExceeded,
+        psycopg.errors.ReadOnlySqlTransaction,
+        psycopg.errors.FdwError,
+    ],
 )
 def test_every_server_error_is_transient_or_terminal(kind):
     """The bare root of the tree says nothing about a retry."""

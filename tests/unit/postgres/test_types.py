@@ -41,13 +41,33 @@ def agree(ours, theirs, *, definitions=("", "")):
 
 @pytest.mark.parametrize(
     "kind",
-    ["integer", "text", "numeric", "numeric(10,2)", "numeric(5,-2)", TZ, "timestamp(3) with time zone", "date", "jsonb", "integer[]", "numeric(10,2)[]", "character(3)", "interval", "interval day to second(3)", "bytea", '"char"', "bit varying(9)"],
+    [
+        "integer",
+        "text",
+        "numeric",
+        "numeric(10,2)",
+        "numeric(5,-2)",
+        TZ,
+        "timestamp(3) with time zone",
+        "date",
+        "jsonb",
+        "integer[]",
+        "numeric(10,2)[]",
+        "character(3)",
+        "interval",
+        "interval day to second(3)",
+        "bytea",
+        '"char"',
+        "bit varying(9)",
+    ],
 )
 def test_the_same_builtin_type_travels_in_binary(kind):
     assert agree(kind, kind) is True
 
 
-@pytest.mark.parametrize("kind", ["regclass", "regtype[]", "public.mood", "public.mood[]", 'app."Odd ""type"""'])
+@pytest.mark.parametrize(
+    "kind", ["regclass", "regtype[]", "public.mood", "public.mood[]", 'app."Odd ""type"""']
+)
 def test_what_is_known_by_name_or_oid_travels_as_text(kind):
     """Rule 24: OIDs mean something else on another server."""
     assert agree(kind, kind) is False

@@ -1,0 +1,156 @@
+"""A database that is known only by what its driver says."""
+
+import sqlite3
+import threading
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import SimpleNamespace
+from uuid import UUID
+
+import pytest
+
+from airflow_etl_provider.core.errors import CatalogError, ConnectionLost, DataError, TransientError
+from airflow_etl_provider.core.settle import SettleOptions
+from airflow_etl_provider.core.window import FULL, Window
+from airflow_etl_provider.dbapi.errors import by_kind
+from airflow_etl_provider.dbapi.generic import Generic, described_type
+from airflow_etl_provider.dbapi.source import DbApiSource
+from airflow_etl_provider.dbapi.statements import Dialect
+
+DRIVER = SimpleNamespace(STRING="s", BINARY="b", NUMBER="n", DATETIME="d")
+
+
+@pytest.mark.parametrize(
+    ("code", "type_"),
+    [
+        (bool, "boolean"),
+        (int, "bigint"),
+        (float, "double precision"),
+        (str, "text"),
+        (bytearray, "bytea"),
+        (datetime, "timestamp without time zone"),
+        (date, "date"),
+        (time, "time without time zone"),
+        (timedelta, "interval"),
+        (UUID, "uuid"),
+        (object, "text"),
+        ("UBIGINT", "numeric(20,0)"),
+        ("DECIMAL(18, 3)", "numeric(18,3)"),
+        ("s", "text"),
+        ("b", "bytea"),
+        ("n", "numeric"),
+        ("d", "timestamp without time zone"),
+        (17, "text"),
+        (None, "text"),
+    ],
+)
+def test_type_codes_of_all_kinds_have_a_type(code, type_):
+    assert described_type(("c", code, None, None, None, None, None), DRIVER) == type_
+
+
+@pytest.mark.parametrize(
+    ("precision", "scale", "type_"),
+    [(10, 2, "numeric(10,2)"), (0, 0, "numeric"), (None, None, "numeric"), (3, 5, "numeric")],
+)
+def test_a_decimal_has_the_precision_that_is_known(precision, scale, type_):
+    assert described_type(("c", Decimal, None, None, precision, scale, True), DRIVER) == type_
+
+
+@pytest.fixture
+def source(tmp_path):
+    """SQLite as if nothing were known of it."""
+    path = tmp_path / "shop.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (n INTEGER, v TEXT)")
+    connection.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b'), (NULL, 'c'), (4, NULL)")
+    connection.commit()
+    connection.close()
+
+    def make(**more):
+        flavour = Generic(Dialect(), "other://host:1", "shop")
+        given = {"table": "t", "query": None, "types": {"n": "bigint"}, **more}
+        return DbApiSource(lambda: sqlite3.connect(path), flavour, label="connection shop", **given)
+
+    return make
+
+
+class Sink(list):
+    write = list.append
+
+
+def test_rows_of_a_window_are_sent_and_null_cursors_counted(source):
+    sink = Sink()
+    shape = source().describe()
+    assert [(column.name, column.type) for column in shape.columns] == [
+        ("n", "bigint"),
+        ("v", "text"),
+    ]
+    assert shape.dataset == ("other://host:1", "shop.t")
+    window = Window("2", "5", "bigint")
+    with source().open(
+        window, cursor="n", columns=["v", "n"], binary=False, checksum=False
+    ) as sender:
+        assert sender.null_cursors == 1
+        assert sender.send(sink) == 2
+    assert b"".join(sink) == b"b\t2\n\\N\t4\n"
+
+
+def test_a_query_has_the_window_put_around_it(source):
+    sink = Sink()
+    reads = source(table=None, query="SELECT n, 'x?' AS v FROM t;")
+    with reads.open(
+        Window("1", "2", "bigint"), cursor="n", columns=["n", "v"], binary=False, checksum=False
+    ) as sender:
+        assert sender.send(sink) == 1
+    assert b"".join(sink) == b"1\tx?\n"
+
+
+def test_an_integer_cursor_is_settled_by_what_is_there(source):
+    options = SettleOptions(delay=timedelta(0))
+    found = source().settle("n", None, options, stop=threading.Event(), log=lambda *_, **__: None)
+    assert found.high == "5"
+
+
+def test_two_columns_of_one_name_are_refused(source):
+    with pytest.raises(CatalogError, match="two columns of one name"):
+        source(table=None, query="SELECT n AS v, v FROM t", types={}).describe()
+
+
+def test_a_value_against_its_declared_type_is_refused(source):
+    with (
+        source(types={"n": "bigint", "v": "bigint"}).open(
+            FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
+        ) as sender,
+        pytest.raises(DataError, match="row 1 of the source, column v"),
+    ):
+        sender.send(Sink())
+
+
+def test_a_broken_sink_is_not_the_sources_fault(source):
+    class Broken:
+        def write(self, data):
+            raise BrokenPipeError
+
+    with (
+        source().open(FULL, cursor=None, columns=["n"], binary=False, checksum=False) as sender,
+        pytest.raises(BrokenPipeError),
+    ):
+        sender.send(Broken())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (sqlite3.OperationalError("secret"), ConnectionLost),
+        (sqlite3.InterfaceError("secret"), ConnectionLost),
+        (sqlite3.ProgrammingError("secret"), CatalogError),
+        (sqlite3.DataError("secret"), DataError),
+        (sqlite3.IntegrityError("secret"), DataError),
+        (sqlite3.InternalError("secret"), TransientError),
+    ],
+)
+def test_errors_are_told_by_class_and_without_their_text(error, kind):
+    found = by_kind(error, "reading t")
+    assert type(found) is kind
+    assert "secret" not in str(found)
+    assert str(found).startswith("reading t: ")
