@@ -67,7 +67,7 @@ class _Half(threading.Thread):
     def run(self) -> None:
         try:
             self.rows = self._work()
-        except (psycopg2.Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (a thread hands every error to its caller)
             self.error = error
         finally:
             # A broken peer makes closing fail again; the first error is the one that counts.
@@ -161,6 +161,9 @@ def _raise_first(sending: _Half, storing: _Half, what: str) -> None:
     errors = [half.error for half in (sending, storing) if half.error is not None]
     if not errors:
         return
+    for error in errors:
+        if not isinstance(error, psycopg2.Error | OSError):
+            raise error
     for error in errors:
         if isinstance(error, psycopg2.Error) and error.pgcode not in (None, "57014"):
             raise translate(error, what) from None

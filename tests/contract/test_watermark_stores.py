@@ -15,8 +15,9 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from airflow.dag_processing.bundles.manager import DagBundlesManager
 from airflow.models.asset import AssetActive, AssetModel
-from airflow.sdk import DAG, Asset, AssetAlias, get_current_context, task
+from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator
 from airflow.sdk.api.client import ServerResponseError
 from airflow.sdk.definitions.asset import AssetNameRef, AssetUriRef
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
@@ -39,6 +40,7 @@ from airflow_etl_provider.core.watermark import follow
 from airflow_etl_provider.stores.asset_state import AssetStateWatermarkStore, chosen_asset
 from airflow_etl_provider.stores.select import StoreName, store_name, task_store
 from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
+from tests.airflow.runs import Airflow, TaskLog
 
 NOON = datetime(2013, 2, 1, 12, 0, 0, 123456, tzinfo=UTC)
 TARGET = "a.flights"
@@ -440,7 +442,7 @@ class TestAssetState:
         world.task.outlets = []
         with pytest.raises(ConfigurationError) as raised:
             AssetStateWatermarkStore.of_task(
-                {"task": Task(outlets=assets), "asset_state_store": None},  # type: ignore[arg-type]
+                Task(outlets=assets).context(),
                 stream="flights",
                 target=TARGET,
             )
@@ -614,32 +616,44 @@ def test_a_stream_without_a_position_moves_too(world: World) -> None:
 
 
 @pytest.mark.usefixtures("_metadata")
+class Following(BaseOperator):
+    """A task that works with a stream's store, as extract does."""
+
+    def __init__(self, *, work: Callable[[Any], None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.work = work
+
+    def execute(self, context: Any) -> None:
+        self.work(context)
+
+
+@pytest.mark.usefixtures("_metadata")
 def test_in_a_task_of_a_dag() -> None:
-    """Airflow's own context, with the asset as inlet, which emits no event and gives access all the same."""
+    """Airflow's own context; the asset as inlet emits no event and gives access all the same."""
     ledger, log = Ledger(), RecordedEvents()
     ledger.move("flights", "2013-02-01 00:00:00+00")
     ledger.bind_store("flights", "variable")
     asset = Asset(f"a.flights_{uuid4().hex[:8]}")
 
-    def work(store: str) -> None:
-        watermarks = task_store(
-            store,
-            context=get_current_context(),
-            stream="flights",
-            target=asset.name,
-            binding=ledger,
-            log=log,
-        )
-        follow(watermarks, "flights", lambda: ledger.positions["flights"], log=log)
-        found = watermarks.read("flights")
-        assert found is not None
-        log("seen", where=watermarks.where("flights"), value=found.value)
+    def following(name: str) -> Callable[[Any], None]:
+        def work(context: Any) -> None:
+            store = task_store(
+                name, context=context, stream="flights", target=asset.name, binding=ledger, log=log
+            )
+            follow(store, "flights", lambda: ledger.positions["flights"], log=log)
+            found = store.read("flights")
+            assert found is not None
+            log("seen", where=store.where("flights"), value=found.value)
 
+        return work
+
+    DagBundlesManager().sync_bundles_to_db()
     with DAG(f"dag_{uuid4().hex[:8]}", schedule=None) as dag:
-        first = task(task_id="first", inlets=[asset])(work)("asset_state")
-        second = task(task_id="second", inlets=[asset])(work)("variable")
+        first = Following(task_id="first", inlets=[asset], work=following("asset_state"))
+        second = Following(task_id="second", inlets=[asset], work=following("variable"))
         first >> second
-    assert dag.test().state == "success"
+    ran = Airflow(TaskLog()).run(dag)
+    assert ran.state == "success", ran.errors
     seen = [fields for event, fields in log.events if event == "seen"]
     assert [fields["value"] for fields in seen] == ["2013-02-01 00:00:00+00"] * 2
     assert asset.name in seen[0]["where"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ DRIVERS = {"pymysql": "pymysql", "mysqlclient": "MySQLdb", "connector": "mysql.c
 
 
 @pytest.fixture(scope="session")
-def _mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def _mariadb() -> Iterator[Any]:
     pytest.importorskip("pymysql", reason="PyMySQL is not installed")
     from tests.integration.dbapi.mariadb import MariaDb, missing_programs
 
@@ -25,11 +26,13 @@ def _mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.skip(
             f"MariaDB is not installed (no {', '.join(missing)}): apt-get install mariadb-server"
         )
-    server = MariaDb(Path(tmp_path_factory.mktemp("mariadb")))
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    # Not below pytest's own folder, which other accounts may not enter.
+    with tempfile.TemporaryDirectory(prefix="etl-mariadb") as folder:
+        server = MariaDb(Path(folder))
+        try:
+            yield server.start()
+        finally:
+            server.stop()
 
 
 @pytest.fixture

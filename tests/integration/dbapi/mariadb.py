@@ -44,10 +44,9 @@ class MariaDb:
         data.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             account = pwd.getpwnam(_ACCOUNT)
-            for folder in (data, *self.folder.parents[:2], self.folder):
+            for folder in (self.folder, data):
                 folder.chmod(0o755)
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
-            os.chown(data, account.pw_uid, account.pw_gid)
+                os.chown(folder, account.pw_uid, account.pw_gid)
         subprocess.run(
             [
                 "mariadb-install-db",

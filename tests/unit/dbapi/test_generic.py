@@ -13,9 +13,10 @@ from airflow_etl_provider.core.errors import CatalogError, ConnectionLost, DataE
 from airflow_etl_provider.core.settle import SettleOptions
 from airflow_etl_provider.core.window import FULL, Window
 from airflow_etl_provider.dbapi.errors import by_kind
+from airflow_etl_provider.dbapi.flavour import Request
 from airflow_etl_provider.dbapi.generic import Generic, described_type
 from airflow_etl_provider.dbapi.source import DbApiSource
-from airflow_etl_provider.dbapi.statements import Dialect
+from airflow_etl_provider.dbapi.statements import Dialect, Relation
 
 DRIVER = SimpleNamespace(STRING="s", BINARY="b", NUMBER="n", DATETIME="d")
 
@@ -111,9 +112,17 @@ def test_an_integer_cursor_is_settled_by_what_is_there(source):
     assert found.high == "5"
 
 
-def test_two_columns_of_one_name_are_refused(source):
+class Joined:
+    """A connection whose driver tells of two columns of one name, as a join gives them."""
+
+    description = (("id", int), ("id", int))
+    cursor = execute = close = lambda self, *_: self
+
+
+def test_two_columns_of_one_name_are_refused():
+    flavour = Generic(Dialect(), "other://host:1")
     with pytest.raises(CatalogError, match="two columns of one name"):
-        source(table=None, query="SELECT n AS v, v FROM t", types={}).describe()
+        flavour.describe(Joined(), Request(Relation(query="SELECT * FROM a JOIN b USING (k)")))
 
 
 def test_a_value_against_its_declared_type_is_refused(source):
