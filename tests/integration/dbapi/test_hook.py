@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.errors import ConfigurationError, TransientError
 from airflow_etl_provider.core.window import FULL
 from airflow_etl_provider.dbapi.sqlite import Sqlite
 
@@ -82,7 +82,7 @@ def test_postgresql_is_read_by_copy(connection):
 def test_a_connection_that_does_not_exist_is_named():
     from airflow_etl_provider.hooks.dbapi import dbapi_source
 
-    with pytest.raises(ConfigurationError, match="no connection 'nowhere_at_all'"):
+    with pytest.raises(TransientError, match="no connection 'nowhere_at_all'"):
         dbapi_source("nowhere_at_all", table="t")
 
 

@@ -199,3 +199,24 @@ def test_the_brake_stops_above_its_share(before, lost, share, stops):
             brake(batch(), "partition x", before=before, lost=lost, options=options)
     else:
         brake(batch(), "partition x", before=before, lost=lost, options=options)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"source_dataset": ["one"]},
+        {"source_dataset": "x"},
+        {"window": {"low": 1}},
+        {"window": None},
+        {"columns": [{"name": "a"}]},
+        {"partitions": ["p"]},
+        {"target": 7},
+        {"staging": ""},
+        {"snapshot_at": "yesterday"},
+        {"kind": "event"},
+    ],
+)
+def test_a_damaged_manifest_is_refused_by_name(damage):
+    """An XCom edited by hand ends in one clear error, not in an IndexError."""
+    with pytest.raises(EtlError):
+        Manifest.from_json({**batch().as_json(), **damage})
