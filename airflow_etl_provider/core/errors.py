@@ -32,6 +32,9 @@ class EtlError(Exception):
     :param remedy: the next step for the person who reads this at night.
     """
 
+    #: The server's code, where a server's error was translated.
+    sqlstate: str | None = None
+
     def __init__(self, what: str, *, remedy: str | None = None) -> None:
         super().__init__(what)
         self.what = what

@@ -82,6 +82,11 @@ class ExtractRequest:
                 f"stream {self.stream!r} has window={self.mode.value!r} but no cursor",
                 remedy="name the column that orders changes with cursor=..., or use window='full'",
             )
+        if self.kind is Kind.SNAPSHOTS and self.mode is not WindowMode.FULL:
+            raise ConfigurationError(
+                f"stream {self.stream!r} holds snapshots, which are read whole, not by window={self.mode.value!r}",
+                remedy="use window='full', or declare kind='events' or 'entities'",
+            )
         if (
             self.kind is Kind.EVENTS
             and self.partition is not None
@@ -331,11 +336,14 @@ def _window(request: ExtractRequest, shape: SourceShape) -> Window:
     cursor_type = _cursor_type(request, shape)
     if request.interval is None:
         return Window(type=cursor_type)
-    return Window(
-        low=bound_text(request.interval.start, cursor_type, request.timezone),
-        high=bound_text(request.interval.end, cursor_type, request.timezone),
-        type=cursor_type,
-    )
+    low = bound_text(request.interval.start, cursor_type, request.timezone)
+    high = bound_text(request.interval.end, cursor_type, request.timezone)
+    if low >= high and not cursor_type.endswith("with time zone"):
+        raise ConfigurationError(
+            f"on the wall clock of {request.timezone} the window runs from {low} to {high}: the clock is set back in it",
+            remedy="use longer intervals, or a cursor with time zone",
+        )
+    return Window(low=low, high=high, type=cursor_type)
 
 
 def _refuse_nulls(request: ExtractRequest, shape: SourceShape, sender: Sender) -> None:

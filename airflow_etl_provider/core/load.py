@@ -228,7 +228,7 @@ class Manifest:
                 nothing=data["nothing"],
                 report=data["report"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"the batch of load {data['load_id']} is not a whole manifest ({error})",
                 remedy="pass batch=extract.output (or validate.output) unchanged",
@@ -251,6 +251,7 @@ class Load:
     report: Mapping[str, Any] | None
     rows_staged: int | None
     published_at: datetime | None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,10 @@ def check_identifier(name: str) -> str:
     """
     if not name or "\x00" in name:
         raise ConfigurationError(f"not a PostgreSQL identifier: {name!r}")
-    size = len(name.encode())
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"not a PostgreSQL identifier: {name!r}") from None
     if size > MAX_IDENTIFIER_BYTES:
         raise ConfigurationError(
             f"identifier of {size} bytes is longer than PostgreSQL's {MAX_IDENTIFIER_BYTES}: {name!r}",

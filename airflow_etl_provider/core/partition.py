@@ -46,7 +46,7 @@ class PartitionSpec:
     def __post_init__(self) -> None:
         try:
             ZoneInfo(self.timezone)
-        except (ZoneInfoNotFoundError, ValueError) as error:
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise ConfigurationError(
                 f"no time zone is called {self.timezone!r}",
                 remedy="use an IANA name such as America/New_York",
@@ -60,9 +60,24 @@ class PartitionSpec:
         return cls(data["column"], Every(data["every"]), data["timezone"])
 
     def periods(self, start: datetime, end: datetime) -> list[Period]:
-        """The partitions that ``[start, end)`` touches, in order."""
+        """The partitions that ``[start, end)`` touches, in order.
+
+        :raises ConfigurationError: too many, or beyond the years 1 to 9999.
+        """
+        try:
+            return self._periods(start.astimezone(UTC), end.astimezone(UTC))
+        except (OverflowError, ValueError) as error:
+            raise ConfigurationError(
+                f"{start.isoformat()} to {end.isoformat()} lies beyond the calendar in {self.timezone}",
+                remedy="choose a window between the years 1 and 9999",
+            ) from error
+
+    def _periods(self, start: datetime, end: datetime) -> list[Period]:
         found: list[Period] = []
         current = self._floor(start)
+        while self._instant(self._next(current)) <= start:
+            # A day that was lived twice: the first one ended before the start.
+            current = self._next(current)
         while True:
             following = self._next(current)
             period = Period(self._instant(current), self._instant(following), self._label(current))
@@ -79,6 +94,7 @@ class PartitionSpec:
 
     def covers_whole(self, start: datetime, end: datetime) -> bool:
         """Whether ``[start, end)`` is made of whole partitions."""
+        start, end = start.astimezone(UTC), end.astimezone(UTC)
         periods = self.periods(start, end)
         return bool(periods) and periods[0].start == start and periods[-1].end == end
 

@@ -107,6 +107,12 @@ def choose_strategy(asked: Strategy, manifest: Manifest) -> tuple[Strategy, str]
         return Strategy.DELETE_INSERT, "events of a window that is not made of whole partitions"
     if manifest.kind is Kind.ENTITIES:
         return Strategy.MERGE, "entities go by key"
+    if windowed:
+        raise ConfigurationError(
+            f"stream {manifest.stream!r} holds snapshots, but only {manifest.window} was read: nothing says which other "
+            f"rows of {manifest.target} are still true",
+            remedy="extract with window='full', or declare kind='events' or 'entities'",
+        )
     return Strategy.REPLACE, "everything was read"
 
 

@@ -136,8 +136,8 @@ def reconcile(stored: Watermark | None, ledger: StreamPosition, *, where: str) -
         raise StateError(
             f"{where} was edited by hand: it says {stored.value}, the ledger says {ledger.position}, both at "
             f"fence {ledger.fence}",
-            remedy="to keep the ledger's position, delete the stored value; a rewind is a row in "
-            "etl.watermark_moves, never an edit of the Variable",
+            remedy=f"to go where it says: airflow-etl watermark rewind {stored.stream} --to '{stored.value}' "
+            f"--reason '…'; to keep the ledger's position: airflow-etl watermark repair {stored.stream}",
         )
     return Repair.NOTHING
 

@@ -24,6 +24,13 @@ class Window:
     type: str | None = None
     bounds: str = "[)"
 
+    def __post_init__(self) -> None:
+        for text in (self.low, self.high, self.type):
+            if not (text is None or isinstance(text, str)):
+                raise ConfigurationError(f"a window's bounds and type are text, not {text!r}")
+        if self.bounds not in ("[)", "(]"):
+            raise ConfigurationError(f"{self.bounds!r} is neither '[)' nor '(]'")
+
     @property
     def is_full(self) -> bool:
         return self.type is None
@@ -57,6 +64,9 @@ class Interval:
                 f"the window {self.start} to {self.end} has no time zone",
                 remedy="give both ends with an offset, such as 2013-01-01T00:00:00-05:00",
             )
+        # Two times of one zone are compared by their wall clock, which an hour in autumn shows twice.
+        object.__setattr__(self, "start", self.start.astimezone(UTC))
+        object.__setattr__(self, "end", self.end.astimezone(UTC))
         if self.start >= self.end:
             raise ConfigurationError(
                 f"the {self.origin} {self.start.isoformat()} to {self.end.isoformat()} holds no time",
@@ -117,9 +127,15 @@ def bound_text(moment: datetime, cursor_type: str, timezone: str) -> str:
             if cursor_type.endswith("with time zone")
             else ("timestamp without time zone")
         )
-    if base == "timestamp with time zone":
-        return _iso(moment.astimezone(UTC)) + "+00"
-    local = moment.astimezone(_zone(timezone)).replace(tzinfo=None)
+    try:
+        if base == "timestamp with time zone":
+            return _iso(moment.astimezone(UTC)) + "+00"
+        local = moment.astimezone(_zone(timezone)).replace(tzinfo=None)
+    except OverflowError:
+        raise ConfigurationError(
+            f"{moment.isoformat()} lies beyond the calendar in {timezone}",
+            remedy="choose a window between the years 1 and 9999",
+        ) from None
     if base == "timestamp without time zone":
         return _iso(local)
     if base == "date":
@@ -138,7 +154,7 @@ def bound_text(moment: datetime, cursor_type: str, timezone: str) -> str:
 def _zone(timezone: str) -> ZoneInfo:
     try:
         return ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ConfigurationError(
             f"no time zone is called {timezone!r}",
             remedy="use an IANA name such as America/New_York",

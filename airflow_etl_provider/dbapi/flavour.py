@@ -11,7 +11,7 @@ from airflow_etl_provider.core.errors import CatalogError, EtlError
 from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.core.window import Window
-from airflow_etl_provider.dbapi.driver import Connection, Cursor, Row
+from airflow_etl_provider.dbapi.driver import Connection, Row
 from airflow_etl_provider.dbapi.statements import Dialect, Relation
 
 Connect = Callable[[], Connection]
@@ -45,7 +45,7 @@ class Reading:
     :param most_rows: how many rows of the greatest width fit into memory.
     """
 
-    cursor: Cursor
+    close: Callable[[], None]
     fetch: Callable[[int], Sequence[Row]]
     encode: Callable[[Sequence[Row], int], bytes]
     null_cursors: int

@@ -160,7 +160,7 @@ class Generic:
             cursor.arraysize = most_rows
         run(cursor, statement, values)
         return Reading(
-            cursor=cursor,
+            close=cursor.close,
             fetch=cursor.fetchmany,
             encode=RowEncoder.of([(name, types[name]) for name in request.columns]).encode,
             null_cursors=int(nulls),

@@ -229,7 +229,7 @@ class MySql:
         cursor = _streaming(connection)
         run(cursor, statement)
         return Reading(
-            cursor=cursor,
+            close=lambda: _close(cursor),
             fetch=cursor.fetchmany,
             encode=plan.encode,
             null_cursors=nulls,
@@ -671,6 +671,19 @@ def _streaming(connection: Any) -> Any:
     if cursors is not None and hasattr(cursors, "SSCursor"):
         return connection.cursor(cursors.SSCursor)
     return connection.cursor(buffered=False)
+
+
+def _close(cursor: Any) -> None:
+    """Close a cursor, also on a connection that is lost.
+
+    PyMySQL would go on to look for the rest of the rows whenever the cursor is forgotten.
+    """
+    try:
+        cursor.close()
+    finally:
+        result: Any = getattr(cursor, "_result", None)
+        if result is not None and hasattr(result, "unbuffered_active"):
+            result.unbuffered_active = False
 
 
 _LOST = frozenset(

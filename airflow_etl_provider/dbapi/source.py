@@ -172,7 +172,7 @@ class DbApiSource:
 
         with worker(self.connect, self.flavour, self.label) as opened:
             snapshot_at, reading = opened.run(start, what)
-            opened.hold(reading.cursor)
+            opened.before_close(reading.close)
             sender = DbApiSender(
                 work=opened,
                 reading=reading,

@@ -136,7 +136,7 @@ class Sqlite:
         cursor = connection.cursor()
         run(cursor, statement, values)
         return Reading(
-            cursor=cursor,
+            close=cursor.close,
             fetch=_bounded_fetch(cursor) if variable else cursor.fetchmany,
             encode=RowEncoder.of([(name, types[name]) for name in request.columns]).encode,
             null_cursors=nulls,

@@ -14,7 +14,7 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from airflow_etl_provider.core.errors import Stopped
-from airflow_etl_provider.dbapi.driver import Connection, Cursor
+from airflow_etl_provider.dbapi.driver import Connection
 from airflow_etl_provider.dbapi.errors import translated
 from airflow_etl_provider.dbapi.flavour import Connect, Flavour
 
@@ -38,7 +38,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-source")
         self._connection: Connection | None = None
         self._interrupter: Callable[[], None] | None = None
-        self._cursor: Cursor | None = None
+        self._closing: list[Callable[[], None]] = []
 
     @property
     def stopped(self) -> bool:
@@ -77,9 +77,9 @@ class Worker:
             raise Stopped(f"{what}: stopped on request")
         return future.result()
 
-    def hold(self, cursor: Cursor) -> None:
-        """Close *cursor* before the connection."""
-        self._cursor = cursor
+    def before_close(self, close: Callable[[], None]) -> None:
+        """Have *close* called before the connection is closed, in its thread."""
+        self._closing.append(close)
 
     def cancel(self) -> None:
         """End what runs and refuse what follows; any thread, any number of times, a signal handler too."""
@@ -110,11 +110,10 @@ class Worker:
             return
         if abandon:
             self._interrupt()
-        for part in (self._cursor, self._connection):
+        for close in (*self._closing, self._connection.close):
             # What is broken already cannot be closed again.
             with suppress(Exception):
-                if part is not None:
-                    part.close()
+                close()
 
 
 @contextmanager

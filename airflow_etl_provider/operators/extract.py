@@ -33,8 +33,10 @@ from airflow_etl_provider.operators.run import (
     run_interval,
     stream_kind,
 )
+from airflow_etl_provider.postgres.rewind import PostgresStoreBinding
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
+from airflow_etl_provider.stores.select import store_name, task_store
 from airflow_etl_provider.stores.variable import VariableWatermarkStore
 
 if TYPE_CHECKING:
@@ -83,6 +85,9 @@ class IncrementalExtractOperator(BaseOperator):
     :param null_cursor: ``fail``: rows without a cursor value fail the load.
     :param checksum: also take an order-independent checksum of the rows in the same snapshot; costs
         about one more scan of the window.
+    :param store: where others read the watermark: ``variable``, ``asset_state`` (Airflow's asset state
+        store; the task needs the target's asset as inlet) or ``ledger`` (nowhere else). A stream whose
+        store changes is moved, with its position.
     """
 
     template_fields: Sequence[str] = ("stream", "source", "target", "cursor")
@@ -111,6 +116,7 @@ class IncrementalExtractOperator(BaseOperator):
         settle_ignore: Sequence[str] = (),
         null_cursor: str = "fail",
         checksum: bool = False,
+        store: str = "variable",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -134,6 +140,7 @@ class IncrementalExtractOperator(BaseOperator):
         self.settle_ignore = settle_ignore
         self.null_cursor = null_cursor
         self.checksum = checksum
+        self.store = store
         self._stopper = Stopper()
         self._source: Source | None = None
         self._manifest: Manifest | None = None
@@ -141,11 +148,18 @@ class IncrementalExtractOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         die_with_supervisor()
         with airflow_errors():
-            store = VariableWatermarkStore()
-            # A stream that no store could keep is refused before anything is made for it.
-            store.key(self.stream)
             run = run_info(context)
+            # A stream that no store could keep is refused before anything is made for it.
+            VariableWatermarkStore().key(self.stream)
             staging = self._staging(application_name("extract", None, run))
+            store = task_store(
+                self.store,
+                context=context,
+                stream=self.stream,
+                target=self.target,
+                binding=PostgresStoreBinding(staging.endpoint),
+                log=event_log(__name__),
+            )
             load_id = load_id_for(context, run, staging)
             name = application_name("extract", load_id, run)
             self._source = self._open_source(name)
@@ -234,7 +248,7 @@ class IncrementalExtractOperator(BaseOperator):
             timezone=self.timezone,
             origin=None if self.origin is None else parse_moment(self.origin, "origin"),
             checksum=self.checksum,
-            store="variable",
+            store=store_name(self.store).value,
         )
 
 

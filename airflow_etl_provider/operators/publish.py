@@ -30,7 +30,9 @@ from airflow_etl_provider.operators.run import (
 )
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.postgres.publish import PostgresPublisher
+from airflow_etl_provider.postgres.rewind import PostgresStoreBinding
 from airflow_etl_provider.postgres.staging import PostgresStaging
+from airflow_etl_provider.stores.select import task_store
 from airflow_etl_provider.stores.variable import VariableWatermarkStore
 
 if TYPE_CHECKING:
@@ -139,7 +141,14 @@ class PartitionSwapOperator(BaseOperator):
                 options,
                 run=run_info(context),
                 publisher=PostgresPublisher(endpoint),
-                store=VariableWatermarkStore(),
+                store=task_store(
+                    None,
+                    context=context,
+                    stream=manifest.stream,
+                    target=str(manifest.target),
+                    binding=PostgresStoreBinding(endpoint),
+                    log=event_log(__name__),
+                ),
                 stop=self._stopper,
                 log=event_log(__name__),
             )

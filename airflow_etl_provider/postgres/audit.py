@@ -17,7 +17,9 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect, dataset_of
+from airflow_etl_provider.postgres.source import as_offered
 from airflow_etl_provider.postgres.staging import exists
+from airflow_etl_provider.postgres.types import agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,12 @@ class PostgresAuditArea:
                     f"{staged} has columns that {target} has not: {', '.join(unknown)}",
                     remedy=f"stage only columns of {target}",
                 )
+            offered = [column for column in batch.columns if not column.generated]
+            binary = agreement(
+                [as_offered(column) for column in offered],
+                [goal.column(column.name, use="a column") for column in offered],
+                where=f"{staged} for stream {stream}",
+            )
             ledger.ensure_ledger(connection, label=self.endpoint.label)
             with translated_errors(f"registering {staged} as a load of {target}"):
                 window, column = FULL, None
@@ -169,6 +177,7 @@ class PostgresAuditArea:
                     rows=rows,
                     bytes=0,
                     snapshot_at=ledger.server_time(connection),
+                    transport="binary" if binary else "text",
                 )
                 with connection.transaction():
                     ledger.begin_load(

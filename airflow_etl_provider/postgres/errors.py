@@ -20,6 +20,7 @@ from airflow_etl_provider.core.errors import (
     DataError,
     EtlError,
     LockBudgetExceeded,
+    TerminalError,
     TransientError,
 )
 
@@ -57,6 +58,12 @@ _NO_DATABASE = re.compile(r"database \".*\" does not exist")
 def translate(error: Exception, what: str) -> EtlError:
     """Our error for a driver's *error* that happened while doing *what* (a phrase such as
     ``creating the staging table etl_staging.x``)."""
+    found = _translated(error, what)
+    found.sqlstate = sqlstate_of(error)
+    return found
+
+
+def _translated(error: Exception, what: str) -> EtlError:
     sqlstate, primary, context = _diagnosis(error)
     if sqlstate is None:
         reason = _first_line(str(error))
@@ -81,9 +88,14 @@ def translate(error: Exception, what: str) -> EtlError:
         return ConfigurationError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
     if sqlstate[:2] in ("42", "3F", "0A", "55"):
         return CatalogError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+    if sqlstate == "25006":
+        return ConfigurationError(
+            f"{what}: {primary} ({sqlstate})",
+            remedy="name a connection to a server that can be written, not to a standby",
+        )
     if sqlstate[:2] in _STRUCTURAL:
-        return EtlError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
-    return EtlError(
+        return TerminalError(f"{what}: {primary} ({sqlstate})", remedy=remedy)
+    return TerminalError(
         f"{what}: the server answered {_condition(sqlstate)} ({sqlstate})", remedy=remedy
     )
 

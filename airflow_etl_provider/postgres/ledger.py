@@ -247,6 +247,7 @@ def load(connection: psycopg.Connection[Any], load_id: str, *, lock: bool = Fals
         report=row["report"],
         rows_staged=row["rows_staged"],
         published_at=row["published_at"],
+        error=row["error"],
     )
 
 
@@ -360,6 +361,8 @@ def enter_publish(
         return published_before(connection, manifest, at)
     if current is None or current.state is not LoadState.VALIDATED:
         state = "unknown" if current is None else current.state.value
+        if current is not None and current.state is LoadState.ABANDONED and current.error:
+            state = f"abandoned ({current.error})"
         raise StateError(
             f"load {manifest.load_id} of stream {manifest.stream} is {state}, not validated, so it is not published",
             remedy=_state_remedy(None if current is None else current.state),
@@ -481,6 +484,23 @@ def record_lock_time(connection: psycopg.Connection[Any], load_id: str, lock_ms:
     connection.execute(queries("ledger")["set_lock_ms"], {"load_id": load_id, "lock_ms": lock_ms})
 
 
+def record_rebuild(
+    connection: psycopg.Connection[Any],
+    load_id: str,
+    partition: str,
+    foreign_keys: Mapping[str, str],
+) -> None:
+    """Record what a rollback must give back to a replaced version of *partition*."""
+    connection.execute(
+        queries("ledger")["set_rebuild"],
+        {
+            "load_id": load_id,
+            "partition": partition,
+            "rebuild": json.dumps({"foreign_keys": dict(foreign_keys)}),
+        },
+    )
+
+
 def published_before(
     connection: psycopg.Connection[Any], manifest: Manifest, at: StreamPosition
 ) -> Published:
@@ -572,11 +592,11 @@ def _advance(
         sql.SQL(
             "WITH spans AS ("
             "  SELECT low::{t} AS low, high::{t} AS high,"
-            "         greatest(%(start)s::{t}, max(high::{t}) OVER (ORDER BY low::{t}"
-            "                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) AS reached"
+            "         greatest(%(start)s::{t}, lag(high::{t}) OVER (ORDER BY low::{t})) AS reached"
             "  FROM etl.coverage WHERE stream = %(stream)s AND high::{t} > %(start)s::{t}"
-            "), gap AS (SELECT min(low) AS low FROM spans WHERE low > reached)"
-            " SELECT max(high)::text FROM spans, gap WHERE gap.low IS NULL OR spans.low < gap.low"
+            "), gap AS (SELECT low FROM spans WHERE low > reached ORDER BY low LIMIT 1)"
+            " SELECT high::text FROM spans WHERE NOT EXISTS (SELECT FROM gap WHERE spans.low >= gap.low)"
+            " ORDER BY low DESC LIMIT 1"
         ).format(t=cast),
         {"stream": manifest.stream, "start": at.position or origin},
     ).fetchone()

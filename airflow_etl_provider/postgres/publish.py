@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import structlog
 
-from airflow_etl_provider.core.errors import ContractError, EtlError, Superseded
+from airflow_etl_provider.core.errors import CatalogError, ContractError, EtlError, Superseded
 from airflow_etl_provider.core.load import (
     Manifest,
     Published,
@@ -23,9 +23,12 @@ from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
-from airflow_etl_provider.postgres.swap import Swap, staged_tables
+from airflow_etl_provider.postgres.swap import Swap, release, staged_tables
 
 log = structlog.get_logger(__name__)
+
+#: Undefined table, duplicate table, duplicate object: what two tries of one load do to each other.
+_RACES = ("42P01", "42P07", "42710")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,10 @@ class PostgresPublisher:
                 psycopg.errors.DuplicateTable,
                 psycopg.errors.DuplicateObject,
                 psycopg.errors.InternalError_,
-            ):
+                CatalogError,
+            ) as error:
+                if isinstance(error, CatalogError) and error.sqlstate not in _RACES:
+                    raise
                 # Another try of this load, at work at the same time, was first with something.
                 with connection.transaction():
                     entered = ledger.enter_publish(connection, manifest, strategy)
@@ -101,6 +107,8 @@ class PostgresPublisher:
                         (str(round(options.lock_budget.total_seconds() * 1000)),),
                     )
                     for partition in published.partitions:
+                        if partition.previous is not None and not published.already:
+                            release(connection, published.load_id, partition)
                         for old in ledger.old_versions(
                             connection, partition.name, keep=options.keep_versions
                         ):

@@ -72,16 +72,7 @@ class PostgresSource:
                 )
             return SourceShape(
                 name=str(self.table),
-                columns=tuple(
-                    SourceColumn(
-                        name=column.name,
-                        type=column.type,
-                        not_null=column.not_null,
-                        portable=column.builtin and not column.refers_by_oid,
-                        definition=column.definition,
-                    )
-                    for column in table.columns
-                ),
+                columns=tuple(as_offered(column) for column in table.columns),
                 dataset=dataset_of(connection, self.table),
             )
 
@@ -140,3 +131,14 @@ class PostgresSource:
                 estimated_rows=round(explained[0]["Plan"]["Plan Rows"]),
                 session=session,
             )
+
+
+def as_offered(column: catalog.CatalogColumn) -> SourceColumn:
+    """A column of a table as a source offers it."""
+    return SourceColumn(
+        name=column.name,
+        type=column.type,
+        not_null=column.not_null,
+        portable=column.builtin and not column.refers_by_oid,
+        definition=column.definition,
+    )

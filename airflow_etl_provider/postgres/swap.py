@@ -60,6 +60,7 @@ from airflow_etl_provider.postgres.twin import (
     final_index_names,
     finish,
     last_touches,
+    move_statistics,
     own_indexes,
     parent_indexes,
     working_name,
@@ -94,6 +95,29 @@ def staged_tables(manifest: Manifest) -> list[TableName]:
         TableName(STAGING_SCHEMA, f"{name}_p{number}") for number in range(len(manifest.partitions))
     ]
     return [manifest.staging, *filled]
+
+
+def release(
+    connection: psycopg.Connection[Any], load_id: str, partition: PublishedPartition
+) -> None:
+    """Drop the foreign keys of a replaced version, which would still hold the rows they refer to.
+
+    What they were is recorded with the load, for a rollback.
+    """
+    previous = TableName.parse(partition.previous or "")
+    with connection.transaction():
+        keys = connection.execute(
+            queries("catalog")["foreign_keys_of"],
+            {"schema": previous.schema, "name": previous.name},
+        ).fetchall()
+        for name, _ in keys:
+            connection.execute(
+                sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
+                    statements.ident(previous), sql.Identifier(name)
+                )
+            )
+        if keys:
+            ledger.record_rebuild(connection, load_id, partition.name, dict(keys))
 
 
 class Swap:
@@ -214,6 +238,8 @@ class Swap:
             return table
         columns = [column.name for column in self._manifest.columns]
         column = self._manifest.partition_column or ""
+        # A table staged by others may have other types, which only text carries.
+        binary = self._manifest.transport == "binary"
         query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
             statements.names(columns),
             statements.ident(self._manifest.staging),
@@ -227,7 +253,7 @@ class Swap:
                 cursor.execute(statements.create_twin(table, self._target.name).as_string(None))
             sender = PostgresSender(
                 connection=reading,
-                statement=statements.copy_out(query, binary=True).as_string(None),
+                statement=statements.copy_out(query, binary=binary).as_string(None),
                 snapshot_at=self._manifest.snapshot_at,
                 null_cursors=0,
                 checksum=None,
@@ -235,7 +261,7 @@ class Swap:
             relay(
                 sender,
                 writing,
-                statements.copy_in(table, columns, binary=True, freeze=True).as_string(None),
+                statements.copy_in(table, columns, binary=binary, freeze=True).as_string(None),
                 stop=self._stop,
                 what=what,
             )
@@ -437,6 +463,7 @@ class Swap:
             ).format(statements.ident(change.new), sql.Identifier(statements.BOUND_CHECK))
         )
         steps += statements.move(change.new, final)
+        steps += move_statistics(connection, change.new, final, old)
         steps += [
             statements.rename_index(final.schema, working_name(change.new, number), name)
             for number, name in enumerate(index_names)

@@ -128,6 +128,34 @@ def last_touches(
     return [sql.SQL(row[0]) for row in rows]
 
 
+def move_statistics(
+    connection: psycopg.Connection[Any],
+    new: TableName,
+    final: TableName,
+    old: Partition | None,
+) -> list[sql.Composed]:
+    """Statistics objects do not follow their table into another schema: send those of both tables after it."""
+    found = queries("twin")["statistics_of"]
+    rows = connection.execute(found, {"schema": new.schema, "name": new.name}).fetchall()
+    steps = [
+        sql.SQL("ALTER STATISTICS {} SET SCHEMA {}").format(
+            sql.Identifier(schema, name), sql.Identifier(final.schema)
+        )
+        for schema, name in rows
+    ]
+    if old is not None:
+        rows = connection.execute(
+            found, {"schema": old.table.schema, "name": old.table.name}
+        ).fetchall()
+        steps = [
+            sql.SQL("ALTER STATISTICS {} SET SCHEMA {}").format(
+                sql.Identifier(schema, name), sql.Identifier(new.schema)
+            )
+            for schema, name in rows
+        ] + steps
+    return steps
+
+
 def problems(connection: psycopg.Connection[Any], old: Partition) -> list[str]:
     """What hangs on *old* itself and could not follow to its replacement."""
     return [

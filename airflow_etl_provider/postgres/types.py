@@ -19,7 +19,6 @@ _WIDER = {
     "smallint": {"integer", "bigint", "numeric", "double precision", "real"},
     "integer": {"bigint", "numeric", "double precision"},
     "bigint": {"numeric"},
-    "json": {"jsonb"},
     "date": {"timestamp without time zone"},
     "inet": set(),
     "cidr": {"inet"},

@@ -99,7 +99,7 @@ class TestConnections:
         refused(
             shop,
             shop.pipeline(extract={end: "web"}),
-            ("connection 'web' is of type 'http', not postgres",),
+            ("connection 'web' is of type 'http'",),
         )
 
     @pytest.mark.parametrize("end", ["SHOP", "DWH"])

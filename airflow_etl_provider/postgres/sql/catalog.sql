@@ -131,6 +131,14 @@ FROM pg_constraint
 WHERE conrelid = %(oid)s AND contype = 'f' AND conparentid = 0
 ORDER BY conname
 
+-- name: foreign_keys_of
+SELECT con.conname::text, pg_get_constraintdef(con.oid)
+FROM pg_constraint AS con
+JOIN pg_class AS c ON c.oid = con.conrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND con.contype = 'f' AND con.conparentid = 0
+ORDER BY 1
+
 -- name: referencing_foreign_keys
 SELECT conrelid::regclass::text AS name
 FROM pg_constraint

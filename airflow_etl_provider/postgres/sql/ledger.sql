@@ -34,11 +34,11 @@ SET state = 'started', error = NULL, try_number = excluded.try_number, fence = e
 WHERE etl.loads.state IN ('started', 'failed')
 
 -- name: load
-SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at
+SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error
 FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: lock_load
-SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at
+SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error
 FROM etl.loads WHERE load_id = %(load_id)s FOR UPDATE
 
 -- name: abandon
@@ -79,7 +79,7 @@ WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
 -- name: mark_failed
 UPDATE etl.loads
 SET state = CASE WHEN state = 'started' THEN 'failed' ELSE state END, error = %(error)s
-WHERE load_id = %(load_id)s AND state <> 'published'
+WHERE load_id = %(load_id)s AND state NOT IN ('published', 'abandoned')
 
 -- name: mark_published
 UPDATE etl.loads
@@ -107,6 +107,9 @@ VALUES (%(load_id)s, %(partition)s, %(bound)s, %(rows)s, %(rows_before)s, %(byte
 
 -- name: set_lock_ms
 UPDATE etl.load_partitions SET lock_ms = %(lock_ms)s WHERE load_id = %(load_id)s
+
+-- name: set_rebuild
+UPDATE etl.load_partitions SET rebuild = %(rebuild)s WHERE load_id = %(load_id)s AND partition = %(partition)s
 
 -- name: partitions_of_load
 SELECT partition, bound, rows, rows_before, bytes, previous, lock_ms

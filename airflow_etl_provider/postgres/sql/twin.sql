@@ -58,7 +58,7 @@ SELECT s FROM (
     WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'O'
     UNION ALL
     SELECT 7, format('ALTER STATISTICS %%s RENAME TO %%I', s.stxoid, s.kept) FROM (
-        SELECT format('%%I.%%I', n.nspname, x.stxname) AS stxoid,
+        SELECT format('etl_staging.%%I', x.stxname) AS stxoid,
                left(x.stxname, 40) || '_' || %(kept)s::text AS kept
         FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
         WHERE x.stxrelid = %(old)s) AS s
@@ -90,6 +90,15 @@ UNION ALL
 SELECT format('%%s references partition %%s by foreign key', con.conrelid::regclass, con.confrelid::regclass)
 FROM pg_constraint AS con
 WHERE con.confrelid = %(old)s AND con.contype = 'f' AND con.conparentid = 0
+
+-- name: statistics_of
+SELECT sn.nspname::text, x.stxname::text
+FROM pg_statistic_ext AS x
+JOIN pg_namespace AS sn ON sn.oid = x.stxnamespace
+JOIN pg_class AS c ON c.oid = x.stxrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+ORDER BY 2
 
 -- name: own_indexes
 SELECT i.indexrelid::bigint AS oid,
