@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests import airflow_environment  # isort: skip  # noqa: F401  (before anything imports Airflow)
+
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -18,8 +18,9 @@ Connect = Callable[[], Connection]
 
 #: About how much text one write carries.
 BLOCK = 1024 * 1024
-#: Rows of one fetch at most, however narrow they are.
-MOST_ROWS = 20_000
+#: Rows of one fetch at most, however narrow they are: what is worked on column by column should stay in
+#: the processor's cache.
+MOST_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ def refuse_unknown(types: Mapping[str, str] | None, known: Sequence[str], where:
 
 
 def no_such_table(name: str, known: Sequence[str], where: str) -> CatalogError:
+    """The error for a table that is not there, with the nearest that is."""
     return CatalogError(
         f"{where} has no table {name!r} that the connection's role may read{nearest(name, known)}",
         remedy="check the name and the privileges of the role",

@@ -9,12 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import BinaryIO
 
-from airflow_etl_provider.core.errors import (
-    CatalogError,
-    ConfigurationError,
-    NotSettled,
-    Stopped,
-)
+from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, NotSettled, Stopped
 from airflow_etl_provider.core.ports import EventLog, Session, SourceColumn, SourceShape, Stop
 from airflow_etl_provider.core.settle import Settled, SettleOptions
 from airflow_etl_provider.core.suggest import nearest

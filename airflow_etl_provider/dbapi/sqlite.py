@@ -20,6 +20,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from airflow_etl_provider.core.errors import (
@@ -157,11 +158,10 @@ def _bounded_fetch(cursor: Any) -> Callable[[int], Sequence[Row]]:
     def fetch(most: int) -> Sequence[Row]:
         rows: list[Row] = []
         room = BLOCK
-        for row in cursor:
+        for row in islice(cursor, most):
             rows.append(row)
             room -= row[-1]
-            most -= 1
-            if room < 0 or not most:
+            if room < 0:
                 break
         return rows
 

@@ -56,6 +56,7 @@ _PLACES = {"qmark": "?", "format": "%s", "pyformat": "%s", "numeric": ":#", "nam
 
 
 def sql(*parts: str | Value | Sql) -> Sql:
+    """A statement from its pieces."""
     flat: list[str | Value] = []
     for part in parts:
         flat.extend(part.parts if isinstance(part, Sql) else [part])
@@ -63,6 +64,7 @@ def sql(*parts: str | Value | Sql) -> Sql:
 
 
 def joined(separator: str, parts: Sequence[Sql]) -> Sql:
+    """*parts* with *separator* between them."""
     flat: list[str | Value | Sql] = []
     for number, part in enumerate(parts):
         flat.extend([separator, part] if number else [part])

@@ -42,6 +42,7 @@ class Worker:
 
     @property
     def stopped(self) -> bool:
+        """Whether :meth:`cancel` was called."""
         return self._stop.is_set()
 
     def open(self) -> None:
