@@ -17,13 +17,13 @@ COLUMNS: LiteralString = """
 """
 _FILL: LiteralString = """
 INSERT INTO lineitem
-SELECT i / 4, i % 4, i * 7919 % 200000, i * 104729 % 10000, i % 50 + 1, (i % 90000) + 1000.5, (i % 11) / 100.0,
-       (i % 9) / 100.0, substr('ANR', (i % 3)::int + 1, 1), substr('OF', (i % 2)::int + 1, 1),
-       date '2024-01-01' + (i % 366)::int, date '2024-01-01' + (i % 300)::int, date '2024-01-01' + (i % 330)::int,
-       (ARRAY['DELIVER IN PERSON', 'COLLECT COD', 'NONE', 'TAKE BACK RETURN'])[i % 4 + 1],
+SELECT i / 4, i %% 4, i * 7919 %% 200000, i * 104729 %% 10000, i %% 50 + 1, (i %% 90000) + 1000.5, (i %% 11) / 100.0,
+       (i %% 9) / 100.0, substr('ANR', (i %% 3)::int + 1, 1), substr('OF', (i %% 2)::int + 1, 1),
+       date '2024-01-01' + (i %% 366)::int, date '2024-01-01' + (i %% 300)::int, date '2024-01-01' + (i %% 330)::int,
+       (ARRAY['DELIVER IN PERSON', 'COLLECT COD', 'NONE', 'TAKE BACK RETURN'])[(i %% 4)::int + 1],
        'line comment ' || md5(i::text),
-       timestamptz '2024-01-01 00:00+00' + i * (interval '366 days' / %(rows)s)
-FROM generate_series(0, %(rows)s - 1) AS i
+       timestamptz '2024-01-01 00:00+00' + i * (interval '366 days' / %(rows)s::float8)
+FROM generate_series(0::bigint, %(rows)s - 1) AS i
 """
 
 

@@ -74,7 +74,9 @@ class Worker:
         finally:
             # Also when a signal's exception passes through: nothing outlives this call.
             self._finish(future)
-        if self.stopped and future.exception() is not None:
+        error = future.exception()
+        # A sink that broke has a reason of its own, which its other end knows.
+        if self.stopped and error is not None and not isinstance(error, BrokenPipeError):
             raise Stopped(f"{what}: stopped on request")
         return future.result()
 

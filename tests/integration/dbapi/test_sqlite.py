@@ -123,6 +123,16 @@ def test_a_value_that_its_declaration_does_not_mean_is_refused(shop, warehouse18
     assert pipe.left_in_staging() == set()
 
 
+def test_a_target_that_refuses_a_row_ends_a_source_without_end(shop, warehouse18):
+    """The error is the target's, not that the source was stopped for it."""
+    shop.run("CREATE TABLE t (n)")
+    endless = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s) SELECT n FROM s"
+    pipe = into(warehouse18, shop.source(query=endless, types={"n": "smallint"}), "n smallint")
+    with pytest.raises(DataError, match=r"row 32768 of the batch, column n"):
+        pipe.extract()
+    assert pipe.left_in_staging() == set()
+
+
 def test_a_users_word_beats_the_declaration(shop, warehouse18):
     shop.run("CREATE TABLE t (n INTEGER, v)", "INSERT INTO t VALUES (1, '2024-01-01')")
     reads = shop.source(types={"n": "integer", "v": "date"})
