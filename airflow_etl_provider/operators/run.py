@@ -21,6 +21,7 @@ from airflow_etl_provider.core.load import Kind, LoadState, RunInfo
 from airflow_etl_provider.core.names import short_id
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.window import Interval, choose_interval, parse_moment
+from airflow_etl_provider.dbapi import worker
 from airflow_etl_provider.postgres.session import cancel_open_sessions
 from airflow_etl_provider.postgres.staging import PostgresStaging
 
@@ -63,6 +64,7 @@ class Stopper:
     def stop(self) -> None:
         self._event.set()
         cancel_open_sessions()
+        worker.cancel_open_sessions()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Stopper:
         """Airflow copies operators; each copy is stopped on its own."""

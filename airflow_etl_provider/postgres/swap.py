@@ -482,7 +482,12 @@ class Swap:
 
     def _blockers(self, changes: Sequence[_Change]) -> str:
         """Who holds locks on the tables, as a person would tell a colleague."""
-        oids = [self._target.oid, *(change.old.oid for change in changes if change.old is not None)]
+        oids = [
+            self._target.oid,
+            *(change.old.oid for change in changes if change.old is not None),
+            *(partition.oid for partition in self._existing().values() if partition.is_default),
+            *(oid for _, oid in self._dimensions()),
+        ]
         with self._connection.cursor(row_factory=dict_row) as cursor:
             rows = cursor.execute(queries("catalog")["blockers"], {"oids": oids}).fetchall()
         return (

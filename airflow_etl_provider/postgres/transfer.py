@@ -165,7 +165,7 @@ def _raise_first(sending: _Half, storing: _Half, what: str) -> None:
     if not errors:
         return
     for error in errors:
-        if not isinstance(error, psycopg2.Error | OSError):
+        if not isinstance(error, psycopg2.Error | OSError | Stopped):
             raise error
     for error in errors:
         if isinstance(error, psycopg2.Error) and error.pgcode not in (None, "57014"):
@@ -173,4 +173,8 @@ def _raise_first(sending: _Half, storing: _Half, what: str) -> None:
     for error in errors:
         if isinstance(error, psycopg2.Error) and error.pgcode is None:
             raise translate(error, what) from None
+    for error in errors:
+        if isinstance(error, Stopped):
+            # The sender was told to end because the target had: by now that is known not to be the cause.
+            raise error
     raise translate(errors[0], what) from None
