@@ -159,7 +159,7 @@ class StagingArea(Protocol):
         """Create the staged table, fill it and record it, in one transaction."""
         ...
 
-    def fail(self, load_id: str, error: str) -> None: ...
+    def fail(self, load_id: str, error: str, try_number: int) -> None: ...
 
 
 def extract(
@@ -225,7 +225,7 @@ def extract(
             _refuse_nulls(request, shape, sender)
             manifest = area.stage(request, plan, shape, sender, settled, stop=stop, log=log)
     except EtlError as error:
-        area.fail(request.load_id, error.what)
+        area.fail(request.load_id, error.what, request.run.try_number)
         raise
     log(
         "batch staged",

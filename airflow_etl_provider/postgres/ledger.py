@@ -337,9 +337,18 @@ def mark_audited(
         )
 
 
-def mark_failed(connection: psycopg.Connection[Any], load_id: str, error: str) -> None:
-    """Record why a try ended; what it had staged or audited stays as it is."""
-    connection.execute(queries("ledger")["mark_failed"], {"load_id": load_id, "error": error})
+def mark_failed(
+    connection: psycopg.Connection[Any], load_id: str, error: str, *, try_number: int | None = None
+) -> None:
+    """Record why a try ended; what it had staged or audited stays as it is.
+
+    :param try_number: the try of extract that ended: one that was taken over says nothing about the load
+        that its successor is working on.
+    """
+    connection.execute(
+        queries("ledger")["mark_failed"],
+        {"load_id": load_id, "error": error, "try_number": try_number},
+    )
 
 
 def enter_publish(

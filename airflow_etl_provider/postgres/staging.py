@@ -199,12 +199,12 @@ class PostgresStaging:
                 ledger.forget_sessions(watching, request.load_id)
         return manifest
 
-    def fail(self, load_id: str, error: str) -> None:
+    def fail(self, load_id: str, error: str, try_number: int) -> None:
         with (
             connect(self.endpoint) as connection,
             translated_errors(f"recording the failure of {load_id}"),
         ):
-            ledger.mark_failed(connection, load_id, error)
+            ledger.mark_failed(connection, load_id, error, try_number=try_number)
 
     def discard(self, load_id: str, reason: str) -> None:
         """Abandon an unfinished load and drop what it staged; a published one is left alone."""

@@ -80,6 +80,7 @@ WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
 UPDATE etl.loads
 SET state = CASE WHEN state = 'started' THEN 'failed' ELSE state END, error = %(error)s
 WHERE load_id = %(load_id)s AND state NOT IN ('published', 'abandoned')
+  AND (%(try_number)s::int IS NULL OR try_number = %(try_number)s::int)
 
 -- name: mark_published
 UPDATE etl.loads

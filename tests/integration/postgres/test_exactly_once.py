@@ -9,6 +9,7 @@ import pytest
 from uuid6 import uuid7
 
 from airflow_etl_provider.core.errors import ContractError, StateError, Superseded, TransientError
+from airflow_etl_provider.core.window import Window
 from tests.builders import (
     APRIL,
     FEBRUARY,
@@ -399,3 +400,17 @@ def test_a_second_publish_waits_for_the_first_to_commit(source18, warehouse18):
             )
             holding.rollback()
         assert publishing.result().rows_inserted == 3
+
+
+def test_a_try_that_was_taken_over_does_not_fail_its_successor(source18, warehouse18):
+    """Promise 2: the first try ends late, with an error, while the second one copies the same load."""
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 5)
+    request = pipe.request(JANUARY, FEBRUARY, try_number=2)
+    area = pipe.staging()
+    area.bind(request)
+    area.begin(request, Window("2013-01-01", "2013-02-01", "timestamp with time zone"))
+    area.fail(request.load_id, "the server ended the connection", try_number=1)
+    assert pipe.state(request.load_id) == "started"
+    area.fail(request.load_id, "the server ended the connection", try_number=2)
+    assert pipe.state(request.load_id) == "failed"
