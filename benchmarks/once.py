@@ -12,14 +12,16 @@ from datetime import UTC, datetime
 import uuid6
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
+from airflow_etl_provider.core.extract import extract
 from airflow_etl_provider.core.load import Kind, RunInfo
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.core.request import ExtractRequest, WindowMode
 from airflow_etl_provider.core.window import Interval
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.postgres.publish import PostgresPublisher
+from airflow_etl_provider.postgres.relation import Relation
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
@@ -54,7 +56,6 @@ def main() -> None:
         target_conn_id="target",
         cursor="updated_at",
         keys=(),
-        columns=None,
         mode=WindowMode.INTERVAL,
         interval=Interval(options.low, options.high, "benchmark", moves_watermark=True),
         partition=PartitionSpec("updated_at", options.every),
@@ -68,7 +69,7 @@ def main() -> None:
     started = time.perf_counter()
     manifest = extract(
         request,
-        source=PostgresSource(source, TableName("public", "lineitem")),
+        source=PostgresSource(source, Relation(TableName("public", "lineitem"))),
         area=PostgresStaging(target),
         store=store,
         now=datetime.now(UTC),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -16,15 +16,19 @@ import psycopg
 from psycopg import sql
 from uuid6 import uuid7
 
-from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
+from airflow_etl_provider.core.columns import Selection
+from airflow_etl_provider.core.extract import extract
 from airflow_etl_provider.core.load import Kind, Manifest, Published, RunInfo
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
 from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.core.request import ExtractRequest, WindowMode
+from airflow_etl_provider.core.settle import SettleOptions
 from airflow_etl_provider.core.window import Interval
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.postgres.publish import PostgresPublisher
+from airflow_etl_provider.postgres.relation import Relation
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
 from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
@@ -80,6 +84,13 @@ class Pipeline:
     source_role: dict[str, str] = field(default_factory=dict)
     warehouse_role: dict[str, str] = field(default_factory=dict)
     application: str = "etl:test"
+    mode: WindowMode | None = None
+    query: str | None = None
+    hash_key: str | None = None
+    selection: Selection | None = None
+    settle: SettleOptions = field(default_factory=SettleOptions)
+    lookback: timedelta | int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def request(
         self,
@@ -91,31 +102,45 @@ class Pipeline:
         run_id: str | None = None,
         try_number: int = 1,
         moves: bool | None = None,
-        checksum: bool = False,
+        **changes: Any,
     ) -> ExtractRequest:
+        """The request of one run; *changes* are fields of it that are not the pipeline's own."""
         load_id = load_id or str(uuid7())
         moves = run_type != "backfill" if moves is None else moves
-        return ExtractRequest(
-            load_id=load_id,
-            run=run_info(run_id or f"{run_type}__{load_id}", run_type, try_number),
-            stream=self.stream,
-            kind=self.kind,
-            source=str(self.table),
-            source_conn_id="source",
-            target=self.target,
-            target_conn_id="warehouse",
-            cursor=self.cursor,
-            keys=self.keys,
-            columns=self.columns,
-            mode=WindowMode.FULL if low is None else WindowMode.INTERVAL,
-            interval=None
+        mode = self.mode or (WindowMode.FULL if low is None else WindowMode.INTERVAL)
+        fields: dict[str, Any] = {
+            "load_id": load_id,
+            "run": run_info(run_id or f"{run_type}__{load_id}", run_type, try_number),
+            "stream": self.stream,
+            "kind": self.kind,
+            "source": "the query" if self.query else str(self.table),
+            "source_conn_id": "source",
+            "target": self.target,
+            "target_conn_id": "warehouse",
+            "cursor": self.cursor,
+            "keys": self.keys,
+            "selection": self.selection or Selection(self.columns),
+            "mode": mode,
+            "interval": None
             if low is None or high is None
             else Interval(low, high, "data interval", moves),
-            partition=self.partition,
+            "partition": self.partition,
+            "timezone": self.timezone,
+            "origin": self.origin,
+            "checksum": False,
+            "store": "memory",
+            "settle": self.settle,
+            "lookback": self.lookback,
+        }
+        return ExtractRequest(**fields | self.options | changes)
+
+    def reader(self) -> PostgresSource:
+        relation = Relation(query=self.query) if self.query else Relation(self.table)
+        return PostgresSource(
+            self.source.endpoint(self.application, **self.source_role),
+            relation,
             timezone=self.timezone,
-            origin=self.origin,
-            checksum=checksum,
-            store="memory",
+            hash_key=self.hash_key,
         )
 
     def extract(
@@ -128,9 +153,7 @@ class Pipeline:
     ) -> Manifest:
         return extract(
             self.request(low, high, **request),
-            source=PostgresSource(
-                self.source.endpoint(self.application, **self.source_role), self.table
-            ),
+            source=self.reader(),
             area=self.staging(),
             store=self.store,
             now=datetime.now(UTC),

@@ -24,10 +24,10 @@ from pydantic import (
 from airflow_etl_provider.config.findings import ContradictionError, Finding, named
 from airflow_etl_provider.config.rules import contradictions_of_pipeline, contradictions_of_stream
 from airflow_etl_provider.core.errors import ConfigurationError
-from airflow_etl_provider.core.extract import WindowMode
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
 from airflow_etl_provider.core.partition import Every
+from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
 

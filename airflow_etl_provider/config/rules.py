@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from airflow_etl_provider.config.findings import Finding
-from airflow_etl_provider.core.extract import WindowMode
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.request import WindowMode
 
 if TYPE_CHECKING:
     from airflow_etl_provider.config.models import Pipeline, Stream

@@ -2,101 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
-from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, DataError, EtlError
+from airflow_etl_provider.core.columns import Selected, missing_column
+from airflow_etl_provider.core.errors import ConfigurationError, DataError, EtlError
 from airflow_etl_provider.core.load import (
-    Kind,
     Load,
     LoadState,
     Manifest,
     PartitionRange,
-    RunInfo,
     StreamPosition,
 )
-from airflow_etl_provider.core.names import TableName, check_stream
-from airflow_etl_provider.core.partition import PartitionSpec
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import (
+    Cut,
     EventLog,
-    Sender,
     Session,
+    Snapshot,
     Source,
     SourceShape,
     Stop,
     WatermarkStore,
 )
-from airflow_etl_provider.core.settle import Settled, SettleOptions
-from airflow_etl_provider.core.suggest import nearest
+from airflow_etl_provider.core.request import (
+    ExtractRequest,
+    NullCursor,
+    OnEmpty,
+    OpenWindow,
+    WindowMode,
+)
+from airflow_etl_provider.core.settle import Settled, StillSettling
 from airflow_etl_provider.core.watermark import follow
-from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text, refuse_future
-
-
-class WindowMode(StrEnum):
-    """What decides which rows a load reads."""
-
-    INTERVAL = "interval"
-    WATERMARK = "watermark"
-    FULL = "full"
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractRequest:
-    """What one extract task was asked to do.
-
-    :param interval: the run's interval, with ``mode`` ``interval``.
-    :param lookback: how far below the watermark a ``watermark`` window begins.
-    :param columns: ``None`` takes every column of the source.
-    :param timezone: wall clock that a cursor without time zone shows.
-    :param origin: where the stream starts, if that is known before its first load.
-    """
-
-    load_id: str
-    run: RunInfo
-    stream: str
-    kind: Kind
-    source: str
-    source_conn_id: str
-    target: TableName
-    target_conn_id: str
-    cursor: str | None
-    keys: tuple[str, ...]
-    columns: tuple[str, ...] | None
-    mode: WindowMode
-    interval: Interval | None
-    partition: PartitionSpec | None
-    timezone: str
-    origin: datetime | None
-    checksum: bool
-    store: str
-    settle: SettleOptions = field(default_factory=SettleOptions)
-    lookback: timedelta | int | None = None
-
-    def __post_init__(self) -> None:
-        check_stream(self.stream)
-        if self.mode is not WindowMode.FULL and self.cursor is None:
-            raise ConfigurationError(
-                f"stream {self.stream!r} has window={self.mode.value!r} but no cursor",
-                remedy="name the column that orders changes with cursor=..., or use window='full'",
-            )
-        if self.kind is Kind.SNAPSHOTS and self.mode is not WindowMode.FULL:
-            raise ConfigurationError(
-                f"stream {self.stream!r} holds snapshots, which are read whole, not by window={self.mode.value!r}",
-                remedy="use window='full', or declare kind='events' or 'entities'",
-            )
-        if (
-            self.kind is Kind.EVENTS
-            and self.partition is not None
-            and self.cursor != self.partition.column
-        ):
-            raise ConfigurationError(
-                f"stream {self.stream!r} holds events, so its cursor must be the partition column; "
-                f"it is {self.cursor!r}, the partitions are by {self.partition.column!r}",
-                remedy="use the same column for both, or declare kind='entities'",
-            )
+from airflow_etl_provider.core.window import FULL, Nulls, Window, bound_text, refuse_future
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +45,7 @@ class StagingPlan:
     """How a batch will be staged: decided from both catalogs before anything is created."""
 
     window: Window
-    columns: tuple[str, ...]
+    columns: tuple[Selected, ...]
     binary: bool
     direct: bool
     staging: TableName
@@ -112,11 +53,31 @@ class StagingPlan:
     partitions: tuple[PartitionRange, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What an earlier try of the load left to go on from: its window, and how that was cut."""
+
+    window: Window
+    settled: Settled
+    cut: Cut
+    loaded: int
+    rows: int
+
+
 class StagingArea(Protocol):
     """The target database as extract sees it."""
 
-    def plan(self, request: ExtractRequest, source: SourceShape, window: Window) -> StagingPlan:
-        """Decide how to stage; every refusal that the catalogs can give is given here."""
+    def plan(
+        self,
+        request: ExtractRequest,
+        source: SourceShape,
+        columns: Sequence[Selected],
+        window: Window,
+    ) -> StagingPlan:
+        """Decide how to stage; every refusal that the catalogs can give is given here.
+
+        :param source: as the target sees it: renamed and treated.
+        """
         ...
 
     def bind(self, request: ExtractRequest) -> Load | None:
@@ -127,12 +88,20 @@ class StagingArea(Protocol):
         """Record the load in the ledger before anything is made for it."""
         ...
 
+    def resume(self, request: ExtractRequest, plan: StagingPlan) -> Resumed | None:
+        """What an earlier try has staged in slices; what cannot be gone on from is dropped."""
+        ...
+
     def position(self, stream: str) -> StreamPosition: ...
 
     def window_from(
         self, request: ExtractRequest, position: StreamPosition, cursor_type: str, settled: Settled
     ) -> Window | None:
         """From the position, less the lookback, to the settled bound; ``None`` if that is behind it."""
+        ...
+
+    def clamped(self, window: Window, settled: Settled) -> Window | None:
+        """*window* up to the settled bound; ``None`` if that is not above its start."""
         ...
 
     def end_earlier_tries(self, load_id: str) -> list[Session]:
@@ -150,13 +119,22 @@ class StagingArea(Protocol):
         request: ExtractRequest,
         plan: StagingPlan,
         source: SourceShape,
-        sender: Sender,
+        snapshot: Snapshot,
         settled: Settled,
+        cut: Cut,
         *,
         stop: Stop,
         log: EventLog,
     ) -> Manifest:
-        """Create the staged table, fill it and record it, in one transaction."""
+        """Create the staged table, fill it and record it: in one transaction, or slice by slice."""
+        ...
+
+    def cover_empty(self, manifest: Manifest) -> None:
+        """Record a batch without rows as published: its window is covered, the target is not touched."""
+        ...
+
+    def discard(self, load_id: str, reason: str) -> None:
+        """Abandon the load and drop what it staged."""
         ...
 
     def fail(self, load_id: str, error: str, try_number: int) -> None: ...
@@ -174,18 +152,21 @@ def extract(
 ) -> Manifest:
     """Stage the rows of the request's window and return what was staged.
 
-    A load that an earlier try has already staged is returned as it is. Nothing that fails here leaves a
-    table behind or touches target or watermark.
+    A load that an earlier try has already staged is returned as it is, and one that it staged in part is
+    gone on with. Nothing else that fails here leaves a table behind or touches target or watermark.
 
     :raises ConfigurationError, CatalogError, ContractError: before any row is read.
     :raises DataError: rows that cannot be carried, among them rows without a cursor value.
     :raises StateError: the stored watermark is unreadable, shadowed or edited by hand.
+    :raises StillSettling: the wait for the settled bound goes on in another process.
     """
-    if request.interval is not None:
+    open_ended = request.interval is not None and request.interval.end > now
+    if request.interval is not None and request.open_window is OpenWindow.REFUSE:
         refuse_future(request.interval, now)
-    shape = source.describe()
-    _require_columns(request, shape)
-    plan = area.plan(request, shape, _window(request, shape))
+    offered = source.describe()
+    columns = _columns(request, offered)
+    shape = offered.selected(columns)
+    plan = area.plan(request, shape, columns, _window(request, offered))
     load = area.bind(request)
     follow(store, request.stream, lambda: area.position(request.stream), log=log)
     if load is not None:
@@ -198,32 +179,63 @@ def extract(
         log("the staged batch is gone and is read again", load_id=staged.load_id)
         area.restart(staged.load_id)
     try:
-        if request.mode is WindowMode.WATERMARK:
+        resumed = None if load is None else area.resume(request, plan)
+        if resumed is not None:
+            settled = resumed.settled
+            plan = area.plan(request, shape, columns, resumed.window)
+            area.begin(request, plan.window)
+            log(
+                "going on behind the slices of an earlier try",
+                load_id=request.load_id,
+                slices=f"{resumed.loaded} of {len(resumed.cut.slices)}",
+                rows=resumed.rows,
+            )
+        elif request.mode is WindowMode.WATERMARK or open_ended:
             settled = _settle(request, source, None, stop=stop, log=log)
             position = area.position(request.stream)
-            window = area.window_from(request, position, _cursor_type(request, shape), settled)
+            if request.mode is WindowMode.WATERMARK:
+                window = area.window_from(
+                    request, position, _cursor_type(request, offered), settled
+                )
+            else:
+                window = area.clamped(plan.window, settled)
             if window is None:
                 return _nothing(request, plan, shape, position, settled, now, log=log)
-            plan = replace(plan, window=window)
+            plan = area.plan(request, shape, columns, replace(window, nulls=request.nulls))
             area.begin(request, plan.window)
         else:
             area.begin(request, plan.window)
             settled = _settle(request, source, plan.window.high, stop=stop, log=log)
-        log(
-            "extract started",
-            load_id=request.load_id,
-            stream=request.stream,
-            source=shape.name,
-            window=str(plan.window),
-            settled=settled.evidence,
-            columns=len(plan.columns),
-            transport="binary" if plan.binary else "text",
-            staging=str(plan.staging),
-            becomes_partition=plan.direct,
-        )
-        with _open(request, source, plan) as sender:
-            _refuse_nulls(request, shape, sender)
-            manifest = area.stage(request, plan, shape, sender, settled, stop=stop, log=log)
+        with _open(request, source, plan) as snapshot:
+            _look_at_rows(request, offered, snapshot, log=log)
+            if resumed is not None:
+                cut = resumed.cut
+            else:
+                cut = snapshot.cut(
+                    rows=request.slice_rows if request.resumable else None,
+                    parts=request.shards,
+                    by=[c.source for c in columns if c.name in request.keys],
+                )
+            if cut.slices:
+                # Slices are committed one by one, so the table cannot be frozen and attached as it is.
+                plan = replace(plan, direct=False)
+            log(
+                "extract started",
+                load_id=request.load_id,
+                stream=request.stream,
+                source=shape.name,
+                window=str(plan.window),
+                settled=settled.evidence,
+                columns=len(plan.columns),
+                transport="binary" if plan.binary else "text",
+                staging=str(plan.staging),
+                becomes_partition=plan.direct,
+                slices=f"{len(cut.slices) or 1} ({cut.why})",
+            )
+            manifest = area.stage(request, plan, shape, snapshot, settled, cut, stop=stop, log=log)
+    except StillSettling:
+        # Nothing failed: the next process goes on waiting.
+        raise
     except EtlError as error:
         area.fail(request.load_id, error.what, request.run.try_number)
         raise
@@ -234,6 +246,7 @@ def extract(
         rows=manifest.rows,
         bytes=manifest.bytes,
     )
+    _look_at_emptiness(request, area, manifest, log=log)
     return manifest
 
 
@@ -248,9 +261,11 @@ def _settle(
     request: ExtractRequest, source: Source, high: str | None, *, stop: Stop, log: EventLog
 ) -> Settled:
     """Wait until nothing can be added below the window's end; without one, find how high it may reach."""
-    if request.mode is WindowMode.FULL or request.cursor is None:
+    if request.mode in (WindowMode.FULL, WindowMode.NULLS) or request.cursor is None:
         return Settled(None, "[)", "one snapshot of everything")
-    return source.settle(request.cursor, high, request.settle, stop=stop, log=log)
+    return source.settle(
+        request.cursor, high, request.settle, earlier=request.wait, stop=stop, log=log
+    )
 
 
 def _nothing(
@@ -263,7 +278,7 @@ def _nothing(
     *,
     log: EventLog,
 ) -> Manifest:
-    """The settled bound is not above the watermark: a success without a load."""
+    """The settled bound is not above the start of the window: a success without a load."""
     log(
         "nothing to load: the settled bound is not above the watermark",
         stream=request.stream,
@@ -281,9 +296,9 @@ def _nothing(
         staging=plan.staging,
         source_conn_id=request.source_conn_id,
         source=request.source,
-        source_dataset=shape.dataset,
+        source_datasets=shape.datasets,
         window=Window(position.position, position.position, position.position_type),
-        cursor=request.cursor,
+        cursor=request.target_cursor,
         columns=(),
         keys=request.keys,
         partition_column=None,
@@ -301,7 +316,7 @@ def _nothing(
 
 def _open(
     request: ExtractRequest, source: Source, plan: StagingPlan
-) -> AbstractContextManager[Sender]:
+) -> AbstractContextManager[Snapshot]:
     return source.open(
         plan.window,
         cursor=None if request.mode is WindowMode.FULL else request.cursor,
@@ -311,31 +326,30 @@ def _open(
     )
 
 
-def _require_columns(request: ExtractRequest, shape: SourceShape) -> None:
-    uses = [(name, "one of columns") for name in request.columns or ()]
-    uses += [(name, "a key") for name in request.keys]
-    if request.cursor is not None:
-        uses.append((request.cursor, "the cursor"))
-    for name, use in uses:
-        if name not in shape.names():
-            raise CatalogError(
-                f"{shape.name} has no column {name!r}, named as {use}{nearest(name, shape.names())}",
-                remedy=f"its columns are: {', '.join(shape.names())}",
-            )
+def _columns(request: ExtractRequest, offered: SourceShape) -> tuple[Selected, ...]:
+    """The batch's columns; cursor and keys are there."""
+    chosen = request.selection.of(offered.names(), offered.name)
+    if request.cursor is not None and request.cursor not in offered.names():
+        raise missing_column(offered.name, request.cursor, "as the cursor", offered.names())
+    known = [column.name for column in chosen]
+    for key in request.keys:
+        if key not in known:
+            raise missing_column(f"the batch from {offered.name}", key, "as a key", known)
+    return chosen
 
 
-def _cursor_type(request: ExtractRequest, shape: SourceShape) -> str:
-    (found,) = (column.type for column in shape.columns if column.name == request.cursor)
+def _cursor_type(request: ExtractRequest, offered: SourceShape) -> str:
+    (found,) = (column.type for column in offered.columns if column.name == request.cursor)
     return found
 
 
-def _window(request: ExtractRequest, shape: SourceShape) -> Window:
+def _window(request: ExtractRequest, offered: SourceShape) -> Window:
     """The window as far as it is known before the ledger is asked."""
     if request.mode is WindowMode.FULL:
         return FULL
-    cursor_type = _cursor_type(request, shape)
+    cursor_type = _cursor_type(request, offered)
     if request.interval is None:
-        return Window(type=cursor_type)
+        return Window(type=cursor_type, nulls=request.nulls)
     low = bound_text(request.interval.start, cursor_type, request.timezone)
     high = bound_text(request.interval.end, cursor_type, request.timezone)
     if low >= high and not cursor_type.endswith("with time zone"):
@@ -343,13 +357,54 @@ def _window(request: ExtractRequest, shape: SourceShape) -> Window:
             f"on the wall clock of {request.timezone} the window runs from {low} to {high}: the clock is set back in it",
             remedy="use longer intervals, or a cursor with time zone",
         )
-    return Window(low=low, high=high, type=cursor_type)
+    return Window(low=low, high=high, type=cursor_type, nulls=request.nulls)
 
 
-def _refuse_nulls(request: ExtractRequest, shape: SourceShape, sender: Sender) -> None:
-    if sender.null_cursors:
-        raise DataError(
-            f"{sender.null_cursors:,} rows of {shape.name} have no value in the cursor {request.cursor!r}, so no "
-            "window would ever hold them",
-            remedy="mend them in the source, choose another cursor, or read the table with window='full'",
+def _look_at_rows(
+    request: ExtractRequest, offered: SourceShape, snapshot: Snapshot, *, log: EventLog
+) -> None:
+    """Say which rows no window reaches, and refuse what was not told to leave them out.
+
+    :raises DataError: rows without a cursor value, with ``null_cursor="fail"``.
+    """
+    if snapshot.unreachable:
+        log(
+            "rows lie ahead of the source's clock: no window reaches them before their time has come",
+            source=offered.name,
+            cursor=request.cursor,
+            rows=snapshot.unreachable,
         )
+    if not snapshot.null_cursors:
+        return
+    if request.null_cursor is NullCursor.FAIL and request.nulls is not Nulls.ONLY:
+        raise DataError(
+            f"{snapshot.null_cursors:,} rows of {offered.name} have no value in the cursor {request.cursor!r}, so no "
+            "window would ever hold them",
+            remedy="mend them in the source, choose another cursor, read the table with window='full', or let "
+            "them travel by key with null_cursor='include' or 'sweep'",
+        )
+    log(
+        "rows without a cursor value",
+        source=offered.name,
+        cursor=request.cursor,
+        rows=snapshot.null_cursors,
+        null_cursor=request.null_cursor.value,
+        in_this_load=request.nulls is not Nulls.EXCLUDE,
+    )
+
+
+def _look_at_emptiness(
+    request: ExtractRequest, area: StagingArea, manifest: Manifest, *, log: EventLog
+) -> None:
+    """:raises DataError: the window holds no row, with ``on_empty="fail"``."""
+    if manifest.rows or request.on_empty is OnEmpty.PUBLISH:
+        return
+    if request.on_empty is OnEmpty.FAIL:
+        what = f"window {manifest.window} of {manifest.source} holds no row"
+        area.discard(manifest.load_id, what)
+        raise DataError(
+            what,
+            remedy="look at the source; an empty window that is right passes with on_empty='publish' or 'skip'",
+        )
+    area.cover_empty(manifest)
+    log("the window is empty: it is recorded as covered", window=str(manifest.window))

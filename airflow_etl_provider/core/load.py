@@ -81,13 +81,23 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column by name and PostgreSQL type (``format_type`` with its modifiers)."""
+    """A column by name and PostgreSQL type (``format_type`` with its modifiers).
+
+    ``source`` is the column that it is made of, if that is known; ``personal`` how it was treated.
+    """
 
     name: str
     type: str
+    source: str | None = None
+    personal: str | None = None
 
     def as_json(self) -> dict[str, str]:
-        return {"name": self.name, "type": self.type}
+        known = {"source": self.source, "personal": self.personal}
+        return {
+            "name": self.name,
+            "type": self.type,
+            **{name: value for name, value in known.items() if value is not None},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,8 @@ class Manifest:
     ``direct`` says that the staged table was made to become the partition itself.
     ``moves_watermark`` is false for backfills, windows by hand and snapshots; ``settled`` says how it is
     known that nothing can be added below the window's end; ``nothing`` marks a watermark window without
-    anything new, for which there is no load.
+    anything new, for which there is no load. ``null_rows`` counts the source's rows without a cursor value,
+    in this batch or not.
     """
 
     load_id: str
@@ -121,7 +132,7 @@ class Manifest:
     staging: TableName
     source_conn_id: str | None
     source: str | None
-    source_dataset: tuple[str, str] | None
+    source_datasets: tuple[tuple[str, str], ...]
     window: Window
     cursor: str | None
     columns: tuple[Column, ...]
@@ -138,6 +149,8 @@ class Manifest:
     checksum: str | None = None
     settled: str | None = None
     nothing: bool = False
+    null_rows: int = 0
+    slices: int = 1
     report: Mapping[str, Any] | None = field(default=None)
 
     def as_json(self) -> dict[str, Any]:
@@ -152,12 +165,13 @@ class Manifest:
             "staging": str(self.staging),
             "source_conn_id": self.source_conn_id,
             "source": self.source,
-            "source_dataset": None if self.source_dataset is None else list(self.source_dataset),
+            "source_datasets": [list(dataset) for dataset in self.source_datasets],
             "window": {
                 "low": self.window.low,
                 "high": self.window.high,
                 "type": self.window.type,
                 "bounds": self.window.bounds,
+                "nulls": self.window.nulls.value,
             },
             "cursor": self.cursor,
             "columns": [column.as_json() for column in self.columns],
@@ -174,6 +188,8 @@ class Manifest:
             "checksum": self.checksum,
             "settled": self.settled,
             "nothing": self.nothing,
+            "null_rows": self.null_rows,
+            "slices": self.slices,
             "report": None if self.report is None else dict(self.report),
         }
 
@@ -205,9 +221,7 @@ class Manifest:
                 staging=TableName.parse(data["staging"]),
                 source_conn_id=data["source_conn_id"],
                 source=data["source"],
-                source_dataset=None
-                if data["source_dataset"] is None
-                else (data["source_dataset"][0], data["source_dataset"][1]),
+                source_datasets=tuple((space, name) for space, name in data["source_datasets"]),
                 window=Window(**data["window"]),
                 cursor=data["cursor"],
                 columns=tuple(Column(**column) for column in data["columns"]),
@@ -226,6 +240,8 @@ class Manifest:
                 checksum=data["checksum"],
                 settled=data["settled"],
                 nothing=data["nothing"],
+                null_rows=data["null_rows"],
+                slices=data["slices"],
                 report=data["report"],
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -252,6 +268,9 @@ class Load:
     rows_staged: int | None
     published_at: datetime | None
     error: str | None = None
+    staging: TableName | None = None
+    window: Window = Window()  # noqa: RUF009 - a frozen value
+    settled: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -13,6 +14,8 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.names import shortened
 
 _MOST = 10_000
+_QUARTER = re.compile(r"(\d{4})-Q([1-4])")
+_WEEK = re.compile(r" \(W\d\d\)$")
 
 
 class Every(StrEnum):
@@ -92,6 +95,29 @@ class PartitionSpec:
                 )
             current = following
 
+    def period_holding(self, moment: datetime) -> Period:
+        """The partition that holds an instant."""
+        return self.periods(moment, moment + timedelta(microseconds=1))[0]
+
+    def period_of_key(self, key: str) -> Period:
+        """The partition that an Airflow partition key names, on the wall clock of *timezone*.
+
+        Keys are what Airflow's timetables and mappers write: ``2026-11-16T05:00:00`` (or with an offset),
+        ``2026-11-16T05``, ``2026-11-16``, ``2026-11-16 (W47)``, ``2026-11``, ``2026-Q4`` and ``2026``.
+
+        :raises ConfigurationError: none of these.
+        """
+        wall = _key_moment(key)
+        if wall is None:
+            raise ConfigurationError(
+                f"partition key {key!r} names no time, so no partition by {self.column!r} belongs to it",
+                remedy="use keys such as 2026-11-16, 2026-11 or 2026-11-16T05:00:00, or give the params window_low "
+                "and window_high",
+            )
+        if wall.tzinfo is None:
+            wall = wall.replace(tzinfo=ZoneInfo(self.timezone))
+        return self.period_holding(wall)
+
     def covers_whole(self, start: datetime, end: datetime) -> bool:
         """Whether ``[start, end)`` is made of whole partitions."""
         start, end = start.astimezone(UTC), end.astimezone(UTC)
@@ -152,6 +178,19 @@ class PartitionSpec:
                 return f"{start.year:04d}_q{(start.month - 1) // 3 + 1}"
             case Every.YEAR:
                 return f"{start.year:04d}"
+
+
+def _key_moment(key: str) -> datetime | None:
+    """The start of what a partition key names; naive where it has no offset."""
+    quarter = _QUARTER.fullmatch(key)
+    if quarter is not None:
+        key = f"{quarter[1]}-{int(quarter[2]) * 3 - 2:02d}"
+    text = _WEEK.sub("", key)
+    text += {len("2026"): "-01-01", len("2026-11"): "-01"}.get(len(text), "")
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _plus_months(moment: datetime, months: int) -> datetime:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.load import Manifest
-from airflow_etl_provider.core.settle import Settled, SettleOptions
+from airflow_etl_provider.core.settle import Settled, SettleOptions, Wait
 from airflow_etl_provider.core.watermark import Watermark
 from airflow_etl_provider.core.window import Window
 
@@ -64,14 +65,35 @@ class SourceColumn:
 
 @dataclass(frozen=True, slots=True)
 class SourceShape:
-    """What a source offers: its columns, and the OpenLineage dataset it is."""
+    """What a source offers: its columns, and the OpenLineage datasets that it reads.
+
+    Of a query nobody knows which column is made of which.
+    """
 
     name: str
     columns: tuple[SourceColumn, ...]
-    dataset: tuple[str, str]
+    datasets: tuple[tuple[str, str], ...]
+    is_query: bool = False
 
     def names(self) -> list[str]:
         return [column.name for column in self.columns]
+
+    def selected(self, columns: Sequence[Selected]) -> SourceShape:
+        """As it looks to the target: renamed, and treated where the data is personal."""
+        by_name = {column.name: column for column in self.columns}
+        return replace(
+            self, columns=tuple(_as_sent(by_name[column.source], column) for column in columns)
+        )
+
+
+def _as_sent(offered: SourceColumn, selected: Selected) -> SourceColumn:
+    match selected.treatment:
+        case Treatment.HASH:
+            return SourceColumn(selected.name, "text", offered.not_null, portable=True)
+        case Treatment.NULL:
+            return replace(offered, name=selected.name, not_null=False)
+        case _:
+            return replace(offered, name=selected.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +108,34 @@ class Session:
     backend_start: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Part of a window: half-open in the order of the columns *by*, whose bounds are their text.
+
+    A slice without *low* also holds the rows that have no value there.
+    """
+
+    number: int
+    by: tuple[str, ...]
+    low: tuple[str, ...] | None
+    high: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A window in slices, or in one piece (no slices), and why."""
+
+    slices: tuple[Slice, ...]
+    why: str
+
+
 class Sender(Protocol):
-    """One snapshot of the source, ready to be sent once.
+    """Rows of one snapshot, ready to be sent once.
 
     ``session`` is ``None`` where the source has no server process to name; ``estimated_rows`` is the
     planner's guess, for progress only.
     """
 
-    snapshot_at: datetime
-    null_cursors: int
     checksum: str | None
     estimated_rows: int | None
     session: Session | None
@@ -105,6 +146,41 @@ class Sender(Protocol):
 
     def cancel(self) -> None:
         """End :meth:`send` from another thread; harmless when it is over."""
+        ...
+
+
+class Snapshot(Protocol):
+    """One consistent view of the source.
+
+    ``null_cursors`` counts the rows without a cursor value; ``unreachable`` those whose value no window
+    can reach yet, because it lies ahead of the source's clock or is infinite (``None``: not known).
+    """
+
+    @property
+    def snapshot_at(self) -> datetime: ...
+
+    @property
+    def null_cursors(self) -> int: ...
+
+    @property
+    def unreachable(self) -> int | None: ...
+
+    def cut(self, *, rows: int | None, parts: int, by: Sequence[str]) -> Cut:
+        """Where to cut the window into slices of about *rows*, and into at least *parts*.
+
+        :param by: columns to cut by where the cursor does not tell the rows apart.
+        """
+        ...
+
+    def sender(self, part: Slice | None) -> Sender:
+        """The rows of *part*, or of the whole window; one at a time for each session."""
+        ...
+
+    def share(self) -> AbstractContextManager[Snapshot]:
+        """The same view in another session.
+
+        :raises ConfigurationError: the source cannot do that.
+        """
         ...
 
 
@@ -120,10 +196,19 @@ class Source(Protocol):
         ...
 
     def settle(
-        self, cursor: str, high: str | None, options: SettleOptions, *, stop: Stop, log: EventLog
+        self,
+        cursor: str,
+        high: str | None,
+        options: SettleOptions,
+        *,
+        earlier: Wait | None,
+        stop: Stop,
+        log: EventLog,
     ) -> Settled:
         """Wait until nothing can be added below *high*, or without one find the highest such bound.
 
+        :param earlier: the wait of a process before this one, which goes on.
+        :raises StillSettling: it takes longer than this process may wait.
         :raises NotSettled: it took longer than allowed; the error names what is still open.
         :raises ConfigurationError: *high* lies in the future.
         """
@@ -134,11 +219,14 @@ class Source(Protocol):
         window: Window,
         *,
         cursor: str | None,
-        columns: Sequence[str],
+        columns: Sequence[Selected],
         binary: bool,
         checksum: bool,
-    ) -> AbstractContextManager[Sender]:
-        """Take one snapshot and make the rows of *window* ready to send."""
+    ) -> AbstractContextManager[Snapshot]:
+        """Take one snapshot and make the rows of *window* ready to send.
+
+        :raises ConfigurationError: the source cannot give what is asked for (a checksum, a hash).
+        """
         ...
 
 
@@ -161,10 +249,13 @@ class AuditReport(Protocol):
 
 __all__ = [
     "AuditReport",
+    "Cut",
     "EventLog",
     "Manifest",
     "Sender",
     "Session",
+    "Slice",
+    "Snapshot",
     "Source",
     "SourceColumn",
     "SourceShape",

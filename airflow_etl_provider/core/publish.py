@@ -173,11 +173,19 @@ def publish(
         updated=published.rows_updated,
         deleted=published.rows_deleted,
         unchanged=published.rows_unchanged,
+        stale=published.rows_stale,
         partitions=[partition.name for partition in published.partitions],
         lock_ms=round(published.lock_ms, 1),
         watermark=published.position.position,
     )
-    if not manifest.window.is_full:
+    if published.rows_stale:
+        log(
+            "rows of the target were newer than the batch's and stay as they are: if the source was restored, or "
+            "its cursor goes backwards, load the window anew after a rewind",
+            table=str(published.target),
+            rows=published.rows_stale,
+        )
+    if manifest.window.is_range:
         follow(
             store,
             manifest.stream,

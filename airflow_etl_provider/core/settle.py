@@ -6,11 +6,13 @@ transactions (``transaction``); for every other origin the clock less a declared
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any, Self
 
-from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.errors import ConfigurationError, NotSettled
 
 
 class CursorOrigin(StrEnum):
@@ -33,6 +35,7 @@ class SettleOptions:
         being visible to others.
     :param timeout: how long to wait for open transactions before failing as transient.
     :param ignore: roles that are declared never to write into the source.
+    :param patience: how long one process may wait before it hands the wait on; ``None`` waits to the end.
     """
 
     origin: CursorOrigin = CursorOrigin.AUTO
@@ -40,6 +43,7 @@ class SettleOptions:
     margin: timedelta = timedelta(seconds=1)
     timeout: timedelta = timedelta(minutes=10)
     ignore: tuple[str, ...] = ()
+    patience: timedelta | None = None
 
     def __post_init__(self) -> None:
         for name in ("delay", "margin", "timeout"):
@@ -61,3 +65,47 @@ class Settled:
     bounds: str
     evidence: str
     held_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A wait for a bound to settle that another process may go on with.
+
+    :param since: when it began; the timeout counts from here.
+    :param high: the bound that was noted, where the window has no end of its own.
+    :param transactions: the source's transactions that were open when the bound was noted.
+    :param server_started: when the source's server was started; after a restart their numbers mean nothing.
+    """
+
+    since: datetime
+    high: str | None = None
+    bounds: str = "[)"
+    transactions: tuple[str, ...] = ()
+    server_started: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "since": self.since.isoformat(),
+            "high": self.high,
+            "bounds": self.bounds,
+            "transactions": list(self.transactions),
+            "server_started": self.server_started,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            since=datetime.fromisoformat(data["since"]),
+            high=data["high"],
+            bounds=data["bounds"],
+            transactions=tuple(data["transactions"]),
+            server_started=data["server_started"],
+        )
+
+
+class StillSettling(NotSettled):
+    """The wait is longer than one process may wait; another one can go on with *wait*."""
+
+    def __init__(self, what: str, wait: Wait, *, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.wait = wait

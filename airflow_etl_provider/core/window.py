@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from airflow_etl_provider.core.errors import ConfigurationError
@@ -12,19 +13,30 @@ from airflow_etl_provider.core.errors import ConfigurationError
 TIME_TYPES = ("timestamp with time zone", "timestamp without time zone", "date")
 
 
+class Nulls(StrEnum):
+    """What a window does with rows that have no cursor value, which lie in no range."""
+
+    EXCLUDE = "exclude"
+    INCLUDE = "include"
+    ONLY = "only"
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Half-open range ``[low, high)`` of the cursor, in PostgreSQL's own text of *type*.
 
-    ``None`` is unbounded; a window without a type is the whole source, of whatever order.
+    ``None`` is unbounded; a window without a type is the whole source, of whatever order. *nulls* adds
+    the rows without a cursor value, or makes them the whole window.
     """
 
     low: str | None = None
     high: str | None = None
     type: str | None = None
     bounds: str = "[)"
+    nulls: Nulls = Nulls.EXCLUDE
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "nulls", Nulls(self.nulls))
         for text in (self.low, self.high, self.type):
             if not (text is None or isinstance(text, str)):
                 raise ConfigurationError(f"a window's bounds and type are text, not {text!r}")
@@ -35,12 +47,18 @@ class Window:
     def is_full(self) -> bool:
         return self.type is None
 
+    @property
+    def is_range(self) -> bool:
+        """Whether it covers a range of the cursor, and so counts in coverage and watermark."""
+        return self.type is not None and self.nulls is not Nulls.ONLY
+
     def __str__(self) -> str:
-        return (
-            "everything"
-            if self.is_full
-            else f"{self.bounds[0]}{self.low or 'start'}, {self.high}{self.bounds[1]}"
-        )
+        if self.is_full:
+            return "everything"
+        if self.nulls is Nulls.ONLY:
+            return "rows without a cursor value"
+        also = " and rows without a value" if self.nulls is Nulls.INCLUDE else ""
+        return f"{self.bounds[0]}{self.low or 'start'}, {self.high}{self.bounds[1]}{also}"
 
 
 FULL = Window()
@@ -79,13 +97,14 @@ def choose_interval(
     *,
     param_low: datetime | None,
     param_high: datetime | None,
+    partition: Interval | None,
     interval_start: datetime | None,
     interval_end: datetime | None,
     backfill: bool,
 ) -> Interval:
-    """Pick the interval of a run: explicit params win over the run's data interval.
+    """Pick the interval of a run: explicit params win over its partition, and that over its data interval.
 
-    :raises ConfigurationError: only one param given, neither params nor interval, or a zero-length one.
+    :raises ConfigurationError: only one param given, none of the three, or a zero-length one.
     """
     if (param_low is None) != (param_high is None):
         given = "window_low" if param_high is None else "window_high"
@@ -95,6 +114,8 @@ def choose_interval(
         )
     if param_low is not None and param_high is not None:
         return Interval(param_low, param_high, "window of the run's params", moves_watermark=False)
+    if partition is not None:
+        return partition
     if interval_start is None or interval_end is None:
         raise ConfigurationError(
             "this run has no data interval, so window='interval' has nothing to load",

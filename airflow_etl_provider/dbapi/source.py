@@ -7,11 +7,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, NotSettled, Stopped
-from airflow_etl_provider.core.ports import EventLog, Session, SourceColumn, SourceShape, Stop
-from airflow_etl_provider.core.settle import Settled, SettleOptions
+from airflow_etl_provider.core.ports import (
+    Cut,
+    EventLog,
+    Session,
+    Slice,
+    SourceColumn,
+    SourceShape,
+    Stop,
+)
+from airflow_etl_provider.core.settle import Settled, SettleOptions, Wait
 from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.core.window import Window, humane
 from airflow_etl_provider.dbapi import settle, statements
@@ -35,8 +44,6 @@ class DbApiSender:
     work: Worker
     reading: Reading
     label: str
-    snapshot_at: datetime
-    null_cursors: int
     checksum: str | None = None
     estimated_rows: int | None = None
     session: Session | None = None
@@ -80,6 +87,34 @@ class DbApiSender:
                 self.reading.most_rows, 4 * most, max(1, BLOCK * len(rows) // (len(block) or 1))
             )
         raise Stopped(f"reading {self.label}: stopped on request")
+
+
+@dataclass(frozen=True, slots=True)
+class DbApiSnapshot:
+    """One transaction of the source, which is sent in one piece: its session cannot be shared."""
+
+    whole: DbApiSender
+    snapshot_at: datetime
+    null_cursors: int
+    unreachable: int | None = None
+
+    def cut(self, *, rows: int | None, parts: int, by: Sequence[str]) -> Cut:
+        """One piece.
+
+        :raises ConfigurationError: more than one was asked for.
+        """
+        if parts > 1:
+            raise ConfigurationError(
+                f"shards={parts} is not possible: {self.whole.label} is read in one session",
+                remedy="use shards=1",
+            )
+        return Cut((), "one session reads it")
+
+    def sender(self, part: Slice | None) -> DbApiSender:
+        return self.whole
+
+    def share(self) -> NoReturn:
+        raise ConfigurationError(f"{self.whole.label} is read in one session")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +170,28 @@ class DbApiSource:
         window: Window,
         *,
         cursor: str | None,
-        columns: Sequence[str],
+        columns: Sequence[Selected],
         binary: bool,
         checksum: bool,
-    ) -> Iterator[DbApiSender]:
+    ) -> Iterator[DbApiSnapshot]:
         """Take one snapshot and make the rows of *window* ready to send.
 
-        :raises ConfigurationError: a checksum or binary rows, which only PostgreSQL can give.
+        :raises ConfigurationError: a checksum or binary rows, which only PostgreSQL can give, or personal
+            data to be treated.
         """
+        if any(column.treatment is not Treatment.KEEP for column in columns):
+            raise ConfigurationError(
+                f"{self.label} is no PostgreSQL source: it cannot hash or null columns",
+                remedy="leave them out with columns=[...] or personal='drop', or treat them in a view there",
+            )
+        names = [column.source for column in columns]
         if checksum or binary:
             raise ConfigurationError(
                 f"{self.label} is no PostgreSQL source: it has no "
                 + ("checksum" if checksum else "binary form"),
                 remedy="leave checksum out: row counts are compared for every load",
             )
-        request = Request(self._relation, tuple(columns), cursor, window, self.types)
+        request = Request(self._relation, tuple(names), cursor, window, self.types)
         if request.relation.bounded(self.flavour.dialect) and cursor is None and not window.is_full:
             raise ConfigurationError(f"{self.name} has bounds but no cursor")
         what = f"reading {self.name} of {self.label}"
@@ -157,7 +199,7 @@ class DbApiSource:
         def start(connection: Connection) -> tuple[datetime, Reading]:
             snapshot_at = self.flavour.begin(connection)
             known = [column.name for column in self._columns(connection)]
-            for column in columns if cursor is None else (*columns, cursor):
+            for column in names if cursor is None else (*names, cursor):
                 if column not in known:
                     raise CatalogError(
                         f"{self.name} has no column {column!r}{nearest(column, known)}",
@@ -172,18 +214,23 @@ class DbApiSource:
                 work=opened,
                 reading=reading,
                 label=f"{self.name} of {self.label}",
-                snapshot_at=snapshot_at,
-                null_cursors=reading.null_cursors,
             )
             try:
-                yield sender
+                yield DbApiSnapshot(sender, snapshot_at, reading.null_cursors)
             finally:
                 if not sender.finished:
                     # A driver would read what is left before it closes; nobody wants it any more.
                     opened.cancel()
 
     def settle(
-        self, cursor: str, high: str | None, options: SettleOptions, *, stop: Stop, log: EventLog
+        self,
+        cursor: str,
+        high: str | None,
+        options: SettleOptions,
+        *,
+        earlier: Wait | None,
+        stop: Stop,
+        log: EventLog,
     ) -> Settled:
         """The source's clock less ``options.delay``; with a wanted *high*, wait until that has passed it.
 
@@ -319,7 +366,12 @@ class DbApiSource:
         columns, dataset = self.flavour.describe(
             connection, Request(self._relation, types=self.types)
         )
-        return SourceShape(name=self.name, columns=columns, dataset=dataset)
+        return SourceShape(
+            name=self.name,
+            columns=columns,
+            datasets=(dataset,),
+            is_query=self.query is not None,
+        )
 
     def _columns(self, connection: Connection) -> tuple[SourceColumn, ...]:
         return self._shape(connection).columns

@@ -18,9 +18,9 @@ from airflow_etl_provider.config.findings import Finding, as_written
 from airflow_etl_provider.config.models import Pipeline, Source, Stream
 from airflow_etl_provider.config.rules import group_id
 from airflow_etl_provider.core.errors import ConfigurationError
-from airflow_etl_provider.core.extract import WindowMode
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.factories import schedule
 from airflow_etl_provider.factories.page import page
 from airflow_etl_provider.operators.extract import IncrementalExtractOperator

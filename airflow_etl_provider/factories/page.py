@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_etl_provider.config.models import Pipeline, Stream
-from airflow_etl_provider.core.extract import WindowMode
 from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.window import humane
 
@@ -97,6 +97,8 @@ def _window(stream: Stream) -> str:
             )
         case WindowMode.FULL:
             return "everything"
+        case WindowMode.NULLS:
+            return f"the rows without a value in `{source.cursor}`"
 
 
 def _settling(stream: Stream) -> Iterator[str]:
@@ -186,7 +188,7 @@ def _schedule(pipeline: Pipeline, origin: str | None) -> Iterator[str]:
 
 def _rhythm(window: WindowMode, origin: str | None) -> str:
     match window:
-        case WindowMode.FULL:
+        case WindowMode.FULL | WindowMode.NULLS:
             return "Every run reads everything, so a run that was missed needs no repair."
         case WindowMode.WATERMARK:
             return (

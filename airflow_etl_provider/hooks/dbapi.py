@@ -77,6 +77,23 @@ def is_postgres(conn_id: str) -> bool:
     return _connection(conn_id).conn_type in _POSTGRES_TYPES
 
 
+def hash_key(conn_id: str | None) -> str | None:
+    """The key of hashed columns: the password of the Airflow connection *conn_id*.
+
+    :raises ConfigurationError: the connection has no password.
+    :raises TransientError: there is no such connection, or Airflow did not give it.
+    """
+    if conn_id is None:
+        return None
+    password = _connection(conn_id).password
+    if not password:
+        raise ConfigurationError(
+            f"connection {conn_id!r} has no password, which is to be the key of hashed columns",
+            remedy="put a long random text into its password field",
+        )
+    return password
+
+
 def _connection(conn_id: str) -> Connection:
     try:
         return BaseHook.get_connection(conn_id)

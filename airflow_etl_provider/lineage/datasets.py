@@ -58,10 +58,12 @@ def source_lineage(shape: SourceShape | None) -> Lineage:
 
     if shape is None:
         return Lineage()
-    namespace, name = shape.dataset
-    columns = [Column(column.name, column.type) for column in shape.columns]
+    columns = [] if shape.is_query else [Column(c.name, c.type) for c in shape.columns]
     return Lineage(
-        inputs=[InputDataset(namespace=namespace, name=name, facets=_described(columns, namespace))]
+        inputs=[
+            InputDataset(namespace=namespace, name=name, facets=_described(columns, namespace))
+            for namespace, name in shape.datasets
+        ]
     )
 
 
@@ -75,15 +77,14 @@ def extract_lineage(manifest: Manifest | None) -> Lineage:
         input_statistics_input_dataset as statistics,
     )
 
-    if manifest is None or manifest.source_dataset is None:
+    if manifest is None:
         return Lineage()
-    namespace, name = manifest.source_dataset
     facets: dict[str, Any] = {
         "inputStatistics": statistics.InputStatisticsInputDatasetFacet(
             rowCount=manifest.rows, size=manifest.bytes
         )
     }
-    if not manifest.window.is_full and manifest.cursor is not None:
+    if manifest.window.is_range and manifest.cursor is not None:
         facets["subset"] = subset.InputSubsetInputDatasetFacet(
             inputCondition=_between(subset, manifest)
         )
@@ -92,9 +93,11 @@ def extract_lineage(manifest: Manifest | None) -> Lineage:
             InputDataset(
                 namespace=namespace,
                 name=name,
-                facets=_described(manifest.columns, namespace),
-                inputFacets=facets,
+                facets=_described(_of_source(manifest), namespace),
+                # What a query read of each of its tables is not known.
+                inputFacets=facets if len(manifest.source_datasets) == 1 else {},
             )
+            for namespace, name in manifest.source_datasets
         ]
     )
 
@@ -161,22 +164,21 @@ def publish_lineage(
 
     if manifest is None or dataset is None:
         return Lineage()
-    inputs = []
-    if manifest.source_dataset is not None:
-        source_namespace, source_name = manifest.source_dataset
-        inputs.append(
-            InputDataset(
-                namespace=source_namespace,
-                name=source_name,
-                facets=_described(manifest.columns, source_namespace),
-            )
+    inputs = [
+        InputDataset(
+            namespace=source_namespace,
+            name=source_name,
+            facets=_described(_of_source(manifest), source_namespace),
         )
+        for source_namespace, source_name in manifest.source_datasets
+    ]
     if published is None or published.overtaken_by is not None:
         return Lineage(inputs=inputs)
     namespace, name = dataset
     facets = _described(manifest.columns, namespace)
-    if manifest.source_dataset is not None:
-        facets["columnLineage"] = _identity_lineage(manifest.source_dataset, manifest.columns)
+    made_of = [column for column in manifest.columns if column.source is not None]
+    if len(manifest.source_datasets) == 1 and made_of:
+        facets["columnLineage"] = _column_lineage(manifest.source_datasets[0], made_of)
     facets["version"] = version.DatasetVersionDatasetFacet(datasetVersion=published.load_id)
     change = lifecycle.LifecycleStateChange
     facets["lifecycleStateChange"] = lifecycle.LifecycleStateChangeDatasetFacet(
@@ -222,8 +224,13 @@ def _described(columns: Iterable[Column], namespace: str) -> dict[str, Any]:
     return facets
 
 
-def _identity_lineage(source: Dataset, columns: Iterable[Column]) -> Any:
-    """Every column of the target is the source's column of the same name."""
+def _of_source(manifest: Manifest) -> list[Column]:
+    """The columns as the source calls them, where that is known."""
+    return [Column(c.source, c.type) for c in manifest.columns if c.source is not None]
+
+
+def _column_lineage(source: Dataset, columns: Iterable[Column]) -> Any:
+    """Each column is one of the source's, as it is or, where it is personal, masked."""
     from openlineage.client.facet_v2 import column_lineage_dataset as lineage
 
     namespace, name = source
@@ -233,8 +240,17 @@ def _identity_lineage(source: Dataset, columns: Iterable[Column]) -> Any:
                 lineage.InputField(
                     namespace=namespace,
                     name=name,
-                    field=column.name,
-                    transformations=[lineage.Transformation(type="DIRECT", subtype="IDENTITY")],
+                    field=column.source or column.name,
+                    transformations=[
+                        lineage.Transformation(type="DIRECT", subtype="IDENTITY")
+                        if column.personal is None
+                        else lineage.Transformation(
+                            type="DIRECT",
+                            subtype="TRANSFORMATION",
+                            description=column.personal,
+                            masking=True,
+                        )
+                    ],
                 )
             ]
         )

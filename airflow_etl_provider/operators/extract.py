@@ -8,22 +8,34 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
 
+from airflow_etl_provider.core.columns import Selection, Treatment
 from airflow_etl_provider.core.errors import ConfigurationError, EtlError
-from airflow_etl_provider.core.extract import ExtractRequest, WindowMode, extract
+from airflow_etl_provider.core.extract import extract
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Source
-from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
+from airflow_etl_provider.core.request import (
+    SLICE_ROWS,
+    ExtractRequest,
+    NullCursor,
+    OnEmpty,
+    OpenWindow,
+    WindowMode,
+)
+from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions, StillSettling
 from airflow_etl_provider.core.window import parse_moment
-from airflow_etl_provider.hooks.dbapi import dbapi_source, is_postgres
+from airflow_etl_provider.hooks.dbapi import dbapi_source, hash_key, is_postgres
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import extract_lineage, source_lineage
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
+    choice,
     die_with_supervisor,
+    earlier_wait,
     event_log,
     explicit_window,
     load_id_for,
@@ -31,8 +43,11 @@ from airflow_etl_provider.operators.run import (
     partition_spec,
     run_info,
     run_interval,
+    settle_patience,
     stream_kind,
+    wait_outside,
 )
+from airflow_etl_provider.postgres.relation import Relation, RowSecurity, is_query
 from airflow_etl_provider.postgres.rewind import PostgresStoreBinding
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
@@ -45,7 +60,7 @@ if TYPE_CHECKING:
 
 
 class IncrementalExtractOperator(BaseOperator):
-    """Stream one window of a PostgreSQL table into a private staged table, at the speed of COPY.
+    """Stream one window of a table or query into a private staged table, at the speed of COPY.
 
     Nothing is visible to readers: the staged batch waits for
     :class:`~airflow_etl_provider.operators.validate.QualityValidationOperator` and
@@ -58,33 +73,55 @@ class IncrementalExtractOperator(BaseOperator):
     :param kind: ``events`` (immutable, cursor = partition column), ``entities`` or ``snapshots``.
     :param source_conn_id: connection to read from: PostgreSQL, read by COPY, or any database whose
         Airflow hook is a ``DbApiHook`` (MySQL, MariaDB, SQLite, …), read through its Python driver.
-    :param source: ``schema.table``. (templated)
+    :param source: a table as ``schema.table``, or a ``SELECT`` (or ``WITH``), in which ``:low`` and
+        ``:high`` stand for the bounds of the window. Write ``cursor >= :low AND cursor < :high``: the exact
+        window is put around it once more. A query is run twice, once to count rows without a cursor value.
+        (templated)
     :param target_conn_id: PostgreSQL connection of the warehouse, which also holds the ledger.
     :param target: ``schema.table`` that the batch is for. (templated)
     :param cursor: column that orders the rows; ``date`` or ``timestamp`` for ``window="interval"``.
     :param window: ``interval`` reads the run's data interval (or the params ``window_low`` and
         ``window_high``, which win); ``watermark`` reads from the stream's watermark to the settled
-        bound, and in a backfill the run's interval; ``full`` reads everything.
-    :param keys: columns that identify a row.
-    :param columns: columns to load; all columns of the source by default.
+        bound, and in a backfill the run's interval; ``full`` reads everything; ``nulls`` reads the rows
+        without a cursor value, beside a stream with ``null_cursor="sweep"``. A run with a
+        ``partition_key`` reads the range of that partition.
+    :param keys: columns of the target that identify a row.
+    :param columns: columns of the source to load; all of them by default.
+    :param rename: names in the target by names in the source.
+    :param personal: what becomes of personal data, by column of the source, before it leaves it:
+        ``hash`` (HMAC-SHA-256 of its text, in hexadecimal), ``null`` or ``drop``.
+    :param hash_conn_id: connection whose password is the key of ``hash``.
     :param partition: ``{"column", "every", "timezone"}``: how the target is partitioned, so that
         missing partitions can be made.
     :param timezone: wall clock that a cursor without time zone shows (IANA name).
     :param origin: where the stream starts (ISO 8601), so that the watermark waits for the first
         window even when a later one is published earlier.
     :param lookback: how far below the watermark a ``watermark`` window begins, for rows that arrive
-        late: a timedelta, or a whole number for a counter.
+        late: a timedelta, or a whole number for a counter. Of events, whole partitions are read again.
+    :param open_window: ``refuse`` an interval that has not ended, or ``clamp`` it: load it up to the
+        settled bound and record no more than that as covered.
+    :param on_empty: what becomes of a window without a row: ``publish`` it like any other, ``skip`` what
+        follows (the window is recorded as covered), or ``fail``.
     :param cursor_origin: who draws the cursor's values. ``transaction``: the server, inside the writing
         transaction, so that a window is settled once older transactions have ended; ``application``:
         somebody else, so that only the clock less *settle_delay* counts; ``auto``: what the catalog
         proves.
     :param settle_delay: how late an application may commit what it has stamped.
     :param settle_timeout: how long to wait for open transactions of the source before the task fails
-        as transient, naming them.
+        as transient, naming them. A wait of more than a minute leaves the worker slot and comes back.
     :param settle_ignore: roles that never write into the source, whose transactions do not count.
-    :param null_cursor: ``fail``: rows without a cursor value fail the load.
-    :param checksum: also take an order-independent checksum of the rows in the same snapshot; costs
-        about one more scan of the window.
+    :param null_cursor: what becomes of rows without a cursor value: ``fail`` the load; ``include`` them in
+        every window outside backfills, merged by key; ``sweep``: leave them to a task of their own with
+        ``window="nulls"``. Their number is reported in any case.
+    :param checksum: compare an order-independent checksum of the rows on both sides; costs about one
+        more scan of the window in the source, and one of the batch where the types are the same.
+    :param slice_rows: windows of more rows are staged in slices of about so many, so that a retry goes on
+        behind the last one; ``None`` stages every window in one piece.
+    :param shards: how many slices are read at once, by sessions that share one snapshot.
+    :param row_security: ``refuse`` a source whose row security may hide rows from the role, or ``apply``
+        it: the rows that the role sees are the ones that are meant.
+    :param types: PostgreSQL types of columns, for sources other than PostgreSQL.
+    :param zero_dates: ``fail`` or ``null``: what becomes of MySQL's ``0000-00-00``.
     :param store: where others read the watermark: ``variable``, ``asset_state`` (Airflow's asset state
         store; the task needs the target's asset as inlet) or ``ledger`` (nowhere else). A stream whose
         store changes is moved, with its position.
@@ -106,16 +143,26 @@ class IncrementalExtractOperator(BaseOperator):
         window: str = "interval",
         keys: Sequence[str] = (),
         columns: Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
+        personal: Mapping[str, str] | None = None,
+        hash_conn_id: str | None = None,
         partition: Mapping[str, Any] | None = None,
         timezone: str = "UTC",
         origin: str | None = None,
         lookback: timedelta | int = timedelta(0),
+        open_window: str = "refuse",
+        on_empty: str = "publish",
         cursor_origin: str = "auto",
         settle_delay: timedelta = timedelta(minutes=5),
         settle_timeout: timedelta = timedelta(minutes=10),
         settle_ignore: Sequence[str] = (),
         null_cursor: str = "fail",
         checksum: bool = False,
+        slice_rows: int | None = SLICE_ROWS,
+        shards: int = 1,
+        row_security: str = "refuse",
+        types: Mapping[str, str] | None = None,
+        zero_dates: str = "fail",
         store: str = "variable",
         **kwargs: Any,
     ) -> None:
@@ -130,16 +177,26 @@ class IncrementalExtractOperator(BaseOperator):
         self.window = window
         self.keys = keys
         self.columns = columns
+        self.rename = rename
+        self.personal = personal
+        self.hash_conn_id = hash_conn_id
         self.partition = partition
         self.timezone = timezone
         self.origin = origin
         self.lookback = lookback
+        self.open_window = open_window
+        self.on_empty = on_empty
         self.cursor_origin = cursor_origin
         self.settle_delay = settle_delay
         self.settle_timeout = settle_timeout
         self.settle_ignore = settle_ignore
         self.null_cursor = null_cursor
         self.checksum = checksum
+        self.slice_rows = slice_rows
+        self.shards = shards
+        self.row_security = row_security
+        self.types = types
+        self.zero_dates = zero_dates
         self.store = store
         self._stopper = Stopper()
         self._source: Source | None = None
@@ -162,16 +219,22 @@ class IncrementalExtractOperator(BaseOperator):
             )
             load_id = load_id_for(context, run, staging)
             name = application_name("extract", load_id, run)
-            self._source = self._open_source(name)
-            self._manifest = extract(
-                self._request(context, load_id),
-                source=self._source,
-                area=self._staging(name),
-                store=store,
-                now=datetime.now(UTC),
-                stop=self._stopper,
-                log=event_log(__name__),
-            )
+            request = self._request(context, load_id)
+            self._source = self._open_source(name, request.selection)
+            try:
+                self._manifest = extract(
+                    request,
+                    source=self._source,
+                    area=self._staging(name),
+                    store=store,
+                    now=datetime.now(UTC),
+                    stop=self._stopper,
+                    log=event_log(__name__),
+                )
+            except StillSettling as settling:
+                wait_outside(context, load_id, settling)
+        if not self._manifest.rows and request.on_empty is OnEmpty.SKIP:
+            raise AirflowSkipException(f"window {self._manifest.window} of {self.source} is empty")
         return self._manifest.as_json()
 
     def on_kill(self) -> None:
@@ -189,13 +252,33 @@ class IncrementalExtractOperator(BaseOperator):
             return operator_lineage(source_lineage(self._source.describe()))
         return operator_lineage(source_lineage(None))
 
-    def _open_source(self, application: str) -> Source:
+    def _open_source(self, application: str, selection: Selection) -> Source:
         """PostgreSQL is read by COPY, every other database through its Airflow hook."""
+        query = self.source if is_query(self.source) else None
         if not is_postgres(self.source_conn_id):
-            return dbapi_source(self.source_conn_id, table=self.source, timezone=self.timezone)
+            return dbapi_source(
+                self.source_conn_id,
+                table=None if query else self.source,
+                query=query,
+                types=self.types,
+                timezone=self.timezone,
+                zero_dates=self.zero_dates,
+            )
+        if self.types:
+            raise ConfigurationError(
+                f"types={dict(self.types)!r} is not possible: {self.source_conn_id} leads to PostgreSQL, which "
+                "knows its types",
+                remedy="leave it out",
+            )
         hook = EtlPostgresHook(postgres_conn_id=self.source_conn_id)
+        relation = Relation(query=query) if query else Relation(table=TableName.parse(self.source))
         return PostgresSource(
-            hook.endpoint(application), TableName.parse(self.source), timezone=self.timezone
+            hook.endpoint(application),
+            relation,
+            timezone=self.timezone,
+            hash_key=hash_key(self.hash_conn_id) if selection.hashes else None,
+            row_security=choice(RowSecurity, self.row_security, "row_security")
+            is RowSecurity.APPLY,
         )
 
     def _staging(self, application: str) -> PostgresStaging:
@@ -203,17 +286,7 @@ class IncrementalExtractOperator(BaseOperator):
         return PostgresStaging(hook.endpoint(application))
 
     def _request(self, context: Context, load_id: str) -> ExtractRequest:
-        try:
-            mode = WindowMode(self.window)
-        except ValueError:
-            raise ConfigurationError(
-                f"window={self.window!r} is unknown", remedy=f"use one of {', '.join(WindowMode)}"
-            ) from None
-        if self.null_cursor != "fail":
-            raise ConfigurationError(
-                f"null_cursor={self.null_cursor!r} is unknown",
-                remedy="use 'fail': rows without a cursor value fail the load",
-            )
+        mode = choice(WindowMode, self.window, "window")
         if self.lookback and mode is not WindowMode.WATERMARK:
             raise ConfigurationError(
                 f"lookback={self.lookback} is not possible with window={self.window!r}",
@@ -223,6 +296,11 @@ class IncrementalExtractOperator(BaseOperator):
         if mode is WindowMode.WATERMARK and (run.is_backfill or explicit_window(context)):
             # An old interval is read again as it was; the live watermark is left alone.
             mode = WindowMode.INTERVAL
+        partition = partition_spec(self.partition)
+        personal = {
+            name: choice(Treatment, "null" if treatment is None else treatment, f"personal {name}")
+            for name, treatment in (self.personal or {}).items()
+        }
         return ExtractRequest(
             load_id=load_id,
             run=run,
@@ -234,28 +312,30 @@ class IncrementalExtractOperator(BaseOperator):
             target_conn_id=self.target_conn_id,
             cursor=self.cursor,
             keys=tuple(self.keys),
-            columns=None if self.columns is None else tuple(self.columns),
+            selection=Selection(
+                columns=None if self.columns is None else tuple(self.columns),
+                rename=dict(self.rename or {}),
+                personal=personal,
+            ),
             mode=mode,
-            interval=run_interval(context, run) if mode is WindowMode.INTERVAL else None,
+            interval=run_interval(context, run, partition) if mode is WindowMode.INTERVAL else None,
             settle=SettleOptions(
-                origin=_origin(self.cursor_origin),
+                origin=choice(CursorOrigin, self.cursor_origin, "cursor_origin"),
                 delay=self.settle_delay,
                 timeout=self.settle_timeout,
                 ignore=tuple(self.settle_ignore),
+                patience=settle_patience(context),
             ),
+            wait=earlier_wait(context, load_id),
             lookback=self.lookback or None,
-            partition=partition_spec(self.partition),
+            null_cursor=choice(NullCursor, self.null_cursor, "null_cursor"),
+            open_window=choice(OpenWindow, self.open_window, "open_window"),
+            on_empty=choice(OnEmpty, self.on_empty, "on_empty"),
+            slice_rows=self.slice_rows,
+            shards=self.shards,
+            partition=partition,
             timezone=self.timezone,
             origin=None if self.origin is None else parse_moment(self.origin, "origin"),
             checksum=self.checksum,
             store=store_name(self.store).value,
         )
-
-
-def _origin(origin: str) -> CursorOrigin:
-    try:
-        return CursorOrigin(origin)
-    except ValueError:
-        raise ConfigurationError(
-            f"cursor_origin={origin!r} is unknown", remedy=f"use one of {', '.join(CursorOrigin)}"
-        ) from None

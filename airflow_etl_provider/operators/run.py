@@ -8,11 +8,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
 import uuid6
+from airflow.sdk.exceptions import AirflowRescheduleException
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.context import NEVER_EXPIRE
 
@@ -20,6 +22,7 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, LoadState, RunInfo
 from airflow_etl_provider.core.names import short_id
 from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.core.settle import StillSettling, Wait
 from airflow_etl_provider.core.window import Interval, choose_interval, parse_moment
 from airflow_etl_provider.dbapi import worker
 from airflow_etl_provider.postgres.session import cancel_open_sessions
@@ -32,10 +35,14 @@ if TYPE_CHECKING:
     from airflow_etl_provider.lineage.datasets import Lineage
 
 LOAD_KEY = "etl_load"
+WAIT_KEY = "etl_wait"
+#: How long a wait holds the worker's slot, and how long it then stays away.
+_PATIENCE, _AGAIN = timedelta(minutes=1), timedelta(seconds=30)
 _STEP = 0.2
 _PR_SET_PDEATHSIG = 1
 
 Result = TypeVar("Result")
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def die_with_supervisor() -> None:
@@ -110,19 +117,43 @@ def run_info(context: Context) -> RunInfo:
     )
 
 
-def run_interval(context: Context, run: RunInfo) -> Interval:
-    """The interval of this run: explicit params first, then the data interval.
+def run_interval(
+    context: Context, run: RunInfo, partition: PartitionSpec | None = None
+) -> Interval:
+    """The interval of this run: explicit params first, then the range of its partition, then its interval.
 
-    :raises ConfigurationError: neither, only half of one, or a zero-length one.
+    :raises ConfigurationError: none of them, only half of one, or a zero-length one; a partition key that
+        names no partition.
     """
     params = context.get("params") or {}
     dag_run = context["dag_run"]
+    key = getattr(dag_run, "partition_key", None)
+    date = getattr(dag_run, "partition_date", None)
     return choose_interval(
         param_low=_moment(params.get("window_low"), "window_low"),
         param_high=_moment(params.get("window_high"), "window_high"),
+        partition=None if key is None else partition_interval(key, date, partition, run),
         interval_start=getattr(dag_run, "data_interval_start", None),
         interval_end=getattr(dag_run, "data_interval_end", None),
         backfill=run.is_backfill,
+    )
+
+
+def partition_interval(
+    key: str, date: datetime | None, partition: PartitionSpec | None, run: RunInfo
+) -> Interval:
+    """The range of the target's partition that holds *date*, or without one what *key* names.
+
+    :raises ConfigurationError: the partitioning was not declared, or *key* names no point in time.
+    """
+    if partition is None:
+        raise ConfigurationError(
+            f"the run has the partition key {key!r}, but nothing says how the target is partitioned",
+            remedy="declare it: partition={'column': ..., 'every': 'day', 'timezone': ...}",
+        )
+    period = partition.period_of_key(key) if date is None else partition.period_holding(date)
+    return Interval(
+        period.start, period.end, f"partition {key!r}", moves_watermark=not run.is_backfill
     )
 
 
@@ -208,9 +239,55 @@ def operator_lineage(lineage: Lineage) -> OperatorLineage[Any, Any]:
 
 def stream_kind(kind: str) -> Kind:
     """:raises ConfigurationError: not a kind of stream."""
+    return choice(Kind, kind, "kind")
+
+
+def choice(among: type[Choice], value: str, name: str) -> Choice:
+    """The member of *among* that an argument called *name* says.
+
+    :raises ConfigurationError: none of them.
+    """
     try:
-        return Kind(kind)
+        return among(value)
     except ValueError:
         raise ConfigurationError(
-            f"kind={kind!r} is unknown", remedy=f"say what the rows are: {', '.join(Kind)}"
+            f"{name}={value!r} is unknown", remedy=f"use one of {', '.join(among)}"
         ) from None
+
+
+def settle_patience(context: Context) -> timedelta | None:
+    """How long a wait may hold the worker's slot; without a place to keep it, to its end."""
+    return None if context.get("task_state_store") is None else _PATIENCE
+
+
+def earlier_wait(context: Context, load_id: str) -> Wait | None:
+    """The wait for the settled bound that an earlier process of this try began for the load."""
+    store = context.get("task_state_store")
+    kept = None if store is None else store.get(WAIT_KEY)
+    if not isinstance(kept, dict) or kept.get("load_id") != load_id:
+        return None
+    wait = kept.get("wait")
+    # A retry begins its wait anew.
+    same_try = kept.get("try_number") == context["ti"].try_number
+    return Wait.from_json(wait) if same_try and isinstance(wait, dict) else None
+
+
+def wait_outside(context: Context, load_id: str, settling: StillSettling) -> NoReturn:
+    """Give the worker's slot back and come again in half a minute; the try goes on then.
+
+    :raises AirflowRescheduleException: always.
+    """
+    context["task_state_store"].set(
+        WAIT_KEY,
+        {
+            "load_id": load_id,
+            "try_number": context["ti"].try_number,
+            "wait": settling.wait.as_json(),
+        },
+    )
+    event_log(__name__)(
+        "the wait goes on without a worker slot",
+        reason=settling.what,
+        again_s=_AGAIN.total_seconds(),
+    )
+    raise AirflowRescheduleException(datetime.now(UTC) + _AGAIN)  # type: ignore[no-untyped-call]

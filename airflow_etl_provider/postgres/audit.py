@@ -164,7 +164,7 @@ class PostgresAuditArea:
                     staging=staged,
                     source_conn_id=None,
                     source=None,
-                    source_dataset=None,
+                    source_datasets=(),
                     window=window,
                     cursor=column,
                     columns=tuple(c.column for c in batch.columns if not c.generated),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
+from airflow_etl_provider.core.columns import missing_column
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
 from airflow_etl_provider.core.load import Column
 from airflow_etl_provider.core.names import TableName
@@ -16,6 +19,8 @@ from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.queries import queries
 
+#: The kind of a query, beside the letters of ``pg_class.relkind``.
+QUERY = "q"
 _LITERAL = r"(?:'(?:[^']|'')*'|[^',()]+)"
 _RANGE = re.compile(rf"FOR VALUES FROM \(({_LITERAL})\) TO \(({_LITERAL})\)")
 
@@ -58,7 +63,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table, view or foreign table."""
+    """A table, view or foreign table, or a query; ``reads`` are the tables whose columns a query returns."""
 
     name: TableName
     oid: int
@@ -69,16 +74,14 @@ class Table:
     partition_strategy: str | None
     partition_columns: tuple[str, ...]
     database: str
+    reads: tuple[TableName, ...] = ()
 
     def column(self, name: str, *, use: str) -> CatalogColumn:
         """:raises CatalogError: there is no such column; the nearest one is named."""
         for column in self.columns:
             if column.name == name:
                 return column
-        raise CatalogError(
-            f"{self.name} has no column {name!r}, named as {use}{nearest(name, [c.name for c in self.columns])}",
-            remedy=f"its columns are: {', '.join(c.name for c in self.columns)}",
-        )
+        raise missing_column(str(self.name), name, f"as {use}", [c.name for c in self.columns])
 
     def has_column(self, name: str) -> bool:
         return any(column.name == name for column in self.columns)
@@ -112,9 +115,18 @@ def read_table(connection: psycopg.Connection[Any], table: TableName, *, label: 
                 f"{label} (database {_database(connection)}) has no table {table}{hint}",
                 remedy="check the name and the connection's database; the name is case-sensitive",
             )
+        rows = cursor.execute(queries("catalog")["columns"], {"oid": found["oid"]}).fetchall()
+        types = _types(connection, [(row["type_oid"], row["type_modifier"]) for row in rows])
         columns = [
-            CatalogColumn(**row)
-            for row in cursor.execute(queries("catalog")["columns"], {"oid": found["oid"]})
+            CatalogColumn(
+                name=row["name"],
+                not_null=row["not_null"],
+                has_default=row["has_default"],
+                generated=row["generated"],
+                identity=row["identity"],
+                **facts,
+            )
+            for row, facts in zip(rows, types, strict=True)
         ]
         return Table(
             name=table,
@@ -127,6 +139,62 @@ def read_table(connection: psycopg.Connection[Any], table: TableName, *, label: 
             partition_columns=tuple(found["partition_columns"] or ()),
             database=_database(connection),
         )
+
+
+def read_query(connection: psycopg.Connection[Any], query: sql.Composable, *, label: str) -> Table:
+    """The columns of a query (what stands behind ``FROM``), as if it were a table; nothing is read.
+
+    :raises CatalogError, ConfigurationError: the server does not take the query; with its message.
+    """
+    with translated_errors(f"reading what the query on {label} returns"):
+        result = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(query)).pgresult
+        if result is None:
+            raise ConfigurationError(f"the query on {label} returns nothing")
+        names = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigurationError(
+                f"the query on {label} returns more than one column called {', '.join(twice)}",
+                remedy="give each column a name of its own with AS",
+            )
+        facts = _types(
+            connection, [(result.ftype(place), result.fmod(place)) for place in range(len(names))]
+        )
+        origins = sorted({result.ftable(place) for place in range(len(names))} - {0})
+        read = connection.execute(queries("catalog")["tables_by_oid"], {"oids": origins}).fetchall()
+    return Table(
+        name=TableName("query", "query"),
+        oid=0,
+        kind=QUERY,
+        persistence="p",
+        columns=tuple(
+            CatalogColumn(
+                name=name,
+                not_null=False,
+                has_default=False,
+                generated=False,
+                identity=False,
+                **fact,
+            )
+            for name, fact in zip(names, facts, strict=True)
+        ),
+        primary_key=(),
+        partition_strategy=None,
+        partition_columns=(),
+        database=_database(connection),
+        reads=tuple(TableName(schema, name) for schema, name in read),
+    )
+
+
+def _types(
+    connection: psycopg.Connection[Any], types: Sequence[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """``type``, ``builtin``, ``refers_by_oid`` and ``definition`` of each (oid, modifier)."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            queries("catalog")["types"],
+            {"oids": [oid for oid, _ in types], "modifiers": [modifier for _, modifier in types]},
+        ).fetchall()
 
 
 def _database(connection: psycopg.Connection[Any]) -> str:

@@ -18,19 +18,25 @@ class CursorKind(Enum):
     ORDER = auto()
 
 
-#: Kind, SQL name, and the lowest value, which stands for an unbounded start in the coverage. Casts use
-#: only these names, so that no type's text ever enters a statement.
-_TYPES: dict[str, tuple[CursorKind, sql.SQL, str]] = {
-    "timestamp with time zone": (CursorKind.TIME, sql.SQL("timestamptz"), "-infinity"),
-    "timestamp without time zone": (CursorKind.TIME, sql.SQL("timestamp"), "-infinity"),
-    "date": (CursorKind.TIME, sql.SQL("date"), "-infinity"),
-    "smallint": (CursorKind.INTEGER, sql.SQL("bigint"), str(-(2**63))),
-    "integer": (CursorKind.INTEGER, sql.SQL("bigint"), str(-(2**63))),
-    "bigint": (CursorKind.INTEGER, sql.SQL("bigint"), str(-(2**63))),
-    "numeric": (CursorKind.ORDER, sql.SQL("numeric"), "-Infinity"),
-    "text": (CursorKind.ORDER, sql.SQL('text COLLATE "C"'), ""),
-    "character varying": (CursorKind.ORDER, sql.SQL('text COLLATE "C"'), ""),
-    "uuid": (CursorKind.UUID, sql.SQL("uuid"), "00000000-0000-0000-0000-000000000000"),
+_LEAST_INTEGER, _MOST_INTEGER = str(-(2**63)), str(2**63 - 1)
+_LEAST_UUID, _MOST_UUID = (
+    f"{'0' * 8}-0000-0000-0000-{'0' * 12}",
+    f"{'f' * 8}-ffff-ffff-ffff-{'f' * 12}",
+)
+
+#: Kind, SQL name, the lowest value, which stands for an unbounded start in the coverage, and the highest,
+#: if there is one. Casts use only these names, so that no type's text ever enters a statement.
+_TYPES: dict[str, tuple[CursorKind, sql.SQL, str, str | None]] = {
+    "timestamp with time zone": (CursorKind.TIME, sql.SQL("timestamptz"), "-infinity", "infinity"),
+    "timestamp without time zone": (CursorKind.TIME, sql.SQL("timestamp"), "-infinity", "infinity"),
+    "date": (CursorKind.TIME, sql.SQL("date"), "-infinity", "infinity"),
+    "smallint": (CursorKind.INTEGER, sql.SQL("bigint"), _LEAST_INTEGER, _MOST_INTEGER),
+    "integer": (CursorKind.INTEGER, sql.SQL("bigint"), _LEAST_INTEGER, _MOST_INTEGER),
+    "bigint": (CursorKind.INTEGER, sql.SQL("bigint"), _LEAST_INTEGER, _MOST_INTEGER),
+    "numeric": (CursorKind.ORDER, sql.SQL("numeric"), "-Infinity", "Infinity"),
+    "text": (CursorKind.ORDER, sql.SQL('text COLLATE "C"'), "", None),
+    "character varying": (CursorKind.ORDER, sql.SQL('text COLLATE "C"'), "", None),
+    "uuid": (CursorKind.UUID, sql.SQL("uuid"), _LEAST_UUID, _MOST_UUID),
 }
 
 
@@ -42,7 +48,7 @@ def plain_type(cursor_type: str) -> str:
     return cursor_type.split("(")[0]
 
 
-def _known(cursor_type: str) -> tuple[CursorKind, sql.SQL, str]:
+def _known(cursor_type: str) -> tuple[CursorKind, sql.SQL, str, str | None]:
     try:
         return _TYPES[plain_type(cursor_type)]
     except KeyError:
@@ -68,3 +74,13 @@ def cursor_type_sql(cursor_type: str) -> sql.SQL:
 def lowest(cursor_type: str) -> str:
     """The text below which no value lies."""
     return _known(cursor_type)[2]
+
+
+def highest(cursor_type: str) -> str | None:
+    """The text above which no value lies; ``None`` for text, which has no such value."""
+    return _known(cursor_type)[3]
+
+
+def casts() -> list[sql.SQL]:
+    """The names of all types that order a stream, each once."""
+    return list({cast.as_string(None): cast for _, cast, _, _ in _TYPES.values()}.values())

@@ -299,12 +299,24 @@ class InPlace:
         ).format(k=names(keys), s=ident(self._manifest.staging), c=sql.Identifier(order))
 
     def _not_older(self) -> sql.Composable | None:
-        """Whether the batch's row is at least as new as the target's."""
+        """Whether the batch's row may take the place of the target's.
+
+        The later cursor wins. Where that does not tell, because both are equal or one has no value, the
+        batch wins unless a load that read the source later has published such rows.
+        """
         if self._order is None:
             return None
+        newer, overlapping, newer_nulls = ledger.newer_snapshots(self._connection, self._manifest)
         (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self._order)
-        return sql.SQL("t.{c} IS NULL OR s.{c}::{t} >= t.{c}::{t}").format(
-            c=sql.Identifier(self._order), t=cursor_type_sql(cursor_type)
+        return sql.SQL(
+            "CASE WHEN s.{c} IS NULL THEN {batch_without} WHEN t.{c} IS NULL THEN {target_without}"
+            " ELSE s.{c}::{t} {later} t.{c}::{t} END"
+        ).format(
+            c=sql.Identifier(self._order),
+            t=cursor_type_sql(cursor_type),
+            later=sql.SQL(">" if overlapping else ">="),
+            batch_without=sql.SQL("false" if newer else "true"),
+            target_without=sql.SQL("false" if newer_nulls else "true"),
         )
 
     def _write(

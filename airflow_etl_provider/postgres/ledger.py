@@ -36,14 +36,16 @@ from airflow_etl_provider.core.load import (
 )
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Session
-from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
 
 STAGING_SCHEMA = "etl_staging"
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
+#: What ``etl.loads.bounds`` says of a load that holds only rows without a cursor value.
+NULLS_ONLY = "nulls"
 
 #: Two-key advisory locks of this package: class id, then a hash of what is locked.
 _LOCK_CLASS = 0x45544C
@@ -51,15 +53,15 @@ _LOCK_LEDGER = 1
 
 
 def ensure_ledger(connection: psycopg.Connection[Any], *, label: str) -> None:
-    """Create the ledger on first use.
+    """Create the ledger on first use, and bring one that an older release made up to date.
 
-    :raises CatalogError: it is missing and the role may not create it.
+    :raises CatalogError: it is missing or old, and the role may not create or change it.
     :raises StateError: it was made by a newer release.
     """
     with translated_errors(f"reading the ledger on {label}"):
         version = _version(connection)
-    if version is None:
-        version = _create(connection, label)
+    if version is None or version < LEDGER_VERSION:
+        version = _upgrade(connection, label)
     if version > LEDGER_VERSION:
         raise StateError(
             f"the ledger on {label} has version {version}; this release knows {LEDGER_VERSION}",
@@ -76,26 +78,33 @@ def _version(connection: psycopg.Connection[Any]) -> int | None:
     return found
 
 
-def _create(connection: psycopg.Connection[Any], label: str) -> int:
+def _upgrade(connection: psycopg.Connection[Any], label: str) -> int:
+    found: int | None = None
     try:
         with connection.transaction():
             # Parallel first loads: one creates, the others wait and find it.
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, _LOCK_LEDGER))
             found = _version(connection)
-            if found is None:
-                # The file is part of this package.
-                connection.execute(script("ledger_v1"))
-                found = LEDGER_VERSION
-            return found
+            for version in range((found or 0) + 1, LEDGER_VERSION + 1):
+                # The files are part of this package.
+                connection.execute(script(f"ledger_v{version}"))
+            return max(found or 0, LEDGER_VERSION)
     except psycopg.Error as error:
         if sqlstate_of(error) != "42501":
             with translated_errors(f"creating the ledger on {label}"):
                 raise
+        user, database = connection.info.user, connection.info.dbname
+        if found is not None:
+            raise CatalogError(
+                f"the ledger on {label} has version {found}, and role {user} may not bring it to {LEDGER_VERSION}",
+                remedy="let the owner of schema etl run airflow_etl_provider/postgres/sql/"
+                f"ledger_v{found + 1}.sql once",
+            ) from None
         raise CatalogError(
-            f"the ledger (schemas etl and etl_staging) is missing on {label} and role "
-            f"{connection.info.user} may not create it",
-            remedy=f"GRANT CREATE ON DATABASE {connection.info.dbname} TO {connection.info.user}; or let an owner "
-            "run airflow_etl_provider/postgres/sql/ledger_v1.sql once and grant both schemas to the role",
+            f"the ledger (schemas etl and etl_staging) is missing on {label} and role {user} may not create it",
+            remedy=f"GRANT CREATE ON DATABASE {database} TO {user}; or let an owner run "
+            "airflow_etl_provider/postgres/sql/ledger_v1.sql and the versions after it once, and grant both "
+            "schemas to the role",
         ) from None
 
 
@@ -198,7 +207,7 @@ def begin_load(
                 "window_low": window.low,
                 "window_high": window.high,
                 "window_type": window.type,
-                "bounds": window.bounds,
+                "bounds": NULLS_ONLY if window.nulls is Nulls.ONLY else window.bounds,
                 "moves_watermark": moves_watermark,
                 "watermark_low": stream_row["position"],
             },
@@ -248,7 +257,17 @@ def load(connection: psycopg.Connection[Any], load_id: str, *, lock: bool = Fals
         rows_staged=row["rows_staged"],
         published_at=row["published_at"],
         error=row["error"],
+        staging=None if row["staging"] is None else TableName.parse(row["staging"]),
+        window=_window(row),
+        settled=row["settled"],
     )
+
+
+def _window(row: Mapping[str, Any]) -> Window:
+    """The range that was recorded; whether rows without a value go with it is the request's to say."""
+    if row["bounds"] == NULLS_ONLY:
+        return Window(type=row["window_type"], nulls=Nulls.ONLY)
+    return Window(row["window_low"], row["window_high"], row["window_type"], row["bounds"])
 
 
 def require_load(connection: psycopg.Connection[Any], load_id: str, *, label: str) -> Load:
@@ -294,6 +313,67 @@ def add_session(connection: psycopg.Connection[Any], load_id: str, session: Sess
 
 def forget_sessions(connection: psycopg.Connection[Any], load_id: str) -> None:
     connection.execute(queries("ledger")["forget_sessions"], {"load_id": load_id})
+
+
+def newer_snapshots(
+    connection: psycopg.Connection[Any], manifest: Manifest
+) -> tuple[bool, bool, bool]:
+    """Whether published loads read the source later than this batch was read.
+
+    Any of the stream; one that overlaps its window; one that held rows without a cursor value.
+    """
+    params = {
+        "stream": manifest.stream,
+        "load_id": manifest.load_id,
+        "snapshot_at": manifest.snapshot_at,
+        "low": manifest.window.low,
+        "high": manifest.window.high,
+    }
+    row = _row(connection, queries("ledger")["newer_snapshots"], params)
+    if not row["newer"] or not manifest.window.is_range:
+        return row["newer"], row["newer"], row["newer_nulls"]
+    overlapping = scalar(
+        connection,
+        sql.SQL(
+            "SELECT EXISTS (SELECT FROM etl.loads WHERE stream = %(stream)s AND state = 'published'"
+            " AND load_id <> %(load_id)s AND snapshot_at > %(snapshot_at)s AND bounds <> 'nulls'"
+            " AND (window_type IS NULL OR coalesce(window_low::{t} <= %(high)s::{t}, true)"
+            "      AND coalesce(window_high::{t} >= %(low)s::{t}, true)))"
+        ).format(t=cursor_type_sql(manifest.window.type or "")),
+        params,
+    )
+    return row["newer"], overlapping, row["newer_nulls"]
+
+
+def cover_empty(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
+    """Record a batch without rows as published without touching the target, in one transaction."""
+    with connection.transaction():
+        at = _position(
+            _row(connection, queries("ledger")["lock_stream"], {"stream": manifest.stream})
+        )
+        waived = {"verdict": "none", "reason": "the window is empty (on_empty='skip')"}
+        connection.execute(
+            queries("ledger")["waive_empty"],
+            {"load_id": manifest.load_id, "report": Jsonb(waived)},
+        )
+        record_published(
+            connection,
+            Published(
+                load_id=manifest.load_id,
+                stream=manifest.stream,
+                target=manifest.target,
+                strategy=Strategy.AUTO,
+                window=manifest.window,
+                rows_inserted=0,
+                rows_updated=0,
+                rows_deleted=0,
+                rows_unchanged=0,
+                partitions=(),
+                lock_ms=0.0,
+                position=at,
+            ),
+            manifest,
+        )
 
 
 def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
@@ -412,16 +492,17 @@ def _overtaken(
 
 def _newer_publish(connection: psycopg.Connection[Any], load: Load, window: Window) -> str | None:
     """A load that began later and has already published the whole window, if there is one."""
-    if window.is_full:
+    if not window.is_range:
+        name = "newer_full_load" if window.is_full else "newer_nulls_load"
         found = connection.execute(
-            queries("ledger")["newer_full_load"], {"stream": load.stream, "seq": load.seq}
+            queries("ledger")[name], {"stream": load.stream, "seq": load.seq}
         ).fetchone()
     else:
         found = connection.execute(
             sql.SQL(
                 "SELECT load_id FROM etl.loads"
                 " WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s"
-                " AND (window_type IS NULL"
+                " AND bounds <> 'nulls' AND (window_type IS NULL"
                 "      OR coalesce(window_low::{t} <= %(low)s::{t}, window_low IS NULL)"
                 "         AND window_high::{t} >= %(high)s::{t})"
                 " ORDER BY seq DESC LIMIT 1"
@@ -451,7 +532,7 @@ def record_published(
     """
     named = queries("ledger")
     moved = published.position
-    if not manifest.window.is_full:
+    if manifest.window.is_range:
         _cover(connection, manifest)
         if manifest.moves_watermark:
             moved = _advance(connection, manifest, published.position)

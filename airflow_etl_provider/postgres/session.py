@@ -53,17 +53,23 @@ class Endpoint:
     :param conninfo: libpq keywords and values; never printed.
     :param label: how logs and errors call it, such as ``connection etl_source``.
     :param application_name: at most 63 bytes.
+    :param settings: of the session, given when it is opened, so that no statement shows their values.
     """
 
     conninfo: Mapping[str, Any] = field(repr=False)
     label: str
     application_name: str
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def parameters(self) -> dict[str, str]:
         """The libpq keywords and values, with our defaults where the connection says nothing."""
         given = {key: str(value) for key, value in self.conninfo.items() if value not in (None, "")}
         # One encoding on every wire: the servers convert from and to their own.
         fixed = {"application_name": self.application_name, "client_encoding": "UTF8"}
+        options = [given["options"]] if "options" in given else []
+        options += [f"-c {name}={value}" for name, value in self.settings.items()]
+        if options:
+            fixed["options"] = " ".join(options)
         return {**_KEEPALIVE, **given, **fixed}
 
     def dsn(self) -> str:

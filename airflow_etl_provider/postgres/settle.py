@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -27,12 +27,19 @@ from airflow_etl_provider.core.errors import (
     Stopped,
 )
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.core.settle import CursorOrigin, Settled, SettleOptions
-from airflow_etl_provider.core.window import humane
+from airflow_etl_provider.core.settle import (
+    CursorOrigin,
+    Settled,
+    SettleOptions,
+    StillSettling,
+    Wait,
+)
+from airflow_etl_provider.core.window import Window, humane
 from airflow_etl_provider.postgres import statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.catalog import QUERY, Table, scalar
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.relation import Relation
 
 _STEP = 0.2
 _REPORT_EVERY = 30.0
@@ -70,27 +77,37 @@ class Settling:
     def __init__(
         self,
         connection: psycopg.Connection[Any],
+        relation: Relation,
         table: Table,
         cursor: str,
         options: SettleOptions,
         *,
         timezone: str,
+        earlier: Wait | None,
         stop: Stop,
         log: EventLog,
     ) -> None:
         self._connection = connection
+        self._relation = relation
         self._table = table
         self._cursor = cursor
         self._type = table.column(cursor, use="the cursor").type
         self._kind = cursor_kind(self._type)
         self._options = options
         self._timezone = timezone
+        self._earlier = earlier
+        self._give_up = (
+            None
+            if options.patience is None
+            else time.monotonic() + options.patience.total_seconds()
+        )
         self._stop = stop
         self._log = log
 
     def run(self, high: str | None) -> Settled:
         """Settle *high*, or find the highest bound that is settled.
 
+        :raises StillSettling: it takes longer than this process may wait.
         :raises NotSettled: transactions stayed open too long; the error names them.
         :raises ConfigurationError: *high* lies in the future, or the origin does not fit the cursor.
         """
@@ -121,6 +138,8 @@ class Settling:
         return CursorOrigin.APPLICATION, problem
 
     def _disproof(self) -> str | None:
+        if self._table.kind == QUERY:
+            return "a query may put together what was committed at different times"
         with self._connection.cursor(row_factory=dict_row) as run:
             facts = run.execute(
                 queries("settle")["column_facts"], {"oid": self._table.oid, "column": self._cursor}
@@ -171,7 +190,9 @@ class Settling:
             return
         self._log("waiting until the window is settled", high=high, delay_s=slack.total_seconds())
         while not self._reached(high, slack):
-            self._pause()
+            self._pause(
+                Wait(since=datetime.now(UTC)), f"the clock to pass {high} by {humane(slack)}"
+            )
 
     def _reached(self, high: str, slack: timedelta) -> bool:
         found: bool = scalar(
@@ -209,8 +230,8 @@ class Settling:
             return Settled(bound, "[)", f"clock less {humane(self._options.delay)} ({why})")
         margin = self._options.margin
         if not scalar(self._connection, queries("settle")["sees_others"]):
-            bound = self._bound(margin, None)
-            waited = self._wait_out(self._open(), above=None)
+            bound = self._noted_bound() or self._bound(margin, None)
+            waited = self._wait_out(self._open(), above=None, high=bound)
             return Settled(bound, "[)", "waited for the transactions that were open", waited)
         self._wait_out([t for t in self._open() if t.prepared is not None], above=None)
         # The clock is read before the transactions are looked at: one that begins in between is above.
@@ -239,36 +260,32 @@ class Settling:
         bounds = "[)" if self._kind is CursorKind.INTEGER else "(]"
         if self._kind is CursorKind.UUID:
             return self._latest_uuid(origin, why)
-        row = self._connection.execute(
-            statements.largest(self._table.name, self._cursor, self._type)
-        ).fetchone()
-        if row is None:
+        value = self._noted_bound() or self._largest()
+        if value is None:
             return Settled(None, bounds, "the source has no row with a value")
         if origin is CursorOrigin.TRANSACTION:
-            waited = self._wait_out(self._open(), above=None)
+            waited = self._wait_out(self._open(), above=None, high=value)
             return Settled(
-                row[0], bounds, f"waited for the transactions that were open ({why})", waited
+                value, bounds, f"waited for the transactions that were open ({why})", waited
             )
+        since = datetime.now(UTC) if self._earlier is None else self._earlier.since
         self._log("waiting for late rows", delay_s=self._options.delay.total_seconds(), why=why)
-        until = time.monotonic() + self._options.delay.total_seconds()
-        while time.monotonic() < until:
-            self._pause()
-        return Settled(row[0], bounds, f"seen {humane(self._options.delay)} ago ({why})")
+        while datetime.now(UTC) < since + self._options.delay:
+            self._pause(Wait(since=since, high=value), "rows that are committed late")
+        return Settled(value, bounds, f"seen {humane(self._options.delay)} ago ({why})")
 
     def _latest_uuid(self, origin: CursorOrigin, why: str) -> Settled:
         """Version 7 begins with the millisecond it was drawn in, so the clock bounds it."""
-        row = self._connection.execute(
-            statements.largest(self._table.name, self._cursor, self._type)
-        ).fetchone()
-        if row is None:
+        value = self._largest()
+        if value is None:
             return Settled(None, "[)", "the source has no row with a value")
-        if row[0][14] != "7":
+        if value[14] != "7":
             raise ConfigurationError(
-                f"cursor {self._cursor!r} of {self._table.name} holds UUIDs of version {row[0][14]}, which have no order",
+                f"cursor {self._cursor!r} of {self._table.name} holds UUIDs of version {value[14]}, which have no order",
                 remedy="use a cursor of UUIDs of version 7, or another column",
             )
         slack = self._options.margin if origin is CursorOrigin.TRANSACTION else self._options.delay
-        bound: str = scalar(
+        bound: str = self._noted_bound() or scalar(
             self._connection,
             "SELECT (lpad(to_hex((extract(epoch FROM clock_timestamp() - %(slack)s::interval) * 1000)::bigint), 12, '0')"
             " || '70008000000000000000')::uuid::text",
@@ -276,8 +293,21 @@ class Settling:
         )
         waited = None
         if origin is CursorOrigin.TRANSACTION:
-            waited = self._wait_out(self._open(), above=None)
+            waited = self._wait_out(self._open(), above=None, high=bound)
         return Settled(bound, "[)", f"clock less {humane(slack)} ({why})", waited)
+
+    def _largest(self) -> str | None:
+        everything = self._relation.rows(
+            Window(type=self._type) if self._relation.is_bounded else Window()
+        )
+        row = self._connection.execute(
+            statements.largest(everything, self._cursor, self._type)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def _noted_bound(self) -> str | None:
+        """The bound that the process before this one noted, and has waited for since."""
+        return None if self._earlier is None else self._earlier.high
 
     # -- open transactions ------------------------------------------------------------------------
 
@@ -306,29 +336,40 @@ class Settling:
             for row in rows
         ]
 
-    def _wait_out(self, noted: list[_Transaction], *, above: str | None) -> str | None:
+    def _wait_out(
+        self, noted: list[_Transaction], *, above: str | None, high: str | None = None
+    ) -> str | None:
         """Wait until all of *noted* have ended; returns who was waited for.
 
+        What an earlier process has noted is waited for instead, unless the server was restarted since.
+
         :param above: transactions known to have begun at or above this bound are left alone.
+        :param high: the bound that they were noted for.
         """
+        started: str = scalar(self._connection, queries("settle")["started"])
+        since = datetime.now(UTC)
         if above is not None:
             noted = [t for t in noted if not self._began_above(t, above)]
+        numbers = {transaction.number for transaction in noted}
+        earlier = self._earlier
+        if earlier is not None and earlier.transactions and earlier.server_started == started:
+            numbers, since = set(earlier.transactions), earlier.since
+            noted = [t for t in self._open() if t.number in numbers]
         if not noted:
             return None
-        epoch = scalar(self._connection, queries("settle")["started"])
-        held_by = "; ".join(str(transaction) for transaction in noted[:3])
+        held_by = _named(noted)
         self._log("waiting for open transactions of the source", held_by=held_by)
-        numbers = {transaction.number for transaction in noted}
-        deadline = time.monotonic() + self._options.timeout.total_seconds()
+        wait = Wait(
+            since=since, high=high, transactions=tuple(sorted(numbers)), server_started=started
+        )
         reported = time.monotonic()
-        while True:
-            left = [transaction for transaction in self._open() if transaction.number in numbers]
-            if not left:
-                break
-            held_by = "; ".join(str(transaction) for transaction in left[:3])
-            if time.monotonic() >= deadline:
+        while left := [
+            transaction for transaction in self._open() if transaction.number in numbers
+        ]:
+            held_by = _named(left)
+            if datetime.now(UTC) >= since + self._options.timeout:
                 raise NotSettled(
-                    f"{self._table.name} is not settled: rows below the end of the window may still be committed by "
+                    f"{self._name} is not settled: rows below the end of the window may still be committed by "
                     f"{held_by}",
                     remedy="end that transaction (SELECT pg_terminate_backend(pid), COMMIT PREPARED or ROLLBACK "
                     "PREPARED), declare its role in settle_ignore if it never writes, or raise settle_timeout",
@@ -336,10 +377,10 @@ class Settling:
             if time.monotonic() - reported >= _REPORT_EVERY:
                 reported = time.monotonic()
                 self._log("still waiting for open transactions of the source", held_by=held_by)
-            self._pause()
-        if scalar(self._connection, queries("settle")["started"]) != epoch:
+            self._pause(wait, held_by)
+        if scalar(self._connection, queries("settle")["started"]) != started:
             raise ConnectionLost(
-                f"the source of {self._table.name} was restarted while its transactions were waited for",
+                f"the source of {self._name} was restarted while its transactions were waited for",
                 remedy="a retry waits anew",
             )
         return held_by
@@ -361,7 +402,22 @@ class Settling:
         )
         return found
 
-    def _pause(self) -> None:
+    def _pause(self, wait: Wait, held_by: str) -> None:
+        """A short step of a wait that another process could go on with."""
         if self._stop.is_set():
-            raise Stopped(f"waiting for {self._table.name} to settle was stopped")
+            raise Stopped(f"waiting for {self._name} to settle was stopped")
+        if self._give_up is not None and time.monotonic() >= self._give_up:
+            raise StillSettling(
+                f"{self._name} is not settled yet: waiting for {held_by}",
+                wait,
+                remedy="nothing to do: the wait goes on",
+            )
         time.sleep(_STEP)
+
+    @property
+    def _name(self) -> str:
+        return str(self._relation)
+
+
+def _named(transactions: list[_Transaction]) -> str:
+    return "; ".join(str(transaction) for transaction in transactions[:3])

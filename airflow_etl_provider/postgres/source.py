@@ -1,22 +1,27 @@
-"""A PostgreSQL table as a source."""
+"""A PostgreSQL table or query as a source."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
-from typing import BinaryIO
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import psycopg2
+import psycopg
+from psycopg import sql
 
-from airflow_etl_provider.core.errors import CatalogError
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.columns import Selected, Treatment
+from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
 from airflow_etl_provider.core.ports import EventLog, Session, SourceColumn, SourceShape, Stop
-from airflow_etl_provider.core.settle import Settled, SettleOptions
-from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.core.settle import Settled, SettleOptions, Wait
+from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres import catalog, statements
+from airflow_etl_provider.postgres.catalog import Table
+from airflow_etl_provider.postgres.cursors import CursorKind, casts, cursor_kind
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.relation import Relation
 from airflow_etl_provider.postgres.session import (
     Endpoint,
     connect,
@@ -26,54 +31,41 @@ from airflow_etl_provider.postgres.session import (
     session_of,
 )
 from airflow_etl_provider.postgres.settle import Settling
+from airflow_etl_provider.postgres.snapshot import PostgresSnapshot, Reading, canonical_names
 
-
-@dataclass(slots=True)
-class PostgresSender:
-    """One repeatable-read snapshot, sent by ``COPY … TO STDOUT``."""
-
-    connection: psycopg2.extensions.connection
-    statement: str
-    snapshot_at: datetime
-    null_cursors: int
-    checksum: str | None
-    estimated_rows: int | None = None
-    session: Session | None = None
-
-    def send(self, sink: BinaryIO) -> int:
-        with self.connection.cursor() as cursor:
-            cursor.copy_expert(self.statement, sink)
-            return cursor.rowcount
-
-    def cancel(self) -> None:
-        with suppress(psycopg2.Error):
-            self.connection.cancel()
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresSource:
-    """Reads *table* over *endpoint*; the connection is direct, not through a transaction pooler.
+    """Reads *relation* over *endpoint*; the connection is direct, not through a transaction pooler.
 
     :param timezone: wall clock that a cursor without time zone shows.
+    :param hash_key: the key of columns that are hashed; equal keys give equal hashes everywhere.
+    :param row_security: whether the policies of row security may hide rows; else they are an error.
     """
 
     endpoint: Endpoint
-    table: TableName
+    relation: Relation
     timezone: str = "UTC"
+    hash_key: str | None = field(default=None, repr=False)
+    row_security: bool = False
 
     def describe(self) -> SourceShape:
         with connect(self.endpoint) as connection:
-            table = catalog.read_table(connection, self.table, label=self.endpoint.label)
-            missing = catalog.missing_privileges(connection, table, ("SELECT",))
-            if missing:
+            table = self._read(connection)
+            if table.kind != catalog.QUERY and catalog.missing_privileges(
+                connection, table, ("SELECT",)
+            ):
                 raise CatalogError(
-                    f"role {connection.info.user} may not read {self.table} on {self.endpoint.label}",
-                    remedy=f"GRANT SELECT ON {self.table} TO {connection.info.user}",
+                    f"role {connection.info.user} may not read {self.relation} on {self.endpoint.label}",
+                    remedy=f"GRANT SELECT ON {self.relation} TO {connection.info.user}",
                 )
             return SourceShape(
-                name=str(self.table),
+                name=self._name,
                 columns=tuple(as_offered(column) for column in table.columns),
-                dataset=dataset_of(connection, self.table),
+                datasets=tuple(dataset_of(connection, name) for name in table.reads),
+                is_query=table.kind == catalog.QUERY,
             )
 
     def end(self, sessions: Sequence[Session]) -> None:
@@ -81,12 +73,26 @@ class PostgresSource:
             end_sessions(connection, sessions)
 
     def settle(
-        self, cursor: str, high: str | None, options: SettleOptions, *, stop: Stop, log: EventLog
+        self,
+        cursor: str,
+        high: str | None,
+        options: SettleOptions,
+        *,
+        earlier: Wait | None,
+        stop: Stop,
+        log: EventLog,
     ) -> Settled:
-        with connect(self.endpoint) as connection, translated_errors(f"settling {self.table}"):
-            table = catalog.read_table(connection, self.table, label=self.endpoint.label)
+        with connect(self.endpoint) as connection, translated_errors(f"settling {self._name}"):
             settling = Settling(
-                connection, table, cursor, options, timezone=self.timezone, stop=stop, log=log
+                connection,
+                self.relation,
+                self._read(connection),
+                cursor,
+                options,
+                timezone=self.timezone,
+                earlier=earlier,
+                stop=stop,
+                log=log,
             )
             return settling.run(high)
 
@@ -96,41 +102,148 @@ class PostgresSource:
         window: Window,
         *,
         cursor: str | None,
-        columns: Sequence[str],
+        columns: Sequence[Selected],
         binary: bool,
         checksum: bool,
-    ) -> Iterator[PostgresSender]:
-        query = statements.window_query(self.table, columns, cursor, window)
-        with connect_for_copy(self.endpoint, read_only=True) as connection:
-            with (
-                translated_errors(f"reading {self.table} on {self.endpoint.label}"),
-                connection.cursor() as run,
-            ):
-                # Names of objects (regclass) are written with their schema. A view's functions may rely
-                # on the role's own search path, so a view keeps it.
-                run.execute(statements.hide_schemas(self.table).as_string(None))
-                run.execute("SELECT clock_timestamp()")
-                (snapshot_at,) = run.fetchone() or (None,)
-                nulls = 0
-                if cursor is not None:
-                    run.execute(statements.null_cursors(self.table, cursor).as_string(None))
-                    (nulls,) = run.fetchone() or (0,)
-                digest = None
-                if checksum:
-                    run.execute(statements.checksum(query, columns).as_string(None))
-                    (digest,) = run.fetchone() or (None,)
-                run.execute(statements.explain(query).as_string(None))
-                ((explained,),) = run.fetchall()
-                session = session_of(connection, "source")
-            yield PostgresSender(
-                connection=connection,
-                statement=statements.copy_out(query, binary=binary).as_string(None),
-                snapshot_at=snapshot_at,
-                null_cursors=nulls,
-                checksum=digest,
-                estimated_rows=round(explained[0]["Plan"]["Plan Rows"]),
-                session=session,
+    ) -> Iterator[PostgresSnapshot]:
+        """Take one snapshot and make the rows of *window* ready to send.
+
+        :raises ConfigurationError: a column is to be hashed and there is no key, or the query's bounds do
+            not fit the window.
+        """
+        endpoint = self._endpoint(columns)
+        with connect(endpoint) as connection:
+            table = self._read(connection)
+        rows = self.relation.rows(window)
+        with connect_for_copy(endpoint, read_only=True) as session:
+            reading = Reading(
+                endpoint, self.relation, table, window, cursor, columns, binary, checksum
             )
+            with translated_errors(reading.what), session.cursor() as run:
+                canonical_names(session, table)
+                run.execute("SELECT pg_catalog.clock_timestamp()")
+                (snapshot_at,) = run.fetchone() or (None,)
+                nulls, unreachable = 0, None
+                if cursor is not None and window.nulls is not Nulls.ONLY:
+                    nulls, unreachable = self._outside(run, rows, table, cursor)
+                snapshot = PostgresSnapshot(
+                    reading,
+                    session,
+                    session_of(session, "source"),
+                    snapshot_at,
+                    nulls,
+                    unreachable,
+                )
+            yield snapshot
+
+    @property
+    def _name(self) -> str:
+        if self.relation.table is not None:
+            return str(self.relation.table)
+        return f"the query on {self.endpoint.label}"
+
+    def _read(self, connection: psycopg.Connection[Any]) -> Table:
+        """The table, or what the query returns; read with the search path that it will be read with."""
+        table = self.relation.table
+        if table is not None:
+            found = catalog.read_table(connection, table, label=self.endpoint.label)
+            self._refuse_hidden_rows(connection, found)
+            return replace(found, reads=(table,))
+        connection.execute("RESET search_path")
+        try:
+            return self._read_query(connection)
+        finally:
+            connection.execute("SET search_path = pg_catalog")
+
+    def _read_query(self, connection: psycopg.Connection[Any]) -> Table:
+        """What the query returns: where its bounds only fit one type, the types of cursors are tried."""
+        bounds: list[sql.Composable] = [sql.SQL("NULL")]
+        if self.relation.is_bounded:
+            bounds += [sql.SQL("NULL::{}").format(cast) for cast in casts()]
+        errors = []
+        for bound in bounds:
+            try:
+                return catalog.read_query(
+                    connection, self.relation.without_rows(bound), label=self.endpoint.label
+                )
+            except CatalogError as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _refuse_hidden_rows(self, connection: psycopg.Connection[Any], table: Table) -> None:
+        if self.row_security or not catalog.scalar(
+            connection, queries("catalog")["row_security_active"], {"oid": table.oid}
+        ):
+            return
+        user = connection.info.user
+        raise CatalogError(
+            f"row security on {table.name} may hide rows from role {user}, and they would be missing in silence",
+            remedy=f"read as a role with BYPASSRLS, or say row_security='apply' if the rows that {user} sees are "
+            "the ones that are meant",
+        )
+
+    def _endpoint(self, columns: Sequence[Selected]) -> Endpoint:
+        if all(column.treatment is not Treatment.HASH for column in columns):
+            return self.endpoint
+        if not self.hash_key:
+            hashed = ", ".join(c.source for c in columns if c.treatment is Treatment.HASH)
+            raise ConfigurationError(
+                f"{hashed} of {self._name} are to be hashed, but there is no key",
+                remedy="name a connection whose password is the key with hash_conn_id=...; without a key anybody "
+                "could find the values again by trying",
+            )
+        return replace(self.endpoint, settings=hash_settings(self.hash_key))
+
+    def _outside(
+        self, run: Any, rows: sql.Composable, table: Table, cursor: str
+    ) -> tuple[int, int | None]:
+        """How many rows have no cursor value, and how many one that lies ahead of the clock.
+
+        The second is counted where that is cheap: where an index orders the cursor, or the first needs a
+        look at all rows anyway.
+        """
+        column = table.column(cursor, use="the cursor")
+        ahead = self._ahead(column)
+        cheap = not column.not_null
+        if ahead is not None and not cheap:
+            run.execute(
+                queries("catalog")["orders_by_index"].as_string(None),
+                {"oid": table.oid, "column": cursor},
+            )
+            (cheap,) = run.fetchone() or (False,)
+        if not cheap:
+            return 0, None
+        statement = sql.SQL(
+            "SELECT count(*) FILTER (WHERE {c} IS NULL), count(*) FILTER (WHERE {ahead})"
+            " FROM {rows} WHERE {c} IS NULL OR {ahead}"
+        ).format(c=sql.Identifier(cursor), ahead=ahead or sql.SQL("false"), rows=rows)
+        run.execute(statement.as_string(None))
+        nulls, unreachable = run.fetchone() or (0, 0)
+        return nulls, None if ahead is None else unreachable
+
+    def _ahead(self, column: catalog.CatalogColumn) -> sql.Composable | None:
+        """Whether a value lies where no window can reach yet; ``None`` where there is no such place."""
+        name = sql.Identifier(column.name)
+        if column.type.split("(")[0] == "numeric":
+            return sql.SQL("{} >= 'Infinity'").format(name)
+        if cursor_kind(column.type) is not CursorKind.TIME:
+            return None
+        now: sql.Composable = sql.SQL("pg_catalog.clock_timestamp()")
+        if not column.type.endswith("with time zone"):
+            now = sql.SQL("({} AT TIME ZONE {})").format(now, sql.Literal(self.timezone))
+        return sql.SQL("{} > {}").format(name, now)
+
+
+def hash_settings(key: str) -> dict[str, str]:
+    """The two pads of an HMAC-SHA-256 key (RFC 2104), which the session's settings hold."""
+    raw = key.encode()
+    if len(raw) > _BLOCK:
+        raw = hashlib.sha256(raw).digest()
+    padded = raw.ljust(_BLOCK, b"\0")
+    return {
+        statements.HASH_INNER: bytes(byte ^ 0x36 for byte in padded).hex(),
+        statements.HASH_OUTER: bytes(byte ^ 0x5C for byte in padded).hex(),
+    }
 
 
 def as_offered(column: catalog.CatalogColumn) -> SourceColumn:

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 import structlog
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import ConfigurationError, ContractError, Superseded
-from airflow_etl_provider.core.extract import ExtractRequest, StagingPlan, WindowMode
-from airflow_etl_provider.core.load import (
-    Column,
-    Kind,
-    Load,
-    LoadState,
-    Manifest,
-    PartitionRange,
-    StreamPosition,
-)
+from airflow_etl_provider.core.columns import Selected
+from airflow_etl_provider.core.extract import Resumed, StagingPlan
+from airflow_etl_provider.core.load import Kind, Load, LoadState, Manifest, StreamPosition
 from airflow_etl_provider.core.names import TableName, staging_name
-from airflow_etl_provider.core.ports import EventLog, Sender, Session, SourceShape, Stop
+from airflow_etl_provider.core.ports import Cut, EventLog, Session, Snapshot, SourceShape, Stop
+from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
-from airflow_etl_provider.core.window import Window, bound_text, humane
-from airflow_etl_provider.postgres import catalog, ledger, statements
-from airflow_etl_provider.postgres.catalog import Table
-from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
+from airflow_etl_provider.core.window import Window, bound_text
+from airflow_etl_provider.postgres import catalog, ledger, slices, statements
+from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.partitions import (
-    expected_partitions,
-    refuse_default_rows,
-    refuse_unswappable,
+from airflow_etl_provider.postgres.filling import Filling
+from airflow_etl_provider.postgres.planning import (
+    becomes_partition,
+    matching_columns,
+    partitions_of,
+    watermark_window,
+    went_backwards,
+    widened,
 )
-from airflow_etl_provider.postgres.session import (
-    Endpoint,
-    connect,
-    connect_for_copy,
-    end_sessions,
-    session_of,
-)
-from airflow_etl_provider.postgres.transfer import relay
+from airflow_etl_provider.postgres.session import Endpoint, connect, end_sessions
 from airflow_etl_provider.postgres.types import agreement
 
 log = structlog.get_logger(__name__)
@@ -55,26 +42,28 @@ class PostgresStaging:
 
     endpoint: Endpoint
 
-    def plan(self, request: ExtractRequest, source: SourceShape, window: Window) -> StagingPlan:
+    def plan(
+        self,
+        request: ExtractRequest,
+        source: SourceShape,
+        columns: Sequence[Selected],
+        window: Window,
+    ) -> StagingPlan:
         with connect(self.endpoint) as connection:
             target = catalog.read_table(connection, request.target, label=self.endpoint.label)
-            columns = _matching_columns(request, source, target)
+            chosen = matching_columns(request, source, columns, target)
+            offered = {column.name: column for column in source.columns}
             with translated_errors(f"planning the load of {request.target}"):
-                partitions = _partitions(connection, request, target, window)
+                partitions = partitions_of(connection, request, target, window)
             return StagingPlan(
                 window=window,
-                columns=tuple(columns),
+                columns=chosen,
                 binary=agreement(
-                    [
-                        column
-                        for name in columns
-                        for column in source.columns
-                        if column.name == name
-                    ],
-                    [target.column(name, use="a column of the batch") for name in columns],
+                    [offered[column.name] for column in chosen],
+                    [target.column(column.name, use="a column of the batch") for column in chosen],
                     where=f"stream {request.stream}",
                 ),
-                direct=_becomes_partition(request, source, target, partitions),
+                direct=becomes_partition(source, target, partitions),
                 staging=TableName(
                     ledger.STAGING_SCHEMA,
                     staging_name(request.stream, request.load_id, request.run.try_number),
@@ -105,7 +94,7 @@ class PostgresStaging:
                 kind=request.kind,
                 run=request.run,
                 window=window,
-                moves_watermark=_moves_watermark(request),
+                moves_watermark=request.moves_watermark,
                 origin=None
                 if request.origin is None or window.type is None
                 else bound_text(request.origin, window.type, request.timezone),
@@ -120,9 +109,33 @@ class PostgresStaging:
             connect(self.endpoint) as connection,
             translated_errors(f"planning the window of {request.stream}"),
         ):
-            return watermark_window(
+            window = watermark_window(
                 connection, position, cursor_type, settled, lookback=request.lookback
             )
+            if window is None and went_backwards(connection, position, cursor_type, settled):
+                log.warning(
+                    "the source's largest cursor value is below the watermark: it was emptied, restored or "
+                    "numbered anew, and its rows are not read; rewind the stream to read them",
+                    stream=request.stream,
+                    largest=settled.high,
+                    watermark=position.position,
+                )
+            if window is None or not request.lookback or request.kind is not Kind.EVENTS:
+                return window
+            target = catalog.read_table(connection, request.target, label=self.endpoint.label)
+            return widened(connection, window, target, request)
+
+    def clamped(self, window: Window, settled: Settled) -> Window | None:
+        if settled.high is None:
+            return None
+        with connect(self.endpoint) as connection, translated_errors("clamping the window"):
+            row = connection.execute(
+                sql.SQL(
+                    "SELECT least(%(high)s::{t}, %(bound)s::{t})::text, %(bound)s::{t} > %(low)s::{t}"
+                ).format(t=cursor_type_sql(window.type or "")),
+                {"low": window.low, "high": window.high, "bound": settled.high},
+            ).fetchone()
+        return replace(window, high=row[0]) if row is not None and row[1] else None
 
     def position(self, stream: str) -> StreamPosition:
         return read_position(self.endpoint, stream)
@@ -144,60 +157,68 @@ class PostgresStaging:
         with connect(self.endpoint) as connection:
             return exists(connection, staging)
 
+    def resume(self, request: ExtractRequest, plan: StagingPlan) -> Resumed | None:
+        """Take over the slices that an earlier try staged, under this try's name.
+
+        They are dropped where they cannot be gone on from: the load is read whole, its columns are others
+        now, or nothing was staged yet.
+        """
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"looking for slices of load {request.load_id}"),
+            connection.transaction(),
+        ):
+            load = ledger.load(connection, request.load_id, lock=True)
+            planned = slices.slices(connection, request.load_id)
+            if load is None or load.staging is None or not planned:
+                return None
+            loaded = [part for part in planned if part.rows is not None]
+            if exists(connection, load.staging):
+                found = catalog.read_table(connection, load.staging, label=self.endpoint.label)
+                same = [c.name for c in found.columns] == [c.name for c in plan.columns]
+                if loaded and same and request.resumable and load.window.is_range:
+                    for step in statements.move(load.staging, plan.staging):
+                        connection.execute(step)
+                    return Resumed(
+                        window=replace(load.window, nulls=request.nulls),
+                        settled=Settled(
+                            load.window.high, load.window.bounds, load.settled or "an earlier try"
+                        ),
+                        cut=Cut(tuple(part.slice for part in planned), "as an earlier try cut it"),
+                        loaded=len(loaded),
+                        rows=sum(part.rows or 0 for part in loaded),
+                    )
+                drop_staging(connection, load.staging)
+                log.info("slices of an earlier try are read again", load_id=request.load_id)
+            slices.forget_slices(connection, request.load_id)
+            return None
+
     def stage(
         self,
         request: ExtractRequest,
         plan: StagingPlan,
         source: SourceShape,
-        sender: Sender,
+        snapshot: Snapshot,
         settled: Settled,
+        cut: Cut,
         *,
         stop: Stop,
         log: EventLog,
     ) -> Manifest:
-        what = f"staging {source.name} into {plan.staging}"
-        create = (
-            statements.create_twin(plan.staging, request.target)
-            if plan.direct
-            else statements.create_staging(plan.staging, request.target, plan.columns)
-        )
-        comment = (
-            f"stream {request.stream}, load {request.load_id}, try {request.run.try_number}, "
-            f"window {plan.window}, for {request.target}"
-        )
-        with ExitStack() as stack:
-            watching = stack.enter_context(connect(self.endpoint))
-            connection = stack.enter_context(connect_for_copy(self.endpoint, read_only=False))
-            with translated_errors(what), connection.cursor() as cursor:
-                own = session_of(connection, "target")
-                for session in (own, sender.session):
-                    if session is not None:
-                        ledger.add_session(watching, request.load_id, session)
-                cursor.execute(create.as_string(None))
-                cursor.execute(statements.comment(plan.staging, comment).as_string(None))
-            moved = relay(
-                sender,
-                connection,
-                statements.copy_in(
-                    plan.staging, plan.columns, binary=plan.binary, freeze=True
-                ).as_string(None),
-                stop=stop,
-                progress=_Progress(watching, request.load_id, own.pid, sender.estimated_rows, log),
-                what=what,
-            )
-            manifest = _manifest(request, plan, source, sender, settled, moved.rows, moved.bytes)
-            with translated_errors(what), connection.cursor() as cursor:
-                statement, params = ledger.staged_statement(manifest)
-                cursor.execute(statement.as_string(None), params)
-                if cursor.rowcount != 1:
-                    raise Superseded(
-                        f"load {request.load_id} was taken over by another try while this one was copying",
-                        remedy="nothing to do: this try kept nothing",
-                    )
-                connection.commit()
-            with translated_errors(what):
+        with connect(self.endpoint) as watching:
+            filling = Filling(self.endpoint, watching, request, plan, source, stop=stop, log=log)
+            manifest = filling.run(snapshot, settled, cut)
+            with translated_errors(filling.what):
                 ledger.forget_sessions(watching, request.load_id)
         return manifest
+
+    def cover_empty(self, manifest: Manifest) -> None:
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"recording the empty window of load {manifest.load_id}"),
+        ):
+            ledger.cover_empty(connection, manifest)
+            drop_staging(connection, manifest.staging)
 
     def fail(self, load_id: str, error: str, try_number: int) -> None:
         with (
@@ -214,8 +235,8 @@ class PostgresStaging:
                 if found is None or found.state.is_finished:
                     return
                 ledger.abandon(connection, load_id, reason)
-                if found.manifest is not None:
-                    drop_staging(connection, found.manifest.staging)
+                if found.staging is not None:
+                    drop_staging(connection, found.staging)
             log.info("load abandoned", load_id=load_id, reason=reason)
 
     def state(self, load_id: str) -> LoadState | None:
@@ -225,35 +246,6 @@ class PostgresStaging:
                 return None
             found = ledger.load(connection, load_id)
             return None if found is None else found.state
-
-
-@dataclass(frozen=True, slots=True)
-class _Progress:
-    """Tells every few seconds how far a COPY is; rows come from the server that stores them."""
-
-    connection: psycopg.Connection[Any]
-    load_id: str
-    pid: int
-    expected: int | None
-    log: EventLog
-
-    def __call__(self, size: int, seconds: float) -> None:
-        row = self.connection.execute(
-            "SELECT tuples_processed FROM pg_stat_progress_copy WHERE pid = %s", (self.pid,)
-        ).fetchone()
-        rows = 0 if row is None else row[0]
-        fields: dict[str, Any] = {
-            "load_id": self.load_id,
-            "rows": rows,
-            "mb": round(size / 1e6),
-            "rows_per_s": round(rows / seconds),
-            "mb_per_s": round(size / 1e6 / seconds, 1),
-        }
-        if rows and self.expected:
-            share = min(rows / self.expected, 0.99)
-            fields["share"] = f"{share:.0%}"
-            fields["remaining"] = humane(timedelta(seconds=seconds / share - seconds))
-        self.log("copying", **fields)
 
 
 def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:
@@ -283,161 +275,3 @@ def drop_staging(connection: psycopg.Connection[Any], table: TableName) -> None:
     ).fetchone()
     if attached == (False,):
         connection.execute(sql.SQL("DROP TABLE {}").format(statements.ident(table)))
-
-
-def _moves_watermark(request: ExtractRequest) -> bool:
-    if request.mode is WindowMode.WATERMARK:
-        return True
-    return request.interval is not None and request.interval.moves_watermark
-
-
-def watermark_window(
-    connection: psycopg.Connection[Any],
-    position: StreamPosition,
-    cursor_type: str,
-    settled: Settled,
-    *,
-    lookback: timedelta | int | None,
-) -> Window | None:
-    """From *position*, less *lookback*, to the settled bound; ``None`` if there is nothing between.
-
-    An integer's bound is exclusive, so it is one more than the largest settled value.
-    """
-    cast = cursor_type_sql(cursor_type)
-    kind = cursor_kind(cursor_type)
-    if lookback and (kind is CursorKind.TIME) != isinstance(lookback, timedelta):
-        raise ConfigurationError(
-            f"lookback={lookback!r} does not fit a cursor of type {cursor_type}",
-            remedy="give a timedelta for times, a whole number for counters, and none for other types",
-        )
-    back = sql.SQL("")
-    if lookback:
-        back = (
-            sql.SQL(" - %(lookback)s::interval")
-            if kind is CursorKind.TIME
-            else sql.SQL(" - %(lookback)s::bigint")
-        )
-    high = sql.SQL("%(high)s::{t}{more}").format(
-        t=cast, more=sql.SQL(" + 1" if kind is CursorKind.INTEGER else "")
-    )
-    row = connection.execute(
-        sql.SQL(
-            "SELECT (({low}{back})::{t})::text, ({high})::text, coalesce({high} > {low}, true)"
-        ).format(low=sql.SQL("%(low)s::{}").format(cast), back=back, t=cast, high=high),
-        {"low": position.position, "high": settled.high, "lookback": lookback},
-    ).fetchone()
-    if row is None or not row[2]:
-        return None
-    return Window(low=row[0], high=row[1], type=cursor_type, bounds=settled.bounds)
-
-
-def _matching_columns(request: ExtractRequest, source: SourceShape, target: Table) -> list[str]:
-    """The batch's columns: the source's (or the chosen ones), each present in the target."""
-    chosen = list(request.columns or source.names())
-    unknown = [name for name in chosen if not target.has_column(name)]
-    if unknown:
-        raise ContractError(
-            f"{source.name} has columns that {target.name} has not: {', '.join(unknown)}",
-            remedy=f"add them to {target.name}, or name the columns to load with columns=[...]",
-        )
-    generated = [name for name in chosen if target.column(name, use="a column").generated]
-    if request.columns is None:
-        chosen = [name for name in chosen if name not in generated]
-    elif generated:
-        raise ContractError(
-            f"{target.name} computes {', '.join(generated)} itself (GENERATED ALWAYS), so they cannot be loaded",
-            remedy="leave them out of columns=[...]",
-        )
-    starved = [
-        column.name
-        for column in target.columns
-        if column.not_null
-        and not (column.has_default or column.generated or column.identity)
-        and column.name not in chosen
-    ]
-    if starved:
-        raise ContractError(
-            f"{target.name} demands values (NOT NULL, no default) that {source.name} does not give: "
-            f"{', '.join(starved)}",
-            remedy="add the columns to the source or give the target's columns a default",
-        )
-    for key in request.keys:
-        target.column(key, use="a key")
-    return chosen
-
-
-def _partitions(
-    connection: psycopg.Connection[Any], request: ExtractRequest, target: Table, window: Window
-) -> tuple[PartitionRange, ...]:
-    """The partitions that the window covers whole; none where partitions do not matter."""
-    if request.partition is not None:
-        catalog.require_range_partitioned(target, request.partition.column)
-    if request.kind is not Kind.EVENTS or request.interval is None or request.cursor is None:
-        return ()
-    if target.partition_strategy != "r" or target.partition_columns != (request.cursor,):
-        return ()
-    found = expected_partitions(
-        connection,
-        target,
-        spec=request.partition,
-        interval=request.interval,
-        timezone=request.timezone,
-    )
-    if found:
-        refuse_unswappable(connection, target)
-    refuse_default_rows(connection, target, request.cursor, found)
-    return found
-
-
-def _becomes_partition(
-    request: ExtractRequest,
-    source: SourceShape,
-    target: Table,
-    partitions: Sequence[PartitionRange],
-) -> bool:
-    """Whether the staged table can be made as the future partition: one partition, read whole."""
-    if len(partitions) != 1:
-        return False
-    types = {column.name: column.type for column in source.columns}
-    column = target.partition_columns[0]
-    if types[column] != target.column(column, use="the partition column").type:
-        return False
-    return not any(column.identity for column in target.columns)
-
-
-def _manifest(
-    request: ExtractRequest,
-    plan: StagingPlan,
-    source: SourceShape,
-    sender: Sender,
-    settled: Settled,
-    rows: int,
-    size: int,
-) -> Manifest:
-    types = {column.name: column.type for column in source.columns}
-    return Manifest(
-        load_id=request.load_id,
-        stream=request.stream,
-        kind=request.kind,
-        target_conn_id=request.target_conn_id,
-        target=request.target,
-        staging=plan.staging,
-        source_conn_id=request.source_conn_id,
-        source=request.source,
-        source_dataset=source.dataset,
-        window=plan.window,
-        cursor=request.cursor,
-        columns=tuple(Column(name, types[name]) for name in plan.columns),
-        keys=request.keys,
-        partition_column=plan.partition_column,
-        partition=request.partition,
-        partitions=plan.partitions,
-        direct=plan.direct,
-        moves_watermark=_moves_watermark(request),
-        rows=rows,
-        bytes=size,
-        snapshot_at=sender.snapshot_at,
-        transport="binary" if plan.binary else "text",
-        checksum=sender.checksum,
-        settled=settled.evidence,
-    )

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.load import PartitionRange
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.core.ports import Slice
+from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres.cursors import plain_type
 
 BOUND_CHECK = "etl_partition_bound"
+#: Settings that hold the two pads of a hash's key.
+HASH_INNER, HASH_OUTER = "etl.hash_inner", "etl.hash_outer"
 
 
 def ident(table: TableName) -> sql.Identifier:
@@ -47,26 +51,82 @@ def in_range(
 
 def in_window(column: str, window: Window) -> sql.Composed:
     """Whether a row lies in *window*; text is ordered by its bytes, whatever the collation."""
+    empty = sql.SQL("{} IS NULL").format(sql.Identifier(column))
+    if window.nulls is Nulls.ONLY:
+        return empty
     collate = plain_type(window.type or "") in ("text", "character varying")
-    return in_range(column, window.low, window.high, bounds=window.bounds, collate=collate)
+    found = in_range(column, window.low, window.high, bounds=window.bounds, collate=collate)
+    if window.nulls is Nulls.INCLUDE:
+        return sql.SQL("({} OR {})").format(found, empty)
+    return found
 
 
-def window_query(
-    table: TableName, columns: Sequence[str], cursor: str | None, window: Window
-) -> sql.Composed:
-    query = sql.SQL("SELECT {} FROM {}").format(names(columns), ident(table))
-    if window.is_full or cursor is None:
-        return query
-    return query + sql.SQL(" WHERE ") + in_window(cursor, window)
+def in_slice(part: Slice) -> sql.Composed:
+    """Whether a row lies in *part*; one without a value belongs to the slice without a low end."""
+    by = sql.SQL(", ").join(sql.Identifier(column) for column in part.by)
+
+    def compared(operator: str, bound: Sequence[str]) -> sql.Composed:
+        values = sql.SQL(", ").join(sql.Literal(value) for value in bound)
+        return sql.SQL("({}) {} ({})").format(by, sql.SQL(operator), values)
+
+    if part.high is None:
+        return sql.Composed([sql.SQL("true")]) if part.low is None else compared(">=", part.low)
+    if part.low is None:
+        return sql.SQL("({} OR {} IS NULL)").format(
+            compared("<", part.high), sql.Identifier(part.by[0])
+        )
+    return sql.SQL("{} AND {}").format(compared(">=", part.low), compared("<", part.high))
 
 
-def null_cursors(table: TableName, cursor: str) -> sql.Composed:
-    return sql.SQL("SELECT count(*) FROM {} WHERE {} IS NULL").format(
-        ident(table), sql.Identifier(cursor)
+def expression(column: Selected) -> sql.Composable:
+    """What the source sends for *column*.
+
+    A hash is the HMAC-SHA-256 (RFC 2104) of the value's text, in hexadecimal. The two pads of its key are
+    settings of the session, so that no statement shows them.
+    """
+    name = sql.Identifier(column.source)
+    match column.treatment:
+        case Treatment.NULL:
+            # NULL of the column's own type, so that both sides still agree on it.
+            made = sql.SQL("CASE WHEN false THEN {} END").format(name)
+        case Treatment.HASH:
+            made = sql.SQL(
+                "pg_catalog.encode(pg_catalog.sha256({outer} OPERATOR(pg_catalog.||)"
+                " pg_catalog.sha256({inner} OPERATOR(pg_catalog.||) pg_catalog.convert_to({name}::text, 'UTF8'))), 'hex')"
+            ).format(name=name, outer=_pad(HASH_OUTER), inner=_pad(HASH_INNER))
+        case _:
+            return name
+    return sql.SQL("{} AS {}").format(made, sql.Identifier(column.name))
+
+
+def _pad(setting: str) -> sql.Composed:
+    return sql.SQL("pg_catalog.decode(pg_catalog.current_setting({}), 'hex')").format(
+        sql.Literal(setting)
     )
 
 
-def largest(table: TableName, column: str, column_type: str) -> sql.Composed:
+def selection(
+    rows: sql.Composable,
+    columns: Sequence[Selected],
+    cursor: str | None,
+    window: Window,
+    part: Slice | None,
+) -> sql.Composed:
+    """The rows of *window* (and of *part* of it) among *rows*, as they are sent."""
+    query = sql.SQL("SELECT {} FROM {}").format(
+        sql.SQL(", ").join(expression(column) for column in columns), rows
+    )
+    conditions: list[sql.Composable] = []
+    if not window.is_full and cursor is not None:
+        conditions.append(in_window(cursor, window))
+    if part is not None:
+        conditions.append(in_slice(part))
+    if not conditions:
+        return query
+    return query + sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions)
+
+
+def largest(rows: sql.Composable, column: str, column_type: str) -> sql.Composed:
     """The largest finite value of a cursor, as text; text is ordered by its bytes."""
     plain = plain_type(column_type)
     finite = "AND {c} < 'Infinity'" if plain == "numeric" else ""
@@ -75,7 +135,7 @@ def largest(table: TableName, column: str, column_type: str) -> sql.Composed:
         "SELECT {c}::text FROM {t} WHERE {c} IS NOT NULL {finite} ORDER BY {c}{order} DESC LIMIT 1"
     ).format(
         c=sql.Identifier(column),
-        t=ident(table),
+        t=rows,
         finite=sql.SQL(finite).format(c=sql.Identifier(column)),
         order=sql.SQL(order),
     )
@@ -85,11 +145,11 @@ def explain(query: sql.Composable) -> sql.Composed:
     return sql.SQL("EXPLAIN (FORMAT JSON) {}").format(query)
 
 
-def checksum(query: sql.Composable, columns: Sequence[str]) -> sql.Composed:
+def checksum(rows: sql.Composable, columns: Sequence[str]) -> sql.Composed:
     """Order-independent: the sum of a 64-bit hash of each row's text. Costs about one more scan."""
     return sql.SQL(
-        "SELECT coalesce(sum(hashtextextended(ROW({})::text, 0)::numeric), 0)::text FROM ({}) AS batch"
-    ).format(qualified("batch", columns), query)
+        "SELECT coalesce(sum(hashtextextended(ROW({})::text, 0)::numeric), 0)::text FROM {} AS batch"
+    ).format(qualified("batch", columns), rows)
 
 
 def copy_out(query: sql.Composable, *, binary: bool) -> sql.Composed:
@@ -120,15 +180,6 @@ def create_twin(table: TableName, parent: TableName) -> sql.Composed:
         "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
         " WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)"
     ).format(ident(table), ident(parent))
-
-
-def hide_schemas(table: TableName) -> sql.Composed:
-    """Empty the search path of this transaction, unless *table* is a view."""
-    return sql.SQL(
-        "SELECT set_config('search_path', 'pg_catalog', true) FROM pg_catalog.pg_class AS c"
-        " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = {} AND c.relname = {} AND c.relkind <> 'v'"
-    ).format(sql.Literal(table.schema), sql.Literal(table.name))
 
 
 def create_partition(table: TableName, parent: TableName) -> sql.Composed:

@@ -54,7 +54,7 @@ from airflow_etl_provider.postgres.partitions import (
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
-from airflow_etl_provider.postgres.source import PostgresSender
+from airflow_etl_provider.postgres.snapshot import PostgresSender
 from airflow_etl_provider.postgres.transfer import relay
 from airflow_etl_provider.postgres.twin import (
     final_index_names,
@@ -254,9 +254,6 @@ class Swap:
             sender = PostgresSender(
                 connection=reading,
                 statement=statements.copy_out(query, binary=binary).as_string(None),
-                snapshot_at=self._manifest.snapshot_at,
-                null_cursors=0,
-                checksum=None,
             )
             relay(
                 sender,
@@ -289,6 +286,8 @@ class Swap:
             self._require_logged(table)
             rows = scalar(self._connection, statements.count(table))
             before = 0 if old is None else scalar(self._connection, statements.count(old.table))
+            if old is not None:
+                self._require_nothing_above(old, part)
             brake(
                 manifest,
                 f"partition {part.name}",
@@ -307,6 +306,24 @@ class Swap:
                 changes.append(replace(change, steps=tuple(self._steps(change))))
         require_same_rows(manifest, sum(change.rows for change in changes))
         return changes
+
+    def _require_nothing_above(self, old: Partition, part: PartitionRange) -> None:
+        """A window may end within its last partition only as long as that holds nothing further."""
+        column, window = self._manifest.partition_column or "", self._manifest.window
+        if window.high is None or window.high == part.high:
+            return
+        rows = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(
+                statements.ident(old.table), statements.in_range(column, window.high, None)
+            ),
+        )
+        if rows:
+            raise ContractError(
+                f"partition {part.name} of {self._target.name} holds {rows:,} rows above {window.high}, where the batch "
+                "ends: a swap would lose them",
+                remedy="clear extract and downstream: the window is planned anew",
+            )
 
     def _require_logged(self, table: TableName) -> None:
         """An unlogged partition would be empty after a crash, and unreadable on a standby."""

@@ -34,11 +34,26 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 
 -- name: columns
-WITH RECURSIVE reached AS (
-    SELECT a.attnum, a.atttypid AS oid
-    FROM pg_attribute AS a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+SELECT a.attname::text AS name,
+       a.atttypid::bigint AS type_oid,
+       a.atttypmod AS type_modifier,
+       a.attnotnull AS not_null,
+       a.atthasdef AND a.attgenerated = '' AS has_default,
+       a.attgenerated <> '' AS generated,
+       a.attidentity <> '' AS identity
+FROM pg_attribute AS a
+WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+
+-- name: types
+-- What types are, all the way down, in the order in which they are given.
+WITH RECURSIVE given AS (
+    SELECT place, oid, modifier
+    FROM unnest(%(oids)s::oid[], %(modifiers)s::int[]) WITH ORDINALITY AS g (oid, modifier, place)
+), reached AS (
+    SELECT place, oid FROM given
     UNION
-    SELECT r.attnum, inner_type.oid
+    SELECT r.place, inner_type.oid
     FROM reached AS r
     JOIN pg_type AS t ON t.oid = r.oid
     CROSS JOIN LATERAL (
@@ -52,18 +67,13 @@ WITH RECURSIVE reached AS (
         SELECT g.rngsubtype FROM pg_range AS g WHERE t.oid IN (g.rngtypid, g.rngmultitypid)
     ) AS inner_type
 )
-SELECT a.attname::text AS name,
-       format_type(a.atttypid, a.atttypmod) AS type,
-       a.atttypid < 16384 AS builtin,
+SELECT format_type(g.oid, g.modifier) AS type,
+       g.oid < 16384 AS builtin,
        EXISTS (SELECT FROM reached AS r
-               WHERE r.attnum = a.attnum
+               WHERE r.place = g.place
                  AND r.oid = ANY (ARRAY['regclass', 'regcollation', 'regconfig', 'regdictionary', 'regnamespace',
                                         'regoper', 'regoperator', 'regproc', 'regprocedure', 'regrole',
                                         'regtype']::regtype[])) AS refers_by_oid,
-       a.attnotnull AS not_null,
-       a.atthasdef AND a.attgenerated = '' AS has_default,
-       a.attgenerated <> '' AS generated,
-       a.attidentity <> '' AS identity,
        coalesce((SELECT string_agg(format_type(t.oid, NULL) || CASE t.typtype
                      WHEN 'd' THEN ' is ' || format_type(t.typbasetype, t.typtypmod)
                      ELSE ' is (' || (SELECT string_agg(quote_ident(f.attname) || ' '
@@ -72,10 +82,29 @@ SELECT a.attname::text AS name,
                                       WHERE f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped) || ')'
                      END, '; ' ORDER BY format_type(t.oid, NULL))
                  FROM reached AS r JOIN pg_type AS t ON t.oid = r.oid
-                 WHERE r.attnum = a.attnum AND t.oid >= 16384 AND t.typtype IN ('d', 'c')), '') AS definition
-FROM pg_attribute AS a
-WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
-ORDER BY a.attnum
+                 WHERE r.place = g.place AND t.oid >= 16384 AND t.typtype IN ('d', 'c')), '') AS definition
+FROM given AS g
+ORDER BY g.place
+
+-- name: tables_by_oid
+SELECT n.nspname::text AS schema, c.relname::text AS name
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.oid = ANY (%(oids)s::oid[])
+ORDER BY 1, 2
+
+-- name: orders_by_index
+-- Whether a range of the column is found without reading the whole table.
+SELECT EXISTS (
+    SELECT FROM pg_index AS i JOIN pg_class AS ci ON ci.oid = i.indexrelid JOIN pg_am AS am ON am.oid = ci.relam
+    JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = %(oid)s AND i.indisvalid AND i.indpred IS NULL
+      AND am.amname = 'btree' AND a.attname = %(column)s)
+    OR EXISTS (
+    SELECT FROM pg_partitioned_table AS p JOIN pg_attribute AS a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
+    WHERE p.partrelid = %(oid)s AND p.partstrat = 'r' AND a.attname = %(column)s)
+
+-- name: row_security_active
+SELECT row_security_active(%(oid)s::oid)
 
 -- name: has_privilege
 SELECT has_table_privilege(%(oid)s::oid, %(privilege)s)

@@ -34,11 +34,13 @@ SET state = 'started', error = NULL, try_number = excluded.try_number, fence = e
 WHERE etl.loads.state IN ('started', 'failed')
 
 -- name: load
-SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error
+SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error,
+       staging, window_low, window_high, window_type, bounds, settled
 FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: lock_load
-SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error
+SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error,
+       staging, window_low, window_high, window_type, bounds, settled
 FROM etl.loads WHERE load_id = %(load_id)s FOR UPDATE
 
 -- name: abandon
@@ -48,6 +50,47 @@ WHERE load_id = %(load_id)s AND state IN ('started', 'staged', 'validated', 'fai
 -- name: restart_load
 UPDATE etl.loads SET state = 'started', manifest = NULL, staging = NULL, report = NULL
 WHERE load_id = %(load_id)s AND state IN ('staged', 'validated')
+
+-- name: plan_slice
+INSERT INTO etl.load_slices (load_id, slice, by, low, high)
+VALUES (%(load_id)s, %(slice)s, %(by)s, %(low)s, %(high)s)
+
+-- name: begin_slices
+UPDATE etl.loads SET staging = %(staging)s, settled = %(settled)s
+WHERE load_id = %(load_id)s AND state = 'started' AND try_number = %(try_number)s
+
+-- name: slice_loaded
+UPDATE etl.load_slices AS s
+SET rows = %(rows)s, bytes = %(bytes)s, checksum = %(checksum)s, snapshot_at = %(snapshot_at)s,
+    loaded_at = clock_timestamp()
+FROM etl.loads AS l
+WHERE s.load_id = %(load_id)s AND s.slice = %(slice)s AND s.loaded_at IS NULL
+  AND l.load_id = s.load_id AND l.state = 'started' AND l.try_number = %(try_number)s
+
+-- name: slices
+SELECT slice, by, low, high, rows, bytes, checksum::text AS checksum, snapshot_at, loaded_at IS NOT NULL AS is_loaded
+FROM etl.load_slices WHERE load_id = %(load_id)s ORDER BY slice
+
+-- name: forget_slices
+DELETE FROM etl.load_slices WHERE load_id = %(load_id)s
+
+-- name: newer_snapshots
+-- Published loads of the stream that read the source later: any at all, and any that held rows without a
+-- cursor value.
+SELECT count(*) > 0 AS newer,
+       coalesce(bool_or(window_type IS NULL OR manifest -> 'window' ->> 'nulls' <> 'exclude'), false) AS newer_nulls
+FROM etl.loads
+WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s AND snapshot_at > %(snapshot_at)s
+
+-- name: newer_nulls_load
+SELECT load_id FROM etl.loads
+WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s
+  AND (window_type IS NULL OR bounds = 'nulls')
+ORDER BY seq DESC LIMIT 1
+
+-- name: waive_empty
+UPDATE etl.loads SET state = 'validated', validated_at = clock_timestamp(), report = %(report)s
+WHERE load_id = %(load_id)s AND state = 'staged'
 
 -- name: ledger_exists
 SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

@@ -251,7 +251,9 @@ def test_two_first_loads_create_the_ledger_at_once(source, warehouse):
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(run, pipes * 2))
     assert len({manifest.load_id for manifest in done}) == 4
-    assert warehouse.value("SELECT count(*) FROM etl.schema_version") == 1
+    assert warehouse.value(
+        "SELECT array_agg(version ORDER BY version) FROM etl.schema_version"
+    ) == [1, 2]
 
 
 def test_a_retry_of_extract_returns_the_batch_that_stands(source18, warehouse18):

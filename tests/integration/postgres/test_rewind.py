@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 
 from airflow_etl_provider.core.errors import ConfigurationError, StateError, Superseded
-from airflow_etl_provider.core.extract import WindowMode, extract
 from airflow_etl_provider.core.load import Strategy
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.postgres import ledger
 from airflow_etl_provider.postgres.rewind import PostgresStoreBinding, rewind
 from airflow_etl_provider.postgres.session import connect
-from airflow_etl_provider.postgres.source import PostgresSource
 from tests.builders import (
     APRIL,
     FEBRUARY,
@@ -125,18 +121,8 @@ def test_a_rewind_to_the_position_itself_loads_what_lies_ahead_again(source18, w
 
 def test_a_watermark_window_begins_at_the_new_position(quarter, source18, warehouse18):
     moved(warehouse18, MAR)
-    request = replace(
-        quarter.request(FEBRUARY, MARCH), mode=WindowMode.WATERMARK, interval=None, partition=None
-    )
-    manifest = extract(
-        request,
-        source=PostgresSource(source18.endpoint(), TableName("public", "t")),
-        area=quarter.staging(),
-        store=quarter.store,
-        now=datetime.now(UTC),
-        stop=threading.Event(),
-        log=quarter.log,
-    )
+    quarter.mode, quarter.partition = WindowMode.WATERMARK, None
+    manifest = quarter.extract()
     assert manifest.window.low == MAR
 
 

@@ -23,7 +23,7 @@ from airflow_etl_provider.core.load import (
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.publish import PublishOptions, brake, choose_strategy
-from airflow_etl_provider.core.window import FULL, Window
+from airflow_etl_provider.core.window import FULL, Nulls, Window
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=30)
@@ -42,10 +42,11 @@ manifests = st.builds(
     staging=tables,
     source_conn_id=maybe,
     source=maybe,
-    source_dataset=st.none() | st.tuples(text, text),
-    window=st.just(FULL) | st.builds(Window, maybe, maybe, text, st.sampled_from(["[)", "(]"])),
+    source_datasets=st.lists(st.tuples(text, text), max_size=2).map(tuple),
+    window=st.just(FULL)
+    | st.builds(Window, maybe, maybe, text, st.sampled_from(["[)", "(]"]), st.sampled_from(Nulls)),
     cursor=maybe,
-    columns=st.lists(st.builds(Column, text, text), max_size=4).map(tuple),
+    columns=st.lists(st.builds(Column, text, text, maybe, maybe), max_size=4).map(tuple),
     keys=st.lists(text, max_size=3).map(tuple),
     partition_column=maybe,
     partition=st.none()
@@ -60,6 +61,8 @@ manifests = st.builds(
     snapshot_at=st.datetimes(timezones=st.just(UTC)),
     transport=maybe,
     checksum=maybe,
+    null_rows=st.integers(0, 2**62),
+    slices=st.integers(1, 1000),
     report=st.none() | st.dictionaries(text, text, max_size=3),
 )
 
@@ -122,7 +125,7 @@ def batch(**changes):
         staging=TableName("etl_staging", "s_1"),
         source_conn_id=None,
         source=None,
-        source_dataset=None,
+        source_datasets=(),
         window=MONTH,
         cursor="d",
         columns=(),
@@ -204,8 +207,8 @@ def test_the_brake_stops_above_its_share(before, lost, share, stops):
 @pytest.mark.parametrize(
     "damage",
     [
-        {"source_dataset": ["one"]},
-        {"source_dataset": "x"},
+        {"source_datasets": ["one"]},
+        {"source_datasets": "x"},
         {"window": {"low": 1}},
         {"window": None},
         {"columns": [{"name": "a"}]},

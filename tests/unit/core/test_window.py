@@ -147,12 +147,26 @@ def test_params_win_over_the_interval_and_never_move_the_watermark(params, data,
         found = choose_interval(
             param_low=at(params[0]),
             param_high=at(params[1]),
+            partition=None,
             interval_start=at(data[0]),
             interval_end=at(data[1]),
             backfill=backfill,
         )
         assert (found.start, found.end) == (at(expected[0]), at(expected[1]))
         assert found.moves_watermark == (expected[2] and not backfill)
+
+
+def test_a_partition_wins_over_the_interval_and_params_over_it():
+    day = Interval(NOON, NOON + timedelta(days=1), "partition '2013-01-01'", True)
+    given_ = {
+        "partition": day,
+        "interval_start": NOON - timedelta(days=9),
+        "interval_end": NOON,
+        "backfill": False,
+    }
+    assert choose_interval(param_low=None, param_high=None, **given_) == day
+    by_hand = choose_interval(param_low=NOON, param_high=NOON + timedelta(hours=1), **given_)
+    assert (by_hand.end, by_hand.moves_watermark) == (NOON + timedelta(hours=1), False)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +180,9 @@ def test_params_win_over_the_interval_and_never_move_the_watermark(params, data,
     ],
 )
 def test_half_a_window_or_none_is_refused(given_):
-    empty = dict.fromkeys(("param_low", "param_high", "interval_start", "interval_end"))
+    empty = dict.fromkeys(
+        ("param_low", "param_high", "partition", "interval_start", "interval_end")
+    )
     with pytest.raises(ConfigurationError):
         choose_interval(**{**empty, **given_}, backfill=False)
 

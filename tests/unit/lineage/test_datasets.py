@@ -45,10 +45,10 @@ MANIFEST = Manifest(
     staging=TableName("etl_staging", "orders_f50624ed5825_1"),
     source_conn_id="shop",
     source="public.orders",
-    source_dataset=SOURCE,
+    source_datasets=(SOURCE,),
     window=Window("2013-01-01", "2013-02-01", "date"),
     cursor="day",
-    columns=(Column("id", "bigint"), Column("day", "date")),
+    columns=(Column("id", "bigint", source="id"), Column("day", "date", source="day")),
     keys=(),
     partition_column="day",
     partition=None,
@@ -232,12 +232,43 @@ def test_an_uncounted_table_is_told_without_rows() -> None:
 
 def test_a_table_staged_by_others_has_no_source() -> None:
     """Output without inputs and without made-up origins of columns."""
-    alone = dataclasses.replace(MANIFEST, source=None, source_dataset=None, source_conn_id=None)
+    alone = dataclasses.replace(MANIFEST, source=None, source_datasets=(), source_conn_id=None)
     lineage = publish_lineage(alone, PUBLISHED, TARGET)
     assert lineage.inputs == []
     (target,) = lineage.outputs
     assert "columnLineage" not in facets(target)
     assert facets(target)["version"]["datasetVersion"] == MANIFEST.load_id
+
+
+def test_personal_data_is_shown_as_masked() -> None:
+    """A renamed column points to its source, a hashed one says that its values were masked."""
+    columns = (
+        Column("number", "bigint", source="id"),
+        Column("email", "text", source="mail", personal="hash"),
+    )
+    (target,) = publish_lineage(
+        dataclasses.replace(MANIFEST, columns=columns), PUBLISHED, TARGET
+    ).outputs
+    fields = facets(target)["columnLineage"]["fields"]
+    assert fields["number"]["inputFields"][0]["field"] == "id"
+    assert "masking" not in fields["number"]["inputFields"][0]["transformations"][0]
+    (masked,) = fields["email"]["inputFields"][0]["transformations"]
+    assert (masked["masking"], masked["description"]) == (True, "hash")
+
+
+def test_a_query_over_several_tables_has_several_inputs() -> None:
+    """Nobody knows which column is made of which, and nobody says so."""
+    query = dataclasses.replace(
+        MANIFEST,
+        source_datasets=(SOURCE, ("postgres://source:5432", "shop.public.customers")),
+        columns=(Column("id", "bigint"), Column("day", "date")),
+    )
+    assert [d.name for d in extract_lineage(query).inputs] == [
+        "shop.public.orders",
+        "shop.public.customers",
+    ]
+    (target,) = publish_lineage(query, PUBLISHED, TARGET).outputs
+    assert "columnLineage" not in facets(target)
 
 
 def test_an_unpublished_batch_has_no_output() -> None:

@@ -1,0 +1,268 @@
+"""Filling the staged table of one load, in one transaction or slice by slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+import psycopg2
+
+from airflow_etl_provider.core.columns import Treatment
+from airflow_etl_provider.core.errors import ContractError
+from airflow_etl_provider.core.extract import StagingPlan
+from airflow_etl_provider.core.load import Column, Manifest
+from airflow_etl_provider.core.ports import (
+    Cut,
+    EventLog,
+    Session,
+    Slice,
+    Snapshot,
+    SourceShape,
+    Stop,
+)
+from airflow_etl_provider.core.request import ExtractRequest
+from airflow_etl_provider.core.settle import Settled
+from airflow_etl_provider.core.window import humane
+from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy, session_of
+from airflow_etl_provider.postgres.slices import (
+    PlannedSlice,
+    SliceWriter,
+    plan_slices,
+    slices,
+    take_slices,
+    taken_over,
+)
+from airflow_etl_provider.postgres.transfer import relay
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """What was staged, over all slices."""
+
+    rows: int
+    bytes: int
+    checksum: str | None
+    snapshot_at: datetime
+
+
+class Filling:
+    """One fill of one staged table; *watching* is in autocommit, beside the sessions that copy."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        watching: psycopg.Connection[Any],
+        request: ExtractRequest,
+        plan: StagingPlan,
+        source: SourceShape,
+        *,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        self._endpoint = endpoint
+        self._watching = watching
+        self._request = request
+        self._plan = plan
+        self._source = source
+        self._stop = stop
+        self._log = log
+        self.what = f"staging {source.name} into {plan.staging}"
+
+    def run(self, snapshot: Snapshot, settled: Settled, cut: Cut) -> Manifest:
+        """Create, fill and record the table.
+
+        :raises Superseded: another try has taken the load over; what this one did is not kept.
+        :raises ContractError: both sides count different rows, or another checksum.
+        """
+        if cut.slices:
+            return self._in_slices(snapshot, settled, cut)
+        return self._in_one_piece(snapshot, settled, cut)
+
+    def _in_one_piece(self, snapshot: Snapshot, settled: Settled, cut: Cut) -> Manifest:
+        """Everything in one transaction: COPY FREEZE needs the one that creates the table."""
+        sender = snapshot.sender(None)
+        with connect_for_copy(self._endpoint, read_only=False) as connection:
+            with translated_errors(self.what), connection.cursor() as cursor:
+                own = session_of(connection, "target")
+                for session in (own, sender.session):
+                    if session is not None:
+                        ledger.add_session(self._watching, self._request.load_id, session)
+                for statement in self._create():
+                    cursor.execute(statement.as_string(None))
+            moved = relay(
+                sender,
+                connection,
+                self._copy_in(freeze=True),
+                stop=self._stop,
+                progress=lambda size, seconds: self._progress(
+                    own, size, seconds, sender.estimated_rows
+                ),
+                what=self.what,
+            )
+            totals = _Totals(moved.rows, moved.bytes, sender.checksum, snapshot.snapshot_at)
+            manifest = self._manifest(snapshot, settled, cut, totals)
+            with translated_errors(self.what), connection.cursor() as cursor:
+                self._compare_checksums(cursor, sender.checksum)
+                statement, params = ledger.staged_statement(manifest)
+                cursor.execute(statement.as_string(None), params)
+                if cursor.rowcount != 1:
+                    raise taken_over(self._request.load_id)
+                connection.commit()
+        return manifest
+
+    def _in_slices(self, snapshot: Snapshot, settled: Settled, cut: Cut) -> Manifest:
+        """The table is there first, then slice by slice what it holds."""
+        request, watching = self._request, self._watching
+        with translated_errors(self.what), watching.transaction():
+            planned = slices(watching, request.load_id)
+            if not planned:
+                for statement in self._create():
+                    watching.execute(statement)
+                plan_slices(watching, request.load_id, cut.slices)
+                planned = [PlannedSlice(part, None, None, None, None) for part in cut.slices]
+            take_slices(
+                watching,
+                request.load_id,
+                staging=self._plan.staging,
+                settled=settled.evidence,
+                try_number=request.run.try_number,
+            )
+        writer = SliceWriter(
+            endpoint=self._endpoint,
+            load_id=request.load_id,
+            try_number=request.run.try_number,
+            copy_in=self._copy_in(freeze=False),
+            what=self.what,
+            name_session=self._name_session,
+            progress=self._slice_progress,
+            stop=self._stop,
+            log=self._log,
+        )
+        done = writer.write(snapshot, planned, shards=request.shards)
+        totals = _Totals(
+            rows=sum(part.rows or 0 for part in done),
+            bytes=sum(part.bytes or 0 for part in done),
+            checksum=str(sum(int(part.checksum or 0) for part in done))
+            if request.checksum
+            else None,
+            # The oldest: of a row that changed since, a load that read later knows better.
+            snapshot_at=min(part.snapshot_at or snapshot.snapshot_at for part in done),
+        )
+        manifest = self._manifest(snapshot, settled, cut, totals)
+        with translated_errors(self.what), watching.transaction(), watching.cursor() as cursor:
+            self._compare_checksums(cursor, totals.checksum)
+            statement, params = ledger.staged_statement(manifest)
+            cursor.execute(statement, params)
+            if cursor.rowcount != 1:
+                raise taken_over(request.load_id)
+        return manifest
+
+    def _create(self) -> list[Any]:
+        plan, request = self._plan, self._request
+        create = (
+            statements.create_twin(plan.staging, request.target)
+            if plan.direct
+            else statements.create_staging(
+                plan.staging, request.target, [column.name for column in plan.columns]
+            )
+        )
+        comment = (
+            f"stream {request.stream}, load {request.load_id}, try {request.run.try_number}, "
+            f"window {plan.window}, for {request.target}"
+        )
+        return [create, statements.comment(plan.staging, comment)]
+
+    def _copy_in(self, *, freeze: bool) -> str:
+        columns = [column.name for column in self._plan.columns]
+        return statements.copy_in(
+            self._plan.staging, columns, binary=self._plan.binary, freeze=freeze
+        ).as_string(None)
+
+    def _compare_checksums(
+        self, cursor: psycopg.Cursor[Any] | psycopg2.extensions.cursor, sent: str | None
+    ) -> None:
+        """Where both sides have the same types, what is staged has the checksum of what was sent."""
+        if sent is None or not self._plan.binary:
+            return
+        columns = [column.name for column in self._plan.columns]
+        statement = statements.checksum(statements.ident(self._plan.staging), columns)
+        cursor.execute(statement.as_string(None))
+        (found,) = cursor.fetchone() or (None,)
+        if found != sent:
+            raise ContractError(
+                f"{self.what}: the checksum of what was sent ({sent}) is not that of what is staged ({found})",
+                remedy="nothing was kept; look for triggers or rules on the target, then clear the task",
+            )
+
+    def _name_session(self, session: Session) -> None:
+        ledger.add_session(self._watching, self._request.load_id, session)
+
+    def _slice_progress(self, part: Slice, size: int, seconds: float, own: Session) -> None:
+        self._progress(own, size, seconds, None, slice=part.number + 1)
+
+    def _progress(
+        self, own: Session, size: int, seconds: float, expected: int | None, **fields: Any
+    ) -> None:
+        """Say how far a COPY is; rows come from the server that stores them."""
+        row = self._watching.execute(
+            "SELECT tuples_processed FROM pg_stat_progress_copy WHERE pid = %s", (own.pid,)
+        ).fetchone()
+        rows = 0 if row is None else row[0]
+        fields |= {
+            "load_id": self._request.load_id,
+            "rows": rows,
+            "mb": round(size / 1e6),
+            "rows_per_s": round(rows / seconds),
+            "mb_per_s": round(size / 1e6 / seconds, 1),
+        }
+        if rows and expected:
+            share = min(rows / expected, 0.99)
+            fields["share"] = f"{share:.0%}"
+            fields["remaining"] = humane(timedelta(seconds=seconds / share - seconds))
+        self._log("copying", **fields)
+
+    def _manifest(
+        self, snapshot: Snapshot, settled: Settled, cut: Cut, totals: _Totals
+    ) -> Manifest:
+        request, plan, source = self._request, self._plan, self._source
+        types = {column.name: column.type for column in source.columns}
+        return Manifest(
+            load_id=request.load_id,
+            stream=request.stream,
+            kind=request.kind,
+            target_conn_id=request.target_conn_id,
+            target=request.target,
+            staging=plan.staging,
+            source_conn_id=request.source_conn_id,
+            source=request.source,
+            source_datasets=source.datasets,
+            window=plan.window,
+            cursor=request.target_cursor,
+            columns=tuple(
+                Column(
+                    column.name,
+                    types[column.name],
+                    source=None if source.is_query else column.source,
+                    personal=None if column.treatment is Treatment.KEEP else column.treatment.value,
+                )
+                for column in plan.columns
+            ),
+            keys=request.keys,
+            partition_column=plan.partition_column,
+            partition=request.partition,
+            partitions=plan.partitions,
+            direct=plan.direct,
+            moves_watermark=request.moves_watermark,
+            rows=totals.rows,
+            bytes=totals.bytes,
+            snapshot_at=totals.snapshot_at,
+            transport="binary" if plan.binary else "text",
+            checksum=totals.checksum,
+            settled=settled.evidence,
+            null_rows=snapshot.null_cursors,
+            slices=max(len(cut.slices), 1),
+        )

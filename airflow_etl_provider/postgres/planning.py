@@ -1,0 +1,260 @@
+"""Which rows, columns and partitions a load means, decided from the catalogs before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_etl_provider.core.columns import Selected
+from airflow_etl_provider.core.errors import ConfigurationError, ContractError
+from airflow_etl_provider.core.load import Kind, PartitionRange, StreamPosition
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.ports import SourceShape
+from airflow_etl_provider.core.request import ExtractRequest
+from airflow_etl_provider.core.settle import Settled
+from airflow_etl_provider.core.window import Interval, Window, bound_text
+from airflow_etl_provider.postgres import catalog, statements
+from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
+from airflow_etl_provider.postgres.partitions import (
+    expected_partitions,
+    refuse_default_rows,
+    refuse_unswappable,
+)
+
+
+def watermark_window(
+    connection: psycopg.Connection[Any],
+    position: StreamPosition,
+    cursor_type: str,
+    settled: Settled,
+    *,
+    lookback: timedelta | int | None,
+) -> Window | None:
+    """From *position*, less *lookback*, to the settled bound; ``None`` if there is nothing between.
+
+    An integer's bound is exclusive, so it is one more than the largest settled value.
+    """
+    cast = cursor_type_sql(cursor_type)
+    kind = cursor_kind(cursor_type)
+    if lookback and (kind is CursorKind.TIME) != isinstance(lookback, timedelta):
+        raise ConfigurationError(
+            f"lookback={lookback!r} does not fit a cursor of type {cursor_type}",
+            remedy="give a timedelta for times, a whole number for counters, and none for other types",
+        )
+    back = sql.SQL("")
+    if lookback:
+        back = (
+            sql.SQL(" - %(lookback)s::interval")
+            if kind is CursorKind.TIME
+            else sql.SQL(" - %(lookback)s::bigint")
+        )
+    high = sql.SQL("%(high)s::{t}{more}").format(
+        t=cast, more=sql.SQL(" + 1" if kind is CursorKind.INTEGER else "")
+    )
+    row = connection.execute(
+        sql.SQL(
+            "SELECT (({low}{back})::{t})::text, ({high})::text, coalesce({high} > {low}, true)"
+        ).format(low=sql.SQL("%(low)s::{}").format(cast), back=back, t=cast, high=high),
+        {"low": position.position, "high": settled.high, "lookback": lookback},
+    ).fetchone()
+    if row is None or not row[2]:
+        return None
+    return Window(low=row[0], high=row[1], type=cursor_type, bounds=settled.bounds)
+
+
+def went_backwards(
+    connection: psycopg.Connection[Any],
+    position: StreamPosition,
+    cursor_type: str,
+    settled: Settled,
+) -> bool:
+    """Whether the source's largest value lies below what was already loaded of it."""
+    kind = cursor_kind(cursor_type)
+    if kind not in (CursorKind.INTEGER, CursorKind.ORDER) or position.position is None:
+        return False
+    more = sql.SQL(" + 1" if kind is CursorKind.INTEGER else "")
+    found: bool = scalar(
+        connection,
+        sql.SQL("SELECT %(high)s::{t}{more} < %(position)s::{t}").format(
+            t=cursor_type_sql(cursor_type), more=more
+        ),
+        {"high": settled.high, "position": position.position},
+    )
+    return found
+
+
+def matching_columns(
+    request: ExtractRequest, source: SourceShape, columns: Sequence[Selected], target: Table
+) -> tuple[Selected, ...]:
+    """The batch's columns, each present in the target; those that it computes itself are left out.
+
+    :raises ContractError: the target lacks a column, computes one that was asked for, or demands another.
+    """
+    chosen = [column.name for column in columns]
+    unknown = [name for name in chosen if not target.has_column(name)]
+    if unknown:
+        raise ContractError(
+            f"{source.name} has columns that {target.name} has not: {', '.join(unknown)}",
+            remedy=f"add them to {target.name}, name the columns to load with columns=[...], or call them as the "
+            "target does with rename={...}",
+        )
+    generated = [name for name in chosen if target.column(name, use="a column").generated]
+    if request.selection.columns is None:
+        chosen = [name for name in chosen if name not in generated]
+    elif generated:
+        raise ContractError(
+            f"{target.name} computes {', '.join(generated)} itself (GENERATED ALWAYS), so they cannot be loaded",
+            remedy="leave them out of columns=[...]",
+        )
+    starved = [
+        column.name
+        for column in target.columns
+        if column.not_null
+        and not (column.has_default or column.generated or column.identity)
+        and column.name not in chosen
+    ]
+    if starved:
+        raise ContractError(
+            f"{target.name} demands values (NOT NULL, no default) that {source.name} does not give: "
+            f"{', '.join(starved)}",
+            remedy="add the columns to the source or give the target's columns a default",
+        )
+    for key in request.keys:
+        target.column(key, use="a key")
+    return tuple(column for column in columns if column.name in chosen)
+
+
+def partitions_of(
+    connection: psycopg.Connection[Any], request: ExtractRequest, target: Table, window: Window
+) -> tuple[PartitionRange, ...]:
+    """The partitions that the window covers whole; none where partitions do not matter.
+
+    :raises CatalogError: the target is not partitioned as was said, or cannot be swapped.
+    """
+    if request.partition is not None:
+        catalog.require_range_partitioned(target, request.partition.column)
+    if request.kind is not Kind.EVENTS or request.target_cursor is None or window.is_full:
+        return ()
+    if target.partition_strategy != "r" or target.partition_columns != (request.target_cursor,):
+        return ()
+    interval = instants(connection, window, target, request)
+    if interval is None:
+        return ()
+    found = expected_partitions(
+        connection, target, spec=request.partition, interval=interval, timezone=request.timezone
+    )
+    if found:
+        refuse_unswappable(connection, target)
+    refuse_default_rows(connection, target, request.target_cursor, found)
+    return found
+
+
+def instants(
+    connection: psycopg.Connection[Any], window: Window, target: Table, request: ExtractRequest
+) -> Interval | None:
+    """The time that a window covers, up to the end of its last partition if that holds nothing further.
+
+    A watermark window ends at the settled bound, in the middle of a partition. As long as the target has
+    nothing above the bound, what was read of that partition is all of it. ``None`` where the window has no
+    start, or none that a calendar shows.
+    """
+    if request.interval is not None and not window_is_clamped(request, window):
+        return request.interval
+    spec = request.partition
+    if window.low is None or window.high is None or not request.lookback or spec is None:
+        return None
+    column = spec.column
+    column_type = target.column(column, use="the partition column").type
+    if cursor_kind(column_type) is not CursorKind.TIME:
+        return None
+    moments = [
+        moment_of(connection, text, column_type, request.timezone)
+        for text in (window.low, window.high)
+    ]
+    low, high = moments
+    if low is None or high is None:
+        return None
+    last = spec.period_holding(high - timedelta(microseconds=1))
+    if last.end > high and above(connection, target.name, column, window.high, None):
+        return None
+    return Interval(low, last.end, "window", moves_watermark=True)
+
+
+def window_is_clamped(request: ExtractRequest, window: Window) -> bool:
+    """Whether the window ends before the interval that it was made of."""
+    if request.interval is None or window.type is None:
+        return False
+    return window.high != bound_text(request.interval.end, window.type, request.timezone)
+
+
+def widened(
+    connection: psycopg.Connection[Any], window: Window, target: Table, request: ExtractRequest
+) -> Window:
+    """*window* from the start of its first partition on, so that whole partitions are read anew."""
+    spec = request.partition
+    if window.low is None or window.type is None or spec is None:
+        return window
+    if target.partition_columns != (spec.column,) or spec.column != request.target_cursor:
+        return window
+    low = moment_of(connection, window.low, window.type, request.timezone)
+    if low is None:
+        return window
+    first = spec.period_holding(low)
+    return replace(window, low=bound_text(first.start, window.type, request.timezone))
+
+
+def moment_of(
+    connection: psycopg.Connection[Any], text: str, cursor_type: str, timezone: str
+) -> datetime | None:
+    """A bound of a cursor as an instant; ``None`` if no calendar shows it."""
+    instant = sql.SQL(
+        "%(text)s::timestamptz"
+        if cursor_type.endswith("with time zone")
+        else "%(text)s::timestamp AT TIME ZONE %(zone)s"
+    )
+    try:
+        found: datetime | None = scalar(
+            connection,
+            sql.SQL(
+                "SELECT CASE WHEN isfinite(m) AND m > '0001-01-02' AND m < '9999-12-30' THEN m END"
+                " FROM (SELECT {} AS m) AS given"
+            ).format(instant),
+            {"text": text, "zone": timezone},
+        )
+    except psycopg.errors.DatetimeFieldOverflow:
+        return None
+    return found
+
+
+def above(
+    connection: psycopg.Connection[Any], table: TableName, column: str, low: str, high: str | None
+) -> bool:
+    """Whether *table* has a row from *low* on."""
+    found: bool = scalar(
+        connection,
+        sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {})").format(
+            statements.ident(table), statements.in_range(column, low, high)
+        ),
+    )
+    return found
+
+
+def becomes_partition(
+    source: SourceShape,
+    target: Table,
+    partitions: Sequence[PartitionRange],
+) -> bool:
+    """Whether the staged table can be made as the future partition: one partition, read whole."""
+    if len(partitions) != 1:
+        return False
+    types = {column.name: column.type for column in source.columns}
+    column = target.partition_columns[0]
+    if types[column] != target.column(column, use="the partition column").type:
+        return False
+    return not any(column.identity for column in target.columns)
