@@ -85,6 +85,7 @@ def expression(column: Selected) -> sql.Composable:
     settings of the session, so that no statement shows them.
     """
     name = sql.Identifier(column.source)
+    made: sql.Composable = name
     match column.treatment:
         case Treatment.NULL:
             # NULL of the column's own type, so that both sides still agree on it.
@@ -94,7 +95,7 @@ def expression(column: Selected) -> sql.Composable:
                 "pg_catalog.encode(pg_catalog.sha256({outer} OPERATOR(pg_catalog.||)"
                 " pg_catalog.sha256({inner} OPERATOR(pg_catalog.||) pg_catalog.convert_to({name}::text, 'UTF8'))), 'hex')"
             ).format(name=name, outer=_pad(HASH_OUTER), inner=_pad(HASH_INNER))
-        case _:
+        case _ if column.name == column.source:
             return name
     return sql.SQL("{} AS {}").format(made, sql.Identifier(column.name))
 

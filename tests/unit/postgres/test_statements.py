@@ -6,10 +6,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConnectionLost, DataError, TransientError
 from airflow_etl_provider.core.load import PartitionRange
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.window import FULL, Window
+from airflow_etl_provider.core.ports import Slice
+from airflow_etl_provider.core.window import FULL, Nulls, Window
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.errors import translate, translated_errors
 from airflow_etl_provider.postgres.queries import queries
@@ -21,15 +23,57 @@ def shown(statement):
     return statement.as_string(None)
 
 
+def selected(*columns, cursor="c%", window=FULL, part=None):
+    chosen = [Selected(name, name) if isinstance(name, str) else name for name in columns]
+    return shown(statements.selection(statements.ident(ODD), chosen, cursor, window, part))
+
+
 def test_a_window_reads_its_rows_only():
-    assert shown(statements.window_query(ODD, ["a", 'b"'], "c%", Window("l'", "h", "date"))) == (
+    assert selected("a", 'b"', window=Window("l'", "h", "date")) == (
         'SELECT "a", "b""" FROM "s""" . "t;--"'.replace(" . ", ".")
         + " WHERE \"c%\" >= 'l''' AND \"c%\" < 'h'"
     )
 
 
 def test_a_full_window_reads_everything():
-    assert "WHERE" not in shown(statements.window_query(ODD, ["a"], "c", FULL))
+    assert "WHERE" not in selected("a")
+
+
+@pytest.mark.parametrize(
+    ("nulls", "condition"),
+    [
+        (Nulls.EXCLUDE, "\"c\" >= '1' AND \"c\" < '2'"),
+        (Nulls.INCLUDE, '("c" >= \'1\' AND "c" < \'2\' OR "c" IS NULL)'),
+        (Nulls.ONLY, '"c" IS NULL'),
+    ],
+)
+def test_rows_without_a_value_are_in_a_window_if_it_says_so(nulls, condition):
+    window = Window("1", "2", "bigint", nulls=nulls)
+    assert selected("a", cursor="c", window=window).endswith(f" WHERE {condition}")
+
+
+@pytest.mark.parametrize(
+    ("part", "condition"),
+    [
+        (Slice(0, ("c",), None, ("5",)), '(("c") < (\'5\') OR "c" IS NULL)'),
+        (Slice(1, ("c",), ("5",), ("9",)), "(\"c\") >= ('5') AND (\"c\") < ('9')"),
+        (Slice(2, ("c", "k"), ("9", "x'"), None), "(\"c\", \"k\") >= ('9', 'x''')"),
+        (Slice(0, ("c",), None, None), "true"),
+    ],
+)
+def test_slices_are_half_open_and_the_first_has_what_has_no_value(part, condition):
+    assert selected("a", part=part).endswith(f" WHERE {condition}")
+
+
+def test_personal_data_is_treated_in_the_statement_and_its_key_is_not_in_it():
+    found = selected(
+        Selected("n", "a"),
+        Selected("b", "b", Treatment.NULL),
+        Selected("m", "mail", Treatment.HASH),
+    )
+    assert found.startswith('SELECT "a" AS "n", CASE WHEN false THEN "b" END AS "b", ')
+    assert "current_setting('etl.hash_inner')" in found
+    assert '"mail"::text' in found
 
 
 def test_a_bound_says_what_the_partition_says():
