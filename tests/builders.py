@@ -87,6 +87,7 @@ class Pipeline:
     mode: WindowMode | None = None
     query: str | None = None
     hash_key: str | None = None
+    row_security: bool = False
     selection: Selection | None = None
     settle: SettleOptions = field(default_factory=SettleOptions)
     lookback: timedelta | int | None = None
@@ -141,6 +142,7 @@ class Pipeline:
             relation,
             timezone=self.timezone,
             hash_key=self.hash_key,
+            row_security=self.row_security,
         )
 
     def extract(

@@ -89,7 +89,10 @@ class SourceShape:
 def _as_sent(offered: SourceColumn, selected: Selected) -> SourceColumn:
     match selected.treatment:
         case Treatment.HASH:
-            return SourceColumn(selected.name, "text", offered.not_null, portable=True)
+            # SHA-256 in hexadecimal.
+            return SourceColumn(
+                selected.name, "character varying(64)", offered.not_null, portable=True
+            )
         case Treatment.NULL:
             return replace(offered, name=selected.name, not_null=False)
         case _:

@@ -52,7 +52,7 @@ class PostgresSource:
     row_security: bool = False
 
     def describe(self) -> SourceShape:
-        with connect(self.endpoint) as connection:
+        with connect(self._endpoint()) as connection:
             table = self._read(connection)
             if table.kind != catalog.QUERY and catalog.missing_privileges(
                 connection, table, ("SELECT",)
@@ -82,7 +82,7 @@ class PostgresSource:
         stop: Stop,
         log: EventLog,
     ) -> Settled:
-        with connect(self.endpoint) as connection, translated_errors(f"settling {self._name}"):
+        with connect(self._endpoint()) as connection, translated_errors(f"settling {self._name}"):
             settling = Settling(
                 connection,
                 self.relation,
@@ -143,17 +143,15 @@ class PostgresSource:
         return f"the query on {self.endpoint.label}"
 
     def _read(self, connection: psycopg.Connection[Any]) -> Table:
-        """The table, or what the query returns; read with the search path that it will be read with."""
+        """The table, or what the query returns."""
         table = self.relation.table
         if table is not None:
             found = catalog.read_table(connection, table, label=self.endpoint.label)
             self._refuse_hidden_rows(connection, found)
             return replace(found, reads=(table,))
+        # The names in a query are looked up as the role would; the session keeps that.
         connection.execute("RESET search_path")
-        try:
-            return self._read_query(connection)
-        finally:
-            connection.execute("SET search_path = pg_catalog")
+        return self._read_query(connection)
 
     def _read_query(self, connection: psycopg.Connection[Any]) -> Table:
         """What the query returns: where its bounds only fit one type, the types of cursors are tried."""
@@ -182,17 +180,22 @@ class PostgresSource:
             "the ones that are meant",
         )
 
-    def _endpoint(self, columns: Sequence[Selected]) -> Endpoint:
-        if all(column.treatment is not Treatment.HASH for column in columns):
-            return self.endpoint
-        if not self.hash_key:
-            hashed = ", ".join(c.source for c in columns if c.treatment is Treatment.HASH)
+    def _endpoint(self, columns: Sequence[Selected] = ()) -> Endpoint:
+        """How to reach the source, with what its sessions must know.
+
+        :raises ConfigurationError: a column is to be hashed, and there is no key.
+        """
+        settings: dict[str, str] = {} if self.row_security else {"row_security": "off"}
+        hashed = [column.source for column in columns if column.treatment is Treatment.HASH]
+        if hashed and not self.hash_key:
             raise ConfigurationError(
-                f"{hashed} of {self._name} are to be hashed, but there is no key",
+                f"{', '.join(hashed)} of {self._name} are to be hashed, but there is no key",
                 remedy="name a connection whose password is the key with hash_conn_id=...; without a key anybody "
                 "could find the values again by trying",
             )
-        return replace(self.endpoint, settings=hash_settings(self.hash_key))
+        if hashed:
+            settings |= hash_settings(self.hash_key or "")
+        return replace(self.endpoint, settings=settings)
 
     def _outside(
         self, run: Any, rows: sql.Composable, table: Table, cursor: str
@@ -203,7 +206,8 @@ class PostgresSource:
         look at all rows anyway.
         """
         column = table.column(cursor, use="the cursor")
-        ahead = self._ahead(column)
+        # A query may leave out itself what lies above its bounds.
+        ahead = None if self.relation.is_bounded else self._ahead(column)
         cheap = not column.not_null
         if ahead is not None and not cheap:
             run.execute(

@@ -1,7 +1,7 @@
 """Whether a source column can be stored in a target column, and in which COPY format.
 
-Binary is used only if every column has the same built-in type with the same modifiers on both sides;
-text carries what is the same by name or widens without loss. Whatever could round, cut or shift a value
+Binary is used only if every column has the same built-in type with the same modifiers on both sides, or
+is text of whatever length; text carries what is the same by name or widens without loss. Whatever could round, cut or shift a value
 in silence is refused.
 """
 
@@ -57,9 +57,17 @@ def agreement(
             "columns out with columns=[...]",
         )
     return all(
-        ours.portable and theirs.builtin and not theirs.refers_by_oid and ours.type == theirs.type
+        ours.portable
+        and theirs.builtin
+        and not theirs.refers_by_oid
+        and (ours.type == theirs.type or (_is_text(ours.type) and _is_text(theirs.type)))
         for ours, theirs in zip(source, target, strict=True)
     )
+
+
+def _is_text(name: str) -> bool:
+    """Types whose binary form is the text itself; a limit is checked by the server that stores it."""
+    return name == "text" or name.split("(")[0] == "character varying"
 
 
 def _fits(source: str, target: str) -> bool:
