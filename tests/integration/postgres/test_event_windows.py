@@ -130,9 +130,7 @@ def test_a_clamped_interval_that_has_just_begun_is_nothing(source18, warehouse18
         settle=SettleOptions(origin=CursorOrigin.APPLICATION, delay=hours(30)),
     )
     now = datetime.now(UTC)
-    manifest = pipe.extract(
-        now - hours(1), now + hours(1), open_window=OpenWindow.CLAMP
-    )
+    manifest = pipe.extract(now - hours(1), now + hours(1), open_window=OpenWindow.CLAMP)
     assert manifest.nothing
 
 

@@ -17,11 +17,11 @@ NOW = SettleOptions(delay=timedelta(0), margin=timedelta(0))
 
 def entities(source, warehouse, null_cursor, mode=WindowMode.WATERMARK, **more):
     """Rows that change; some have never been given a time of change."""
-    source.run(
-        "CREATE TABLE t (id int PRIMARY KEY, v text, ts timestamptz DEFAULT now())"
-    )
+    source.run("CREATE TABLE t (id int PRIMARY KEY, v text, ts timestamptz DEFAULT now())")
     warehouse.run("CREATE SCHEMA a; CREATE TABLE a.t (id int PRIMARY KEY, v text, ts timestamptz)")
-    source.run("INSERT INTO t VALUES (1, 'dated', DEFAULT), (2, 'undated', NULL), (3, 'undated', NULL)")
+    source.run(
+        "INSERT INTO t VALUES (1, 'dated', DEFAULT), (2, 'undated', NULL), (3, 'undated', NULL)"
+    )
     return Pipeline(
         source,
         warehouse,
