@@ -38,6 +38,7 @@ _STOP_SIGNALS: Mapping[StopMode, signal.Signals] = {
     "immediate": signal.SIGQUIT,
 }
 _DEFAULT_SETTINGS: Mapping[str, Setting] = {
+    "listen_addresses": HOST,
     "max_connections": 200,
     "max_prepared_transactions": 10,
     "shared_buffers": "256MB",
@@ -94,8 +95,9 @@ def free_port(preferred: int = 0) -> int:
 class EmbeddedPostgres:
     """A PostgreSQL server that lives in one data directory and belongs to this process.
 
-    It listens on the loopback interface only and asks for a password, drawn when the data
-    directory is made. Everything started is stopped at the latest when the process exits.
+    It listens on the loopback interface only, unless its settings say otherwise, and asks for
+    a password, drawn when the data directory is made. Everything started is stopped at the
+    latest when the process exits.
     A server found running in the data directory was left behind by a process that was
     killed; ``start`` stops it first, so two live owners of one directory must not be.
 
@@ -221,7 +223,6 @@ class EmbeddedPostgres:
     def _server_command(self) -> list[str]:
         settings: dict[str, Setting] = {
             **self.settings,
-            "listen_addresses": HOST,
             "port": self.port,
             "unix_socket_directories": "",
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -237,7 +237,9 @@ def extract(
         # Nothing failed: the next process goes on waiting.
         raise
     except EtlError as error:
-        area.fail(request.load_id, error.what, request.run.try_number)
+        # The warehouse may be what was lost: the first error is the one to tell.
+        with suppress(EtlError):
+            area.fail(request.load_id, error.what, request.run.try_number)
         raise
     log(
         "batch staged",

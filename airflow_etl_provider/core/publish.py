@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -154,7 +155,9 @@ def publish(
     try:
         published = publisher.publish(manifest, strategy, options, stop=stop, log=log)
     except EtlError as error:
-        publisher.fail(manifest.load_id, error.what)
+        # The warehouse may be what was lost: the first error is the one to tell.
+        with suppress(EtlError):
+            publisher.fail(manifest.load_id, error.what)
         raise
     if published.overtaken_by is not None:
         log(

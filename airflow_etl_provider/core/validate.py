@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from airflow_etl_provider.core.errors import EtlError, QualityGateFailed, StateError
@@ -65,7 +66,9 @@ def validate(
         area.require_batch(manifest)
         report = audit(manifest.staging, load_id)
     except EtlError as error:
-        area.fail(load_id, error.what)
+        # The warehouse may be what was lost: the first error is the one to tell.
+        with suppress(EtlError):
+            area.fail(load_id, error.what)
         raise
     try:
         reject(report, manifest.staging)

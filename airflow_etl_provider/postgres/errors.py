@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 import psycopg2
@@ -39,7 +39,7 @@ _REMEDIES = {
     "28": "check login and password of the Airflow connection",
     "3D": "check the database name (schema field) of the Airflow connection",
     "42501": "grant the missing privilege to the connection's role, or use a role that has it",
-    "53100": "free disk space on the server; the load starts over or goes on by itself",
+    "53100": "free disk space on that server; Airflow retries by itself, and a clear does it at once",
     "53300": "raise max_connections or lower the number of parallel runs",
 }
 #: Only a column of an ordinary name is told, since one with quotes could let the value after it through.
@@ -79,7 +79,8 @@ def _translated(error: Exception, what: str) -> EtlError:
     if sqlstate == "55P03":
         return LockBudgetExceeded(f"{what}: a lock was not granted in time", remedy=remedy)
     if sqlstate in _TRANSIENT:
-        return TransientError(f"{what}: {_TRANSIENT[sqlstate]} ({sqlstate})", remedy=remedy)
+        happened = f"{_TRANSIENT[sqlstate]} ({sqlstate}){_server_of(error)}"
+        return TransientError(f"{what}: {happened}", remedy=remedy)
     if sqlstate[:2] == "08" or sqlstate[:3] == "57P":
         return ConnectionLost(f"{what}: {primary} ({sqlstate})", remedy=remedy)
     if sqlstate[:2] in ("22", "23"):
@@ -137,6 +138,16 @@ def _diagnosis(error: Exception) -> tuple[str | None, str, str]:
     if isinstance(error, psycopg2.Error):
         return error.pgcode, error.diag.message_primary or "", error.diag.context or ""
     return None, "", ""
+
+
+def _server_of(error: Exception) -> str:
+    """Which server it was, where the driver still knows: a COPY has two."""
+    with suppress(psycopg2.Error):
+        connection = getattr(getattr(error, "cursor", None), "connection", None)
+        if isinstance(connection, psycopg2.extensions.connection):
+            info = connection.info
+            return f", database {info.dbname} on {info.host}:{info.port}"
+    return ""
 
 
 def _without_values(sqlstate: str, primary: str, context: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,12 +18,15 @@ from psycopg.conninfo import make_conninfo
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Session
-from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
+from airflow_etl_provider.postgres.errors import sqlstate_of, translate, translated_errors
 
 log = structlog.get_logger(__name__)
 
 _open: set[psycopg.Connection[Any]] = set()
 
+#: How long either end waits for an answer on the wire. What asks only every ten seconds (keepalive, progress)
+#: notices a silent host after 25, and half a minute is promised.
+_SILENCE_MS = "15000"
 #: Text form of every value is the same in all our sessions, whatever the server's defaults are.
 _SETTINGS = {
     "TimeZone": "UTC",
@@ -35,6 +40,11 @@ _SETTINGS = {
     "standard_conforming_strings": "on",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    # How soon the server gives up a client whose host fell silent; the client's half is below.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": _SILENCE_MS,
 }
 _KEEPALIVE = {
     "connect_timeout": "15",
@@ -42,8 +52,36 @@ _KEEPALIVE = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
-    "tcp_user_timeout": "20000",
+    "tcp_user_timeout": _SILENCE_MS,
 }
+_ANSWERS_WITHIN = 2.0
+
+
+class _CopyConnection(psycopg2.extensions.connection):
+    """A connection whose ``cancel`` waits for no silent host."""
+
+    label = ""
+
+    def cancel(self) -> None:
+        if _answers(self):
+            super().cancel()
+
+
+class _CopyCursor(psycopg2.extensions.cursor):
+    """A cursor that knows a lost connection when it happens.
+
+    The other end of a COPY then fails too, for want of the rest: it must not look as if its data were bad.
+    """
+
+    connection: _CopyConnection
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        try:
+            super().copy_expert(sql, file, size)
+        except psycopg2.Error as error:
+            if sqlstate_of(error) is None and self.connection.closed:
+                raise translate(error, f"COPY on {self.connection.label}") from None
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +129,9 @@ def connect(endpoint: Endpoint) -> Iterator[psycopg.Connection[Any]]:
             connection.execute("SELECT set_config('search_path', 'pg_catalog', false)")
         _open.add(connection)
         try:
-            yield connection
+            # Whatever a statement's own block does not name, such as a connection lost between two.
+            with translated_errors(f"a session on {endpoint.label}"):
+                yield connection
         finally:
             _open.discard(connection)
 
@@ -100,7 +140,27 @@ def cancel_open_sessions() -> None:
     """Cancel what the sessions of :func:`connect` are running; safe in a signal handler, any number of times."""
     for connection in tuple(_open):
         with suppress(psycopg.Error):
-            connection.cancel()
+            if _answers(connection):
+                connection.cancel()
+
+
+def _answers(connection: psycopg.Connection[Any] | psycopg2.extensions.connection) -> bool:
+    """Whether the server takes connections now.
+
+    A request to cancel is a connection of its own, for which libpq waits more than two minutes and serves
+    no signal meanwhile. A host that fell silent ends the statement by itself, sooner than that.
+    """
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as own:
+            family, server = own.family, own.getpeername()
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            return True
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_ANSWERS_WITHIN)
+            probe.connect(server)
+    except (OSError, psycopg.Error, psycopg2.Error):
+        return False
+    return True
 
 
 @contextmanager
@@ -113,7 +173,10 @@ def connect_for_copy(
     the block is rolled back.
     """
     with translated_errors(f"connecting to {endpoint.label}"):
-        connection = psycopg2.connect(_dsn(endpoint))
+        connection = psycopg2.connect(
+            _dsn(endpoint), connection_factory=_CopyConnection, cursor_factory=_CopyCursor
+        )
+        connection.label = endpoint.label
     try:
         with translated_errors(f"preparing a session on {endpoint.label}"):
             connection.set_session(autocommit=True)
@@ -127,7 +190,8 @@ def connect_for_copy(
                 with connection.cursor() as cursor:
                     cursor.execute("SET search_path = pg_catalog")
                 connection.set_session(isolation_level="READ COMMITTED", autocommit=False)
-        yield connection
+        with translated_errors(f"a session on {endpoint.label}"):
+            yield connection
     finally:
         connection.close()
 

@@ -22,7 +22,11 @@ TIMED_OUT = "QueryCanceled: "
 
 _LIMITS = """
 SELECT set_config('statement_timeout', %(statement_timeout)s, true),
-       set_config('client_connection_check_interval', '1s', true)
+       set_config('client_connection_check_interval', '1s', true),
+       set_config('tcp_keepalives_idle', '10', true),
+       set_config('tcp_keepalives_interval', '5', true),
+       set_config('tcp_keepalives_count', '3', true),
+       set_config('tcp_user_timeout', '15000', true)
 """
 
 # Compared as text: a cast to `name` would cut a long name and find another table.

@@ -139,6 +139,7 @@ class Airflow:
         run_type: DagRunType = DagRunType.SCHEDULED,
         conf: Mapping[str, Any] | None = None,
         run_id: str | None = None,
+        partition_key: str | None = None,
     ) -> Ran:
         """A new run of *dag* to its end; retries do not wait."""
         self.sync(dag)
@@ -154,6 +155,7 @@ class Airflow:
                 triggered_by=DagRunTriggeredByType.TEST,
                 state=DagRunState.RUNNING,
                 conf=None if conf is None else dict(conf),
+                partition_key=partition_key,
                 session=session,
             )
         return self.resume(dag, run_id)
@@ -185,7 +187,8 @@ class Airflow:
                 session.expire_all()
                 ready, _ = run.update_state(session=session)
                 for instance in ready:
-                    instance.try_number += 1
+                    if instance.state != TaskInstanceState.UP_FOR_RESCHEDULE:
+                        instance.try_number += 1
                     instance.state = TaskInstanceState.SCHEDULED
                     instance.scheduled_dttm = datetime.now(UTC)
                 session.commit()

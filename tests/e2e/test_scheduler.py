@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
 
 from demo.airflow_api import AirflowApi, DagRun, until
-from demo.airflow_process import AirflowProcess
-from demo.embedded import EmbeddedPostgres
-from tests.conftest import Database, drop, new_database
+from tests.conftest import Database
+from tests.e2e.running import RunningAirflow
 
 PIPELINE = """
 pipeline: events
@@ -81,14 +79,8 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    home = tmp_path_factory.mktemp("airflow")
-    dags = home / "dags"
-    (dags / "pipelines").mkdir(parents=True)
-    (dags / "load_pipelines.py").write_text(LOADER)
-    (dags / "pipelines" / "events.yaml").write_text(PIPELINE)
-    source, warehouse = new_database(server, "shop"), new_database(server, "warehouse")
-    metadata = new_database(server, "airflow")
+def shop(airflow: RunningAirflow) -> Shop:
+    source, warehouse = airflow.databases["shop"], airflow.databases["warehouse"]
     source.run("CREATE TABLE events (id bigint PRIMARY KEY, at timestamptz NOT NULL, value int)")
     source.run(
         "INSERT INTO events SELECT i, timestamptz '2024-01-01 00:00+00' + i * interval '1 hour', i"
@@ -99,18 +91,11 @@ def shop(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> 
         "CREATE TABLE analytics.events (id bigint, at timestamptz NOT NULL, value int,"
         " PRIMARY KEY (id, at)) PARTITION BY RANGE (at)"
     )
-    process = AirflowProcess(
-        home / "home",
-        metadata_url=server.url(metadata.name, "postgresql+psycopg2"),
-        dags=dags,
-        connections={"shop": source.airflow_uri(), "warehouse": warehouse.airflow_uri()},
-        lineage=home / "lineage.jsonl",
-    )
-    with process:
-        process.api.wait_for_dags(["events"])
-        yield Shop(process.api, source, warehouse)
-    for database in (source, warehouse, metadata):
-        drop(database)
+    (airflow.dags / "pipelines").mkdir()
+    (airflow.dags / "pipelines" / "events.yaml").write_text(PIPELINE)
+    (airflow.dags / "load_pipelines.py").write_text(LOADER)
+    airflow.api.wait_for_dags(["events"])
+    return Shop(airflow.api, source, warehouse)
 
 
 def test_a_month_is_loaded_rejected_mended_and_locked_out(shop: Shop) -> None:

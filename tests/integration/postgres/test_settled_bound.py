@@ -282,7 +282,7 @@ def test_several_transactions_in_one_message(source18: Any, warehouse18: Any) ->
         stack.callback(holder.execute, "SELECT pg_advisory_unlock_all()")
         wait_until(
             lambda: (
-                source18.run("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+                source18.run("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
                 or running.done()
             ),
             "the message waits in its first transaction",
