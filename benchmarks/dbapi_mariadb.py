@@ -1,15 +1,20 @@
-"""A real MariaDB for the tests, from Debian's ``mariadb-server``, under an account without privileges."""
+"""A real MariaDB for benchmarks and tests, from Debian's ``mariadb-server-core``, under an account without
+privileges.
+"""
 
 from __future__ import annotations
 
 import grp
+import importlib
 import os
 import pwd
 import secrets
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +23,23 @@ from uuid import uuid4
 import pymysql
 
 from demo.embedded import HOST, free_port
-from tests.builders import wait_until
 
 _ACCOUNT = "nobody"
-_PROGRAMS = ("mariadbd", "mariadb-install-db", "my_print_defaults")
+#: Where the server's package keeps the SQL that makes its own tables.
+_SHARE = Path("/usr/share/mysql")
+_SYSTEM_TABLES = (
+    "mysql_system_tables.sql",
+    "mysql_performance_tables.sql",
+    "mysql_system_tables_data.sql",
+)
+_PATIENCE = 30
 
 
-def missing_programs() -> list[str]:
-    """What is not installed; servers stand in ``/usr/sbin``, which is on few accounts' path."""
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
-    return [program for program in _PROGRAMS if shutil.which(program, path=path) is None]
+def server_program() -> str | None:
+    """The server, if it is installed: it stands in ``/usr/sbin``, which is on few accounts' path."""
+    if not all((_SHARE / name).is_file() for name in _SYSTEM_TABLES):
+        return None
+    return shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @dataclass
@@ -47,14 +59,14 @@ class MariaDb:
             for folder in (self.folder, data):
                 folder.chmod(0o755)
                 os.chown(folder, account.pw_uid, account.pw_gid)
+        program = server_program()
+        if program is None:
+            raise FileNotFoundError("MariaDB is not installed: apt-get install mariadb-server-core")
+        script = ["CREATE DATABASE mysql;", "USE mysql;", "SET @auth_root_socket = NULL;"]
+        script += [(_SHARE / name).read_text() for name in _SYSTEM_TABLES]
         subprocess.run(
-            [
-                "mariadb-install-db",
-                "--no-defaults",
-                f"--datadir={data}",
-                "--auth-root-authentication-method=normal",
-                "--skip-test-db",
-            ],
+            [program, "--no-defaults", "--bootstrap", f"--datadir={data}"],
+            input="\n".join(script).encode(),
             check=True,
             capture_output=True,
             **self._account(),
@@ -62,7 +74,7 @@ class MariaDb:
         log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen(
             [
-                shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin"),
+                program,
                 "--no-defaults",
                 f"--datadir={data}",
                 f"--socket={self.folder / 's'}",
@@ -79,13 +91,19 @@ class MariaDb:
             **self._account(),
         )
         log.close()
-        wait_until(self._answers, "MariaDB accepts connections")
+        give_up = time.monotonic() + _PATIENCE
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > give_up:
+                self.stop()
+                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+            time.sleep(0.05)
         self.run(f"SET PASSWORD FOR root@localhost = PASSWORD('{self.password}')", password="")
         return self
 
     def stop(self) -> None:
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def connect(self, database: str | None = None, password: str | None = None) -> Any:
@@ -153,9 +171,7 @@ class MariaDatabase:
         if driver == "pymysql":
             return lambda: pymysql.connect(password=password, database=self.name, **address)
         if driver == "mysqlclient":
-            import MySQLdb
-
-            return lambda: MySQLdb.connect(passwd=password, db=self.name, **address)
-        import mysql.connector
-
-        return lambda: mysql.connector.connect(password=password, database=self.name, **address)
+            mysqlclient = importlib.import_module("MySQLdb")
+            return lambda: mysqlclient.connect(passwd=password, db=self.name, **address)
+        connector = importlib.import_module("mysql.connector")
+        return lambda: connector.connect(password=password, database=self.name, **address)

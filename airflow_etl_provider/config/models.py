@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
@@ -23,11 +23,12 @@ from pydantic import (
 
 from airflow_etl_provider.config.findings import ContradictionError, Finding, named
 from airflow_etl_provider.config.rules import contradictions_of_pipeline, contradictions_of_stream
+from airflow_etl_provider.core.columns import Selection, Treatment
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
 from airflow_etl_provider.core.partition import Every
-from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
 
@@ -40,6 +41,9 @@ PRESETS = {
     "@quarterly": "0 0 1 */3 *",
     "@yearly": "0 0 1 1 *",
 }
+#: What a run may read; rows without a cursor value are swept beside that.
+_WINDOWS = [mode.value for mode in (WindowMode.INTERVAL, WindowMode.WATERMARK, WindowMode.FULL)]
+_TREATMENTS = [each.value for each in (Treatment.HASH, Treatment.NULL, Treatment.DROP)]
 _DAG_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _TAG_LENGTH = 100
 _PARALLEL_RUNS = 4
@@ -122,6 +126,36 @@ def _lookback(value: object) -> timedelta | int:
     )
 
 
+def _window(value: object) -> object:
+    if value == WindowMode.NULLS:
+        raise _refusal(
+            "nulls is no window of a stream",
+            "write null_cursor: sweep beside window: watermark or interval",
+        )
+    if value not in _WINDOWS:
+        raise _refusal(_unknown(value, _WINDOWS), f"write one of {', '.join(_WINDOWS)}")
+    return value
+
+
+def _treatment(value: object) -> object:
+    """YAML reads a bare null as nothing."""
+    if value is None:
+        return Treatment.NULL
+    if value not in _TREATMENTS:
+        raise _refusal(_unknown(value, _TREATMENTS), "write hash, null or drop")
+    return value
+
+
+def _unknown(value: object, known: Sequence[str]) -> str:
+    if isinstance(value, str):
+        return f"{value!r} is not known{nearest(value, known)}"
+    return f"{named(value)} is not known"
+
+
+def _zero_dates(value: object) -> object:
+    return "null" if value is None else value
+
+
 def _table(text: str) -> str:
     try:
         TableName.parse(text)
@@ -187,6 +221,21 @@ Lookback = Annotated[
         {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "format": "duration"}]}
     ),
 ]
+Window = Annotated[
+    WindowMode,
+    BeforeValidator(_window),
+    WithJsonSchema({"type": "string", "enum": _WINDOWS}),
+]
+Personal = Annotated[
+    Treatment,
+    BeforeValidator(_treatment),
+    WithJsonSchema({"enum": [*_TREATMENTS, None]}),
+]
+ZeroDates = Annotated[
+    Literal["fail", "null"],
+    BeforeValidator(_zero_dates),
+    WithJsonSchema({"enum": ["fail", "null", None]}),
+]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Name = Annotated[str, Field(min_length=1)]
@@ -223,13 +272,16 @@ class _Model(BaseModel):
 class Source(_Model):
     """Where the rows come from and which of them one run reads."""
 
-    # None leaves lookback, cursor_origin and settle_* to the operator, which has the defaults.
+    # None leaves a value to the operator, which has the defaults.
     conn_id: Name = Field(description="the id of the Airflow connection", examples=["etl_source"])
     table: Table | None = Field(
         default=None, description="the table as schema.table", examples=["public.flights"]
     )
     query: Name | None = Field(
-        default=None, description="a SELECT with :low and :high instead of a table"
+        default=None,
+        description="a SELECT instead of a table (templated); :low and :high in it stand for the window's bounds, "
+        "and without them the window is put around it",
+        examples=['"SELECT * FROM flights WHERE time_hour >= :low AND time_hour < :high"'],
     )
     query_file: Name | None = Field(
         default=None,
@@ -241,7 +293,7 @@ class Source(_Model):
         "changed (entities)",
         examples=["time_hour"],
     )
-    window: WindowMode | None = Field(
+    window: Window | None = Field(
         default=None,
         description="interval (the run's data interval; default for events), watermark (what has "
         "come since the last run) or full (everything; default for entities and snapshots)",
@@ -278,17 +330,76 @@ class Source(_Model):
         "waits for their transactions",
         examples=["[reporting]"],
     )
+    open_window: OpenWindow | None = Field(
+        default=None,
+        description="what becomes of an interval that has not ended: refuse it (the default), or clamp "
+        "it, which loads it up to where no more rows can be added and counts no more as loaded",
+        examples=["clamp"],
+    )
+    on_empty: OnEmpty | None = Field(
+        default=None,
+        description="what becomes of a window without a row: publish it like any other (the default), "
+        "skip what follows (the window counts as loaded) or fail",
+        examples=["skip"],
+    )
+    null_cursor: NullCursor | None = Field(
+        default=None,
+        description="what becomes of rows without a cursor value, which no window holds: fail (the "
+        "default: any such row fails the load), include (entities: they come with every window, merged "
+        "by key) or sweep (entities: after each publish a load of their own merges them by key)",
+        examples=["sweep"],
+    )
     columns: tuple[Column, ...] | None = Field(
         default=None, description="a list of the columns to read; default all"
+    )
+    rename: dict[Column, Column] | None = Field(
+        default=None,
+        description="the columns' names in the target by their names in the source",
+        examples=["{tail_number: tailnum}"],
+    )
+    personal: dict[Column, Personal] | None = Field(
+        default=None,
+        description="what becomes of personal data before it leaves the source, by its column there: "
+        "hash (a keyed hash of its text), null or drop (it is not read)",
+        examples=["{email: hash, phone: null, notes: drop}"],
+    )
+    hash_conn_id: Name | None = Field(
+        default=None,
+        description="the id of the Airflow connection whose password is the key of hashed columns",
+        examples=["etl_hash_key"],
+    )
+    types: dict[Column, Name] | None = Field(
+        default=None,
+        description="PostgreSQL types of columns by their names in the source, for sources other than "
+        "PostgreSQL that tell them less well",
+        examples=["{price: 'numeric(12,2)'}"],
+    )
+    zero_dates: ZeroDates = Field(
+        default="fail",
+        description="what becomes of MySQL's 0000-00-00: fail or null",
+        examples=["null"],
+    )
+    row_security: Literal["refuse", "apply"] | None = Field(
+        default=None,
+        description="refuse a PostgreSQL source whose row security may hide rows from the role (the "
+        "default), or apply it: the rows that the role sees are the ones that are meant",
+        examples=["apply"],
+    )
+    slice_rows: Count | None = Field(
+        default=None,
+        description="how many rows a window may have before it is staged in slices of about so many, "
+        "so that a retry goes on behind the last one; 0 stages every window in one piece",
+        examples=["1000000"],
+    )
+    shards: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+        default=None,
+        description="how many slices are read at once, by sessions that share one snapshot; default 1",
+        examples=["4"],
     )
     timezone: Zone | None = Field(
         default=None,
         description="the IANA zone whose wall clock a cursor without time zone shows; "
         "default the pipeline's",
-    )
-    null_cursor: Literal["fail"] = Field(
-        default="fail",
-        description="fail: a row without a cursor value, which no window would hold, fails the load",
     )
     checksum: Flag = Field(default=False, description="true to compare a checksum of both sides")
 
@@ -399,6 +510,22 @@ class Stream(_Model):
         """The table or the SELECT."""
         return self.source.table or self.source.query or ""
 
+    @property
+    def selection(self) -> Selection:
+        """The columns that are read, with their names in the target and what becomes of them."""
+        source = self.source
+        return Selection(source.columns, source.rename or {}, source.personal or {})
+
+    @property
+    def target_cursor(self) -> str | None:
+        """How the target calls the cursor."""
+        return None if self.source.cursor is None else self.selection.name_of(self.source.cursor)
+
+    @property
+    def null_cursor(self) -> NullCursor:
+        """What becomes of rows without a cursor value."""
+        return self.source.null_cursor or NullCursor.FAIL
+
     @field_validator("quality", mode="before")
     @classmethod
     def _bare_list(cls, quality: object) -> object:
@@ -433,6 +560,11 @@ class Pipeline(_Model):
         default=None,
         description="a cron expression, a preset or null for runs by hand only",
         examples=['"@daily"'],
+    )
+    partitioned: Flag = Field(
+        default=False,
+        description="true for runs with a partition key, each of which loads the partition that has "
+        "just ended in every target (interval windows only)",
     )
     timezone: Zone = Field(
         default="UTC",

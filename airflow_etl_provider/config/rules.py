@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from airflow_etl_provider.config.findings import Finding
+from airflow_etl_provider.config.findings import Finding, KeyPath
+from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.core.request import NullCursor, WindowMode
+from airflow_etl_provider.core.settle import CursorOrigin
 
 if TYPE_CHECKING:
     from airflow_etl_provider.config.models import Pipeline, Stream
 
-# A colon before the name would make it a cast, which is no parameter.
-_PARAMETERS = re.compile(r"(?<![:\w]):(low|high)\b")
+# Literals, quoted names, comments and casts are passed over; what is left may name a bound.
+_BOUNDS = re.compile(
+    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | (?<![:\w]):(?P<bound>low|high)\b""",
+    re.VERBOSE | re.DOTALL,
+)
+# A template may come to be a SELECT.
+_SELECT = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:(?:select|with)\s|\{[{%#])", re.IGNORECASE | re.DOTALL
+)
 
 #: How to get the cursor that a window needs.
 _CURSORS = {
@@ -63,9 +72,12 @@ def contradictions_of_stream(stream: Stream) -> list[Finding]:
     return [
         *_source(stream),
         *_window(stream),
+        *_nulls(stream),
         *by_kind[stream.kind](stream),
         *_strategy(stream),
         *_columns(stream),
+        *_names(stream),
+        *_personal(stream),
         *_audit(stream),
     ]
 
@@ -75,9 +87,11 @@ def contradictions_of_pipeline(pipeline: Pipeline) -> list[Finding]:
     return [
         *_dates(pipeline),
         *_catchup(pipeline),
+        *_partitioned(pipeline),
         *_one_at_a_time(pipeline),
         *_timeouts(pipeline),
         *_distinct(pipeline),
+        *_hash_keys(pipeline),
     ]
 
 
@@ -98,21 +112,59 @@ def _source(stream: Stream) -> Iterator[Finding]:
             "write exactly one of table, query and query_file",
         )
     if source.query is not None:
-        used = set(_PARAMETERS.findall(source.query))
-        key = "query" if source.query_file is None else "query_file"
-        if stream.window is not WindowMode.FULL and used != {"low", "high"}:
-            lacking = " and ".join(f":{name}" for name in ("low", "high") if name not in used)
+        yield from _query(stream, source.query)
+
+
+def _query(stream: Stream, query: str) -> Iterator[Finding]:
+    key = _query_key(stream)
+    if _SELECT.match(query) is None:
+        yield Finding(
+            key,
+            "begins with neither SELECT nor WITH",
+            "write a SELECT, or name the table with table",
+        )
+        return
+    used = _bounds(query)
+    if stream.window is WindowMode.FULL:
+        if used:
             yield Finding(
-                ("source", key),
-                f"does not use {lacking}, so every run would read the same rows",
-                "bound the cursor in it: WHERE cursor >= :low AND cursor < :high, or set window: full",
-            )
-        if stream.window is WindowMode.FULL and used:
-            yield Finding(
-                ("source", key),
+                key,
                 f"uses :{min(used)}, which a full window does not have",
                 "take the condition out, or set window: interval or watermark",
             )
+    elif len(used) == 1:
+        (one,) = used
+        yield Finding(
+            key,
+            f"uses :{one} and not :{'low' if one == 'high' else 'high'}, and a window has two ends",
+            "use both, or neither: the window is then put around the query",
+        )
+    elif used and stream.kind is Kind.ENTITIES and stream.null_cursor is not NullCursor.FAIL:
+        yield Finding(
+            key,
+            "uses :low and :high, between which no row without a cursor value lies, and null_cursor is "
+            f"{stream.null_cursor}",
+            "leave both out: the window is then put around the query",
+        )
+    whole = stream.window is WindowMode.FULL
+    if stream.source.cursor_origin is CursorOrigin.TRANSACTION and not whole:
+        yield Finding(
+            ("source", "cursor_origin"),
+            "transaction cannot hold for a query, which may put together what was committed at different "
+            "times",
+            "leave it out, and set settle_delay to the longest time between a row's cursor value and its commit",
+        )
+
+
+def _query_key(stream: Stream) -> KeyPath:
+    return ("source", "query" if stream.source.query_file is None else "query_file")
+
+
+def _bounds(query: str) -> set[str]:
+    """Which bounds a query names; none where only its database knows what a backslash means."""
+    if "\\" in query:
+        return set()
+    return {match["bound"] for match in _BOUNDS.finditer(query)} - {None}
 
 
 def _window(stream: Stream) -> Iterator[Finding]:
@@ -142,7 +194,60 @@ def _window(stream: Stream) -> Iterator[Finding]:
 def _is_time(stream: Stream) -> bool:
     """Whether the cursor is known to be of dates or times: partitions are divided by nothing else."""
     partition = stream.target.partition
-    return partition is not None and partition.column == stream.source.cursor
+    return partition is not None and partition.column == stream.target_cursor
+
+
+def _nulls(stream: Stream) -> Iterator[Finding]:
+    """Rows without a cursor value can only be found again by key."""
+    asked, keys = stream.null_cursor, stream.target.keys
+    key = ("source", "null_cursor")
+    if asked is NullCursor.FAIL:
+        return
+    if stream.kind is not Kind.ENTITIES:
+        yield Finding(
+            key,
+            f"{asked} does not fit {stream.kind}: rows without a cursor value can only be merged by key",
+            "leave it out, or set kind: entities and name target.keys",
+        )
+        return
+    if stream.window is WindowMode.FULL:
+        yield Finding(
+            key,
+            f"{asked} has no use for window full, which reads rows without a cursor value like any other",
+            "leave it out, or set window: watermark or interval",
+        )
+        return
+    if not keys:
+        yield Finding(
+            ("target", "keys"),
+            f"is missing, and null_cursor {asked} merges rows by key, again with every load",
+            "list the columns that identify a row",
+        )
+    elif stream.target_cursor in keys:
+        yield Finding(
+            ("target", "keys", keys.index(stream.target_cursor)),
+            f"is the cursor, and with null_cursor {asked} rows come without a value in it",
+            "name columns that every row has, or set null_cursor: fail",
+        )
+    for number, expectation in enumerate(stream.quality.expectations):
+        if _refuses_nulls(expectation, stream.target_cursor):
+            yield Finding(
+                ("quality", "expectations", number),
+                f"refuses the rows without a cursor value that null_cursor {asked} loads",
+                "take it out, or give it severity: warning",
+            )
+
+
+def _refuses_nulls(expectation: Mapping[str, Any], column: str | None) -> bool:
+    """Whether a single row without a value in *column* breaks a critical expectation."""
+    kwargs = expectation.get("kwargs")
+    return (
+        expectation.get("type") == "expect_column_values_to_not_be_null"
+        and expectation.get("severity", "critical") == "critical"
+        and isinstance(kwargs, Mapping)
+        and kwargs.get("column") == column
+        and "mostly" not in kwargs
+    )
 
 
 def _events(stream: Stream) -> Iterator[Finding]:
@@ -153,11 +258,13 @@ def _events(stream: Stream) -> Iterator[Finding]:
             "full does not fit events, of which a run loads its own window",
             "leave window out, or set kind: snapshots to replace the whole table each time",
         )
-    if source.cursor is not None and partition is not None and partition.column != source.cursor:
+    cursor = stream.target_cursor
+    if cursor is not None and partition is not None and partition.column != cursor:
+        renamed = "" if cursor == source.cursor else f" (renamed from {source.cursor!r})"
         yield Finding(
             ("target", "partition", "column"),
-            f"is {partition.column!r}, and the cursor is {source.cursor!r}: "
-            "the rows of a window would lie in any partition",
+            f"is {partition.column!r}, and the cursor is {cursor!r}{renamed}: the rows of a window "
+            "would lie in any partition",
             "use one column for both, or set kind: entities",
         )
 
@@ -230,7 +337,7 @@ def _strategy(stream: Stream) -> Iterator[Finding]:
         yield Finding(
             ("target", "partition"),
             "is missing, so swap does not know which partitions to make and exchange",
-            f"write {{column: {stream.source.cursor or 'the cursor'}, every: month}}",
+            f"write {{column: {stream.target_cursor or 'the cursor'}, every: month}}",
         )
 
 
@@ -246,20 +353,134 @@ def _columns(stream: Stream) -> Iterator[Finding]:
     if len(set(columns)) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
         yield Finding(("source", "columns"), f"names {twice!r} twice", "name every column once")
+    lacking = {name: use for name, use in _wanted(stream) if name not in columns}
+    for name, needed_by in lacking.items():
+        yield Finding(
+            ("source", "columns"),
+            f"lacks {name!r}, which {needed_by} needs",
+            "add it, or leave columns out to read all",
+        )
+    for key, named in (
+        ("rename", stream.selection.rename),
+        ("personal", stream.selection.personal),
+    ):
+        for name in named:
+            if name not in columns and name not in lacking:
+                yield Finding(
+                    ("source", key, name),
+                    "is not read: columns does not list it",
+                    "add it to columns, or take it out here",
+                )
+
+
+def _wanted(stream: Stream) -> Iterator[tuple[str, str]]:
+    """The columns of the source that must be read, and what needs them."""
     partition, cursor = stream.target.partition, stream.source.cursor
-    wanted = [(name, "target.keys") for name in stream.target.keys]
-    if partition is not None:
-        wanted.append((partition.column, "target.partition"))
-    if cursor is not None and (cursor, "target.partition") not in wanted:
+    for name in stream.target.keys:
+        if (source := _source_of(stream, name)) is not None:
+            yield source, "target.keys"
+    partitioned_by = None if partition is None else _source_of(stream, partition.column)
+    if partitioned_by is not None:
+        yield partitioned_by, "target.partition"
+    if cursor is not None and cursor != partitioned_by:
         # Without it, what a window replaces is not found again, nor what is newer told from older.
-        wanted.append((cursor, "source.cursor"))
-    for name, needed_by in wanted:
-        if name not in columns:
+        yield cursor, "source.cursor"
+
+
+def _source_of(stream: Stream, name: str) -> str | None:
+    """What the source calls the target's column *name*; ``None`` if rename leaves no such column."""
+    rename = stream.selection.rename
+    for source, target in rename.items():
+        if target == name:
+            return source
+    return None if name in rename else name
+
+
+def _names(stream: Stream) -> Iterator[Finding]:
+    """Names of the source where those of the target belong, and names that two columns would have."""
+    rename, target = stream.selection.rename, stream.target
+    used: list[tuple[KeyPath, str]] = [
+        (("target", "keys", number), name) for number, name in enumerate(target.keys)
+    ]
+    # Of events, the partition column is held against the cursor.
+    if target.partition is not None and stream.kind is not Kind.EVENTS:
+        used.append((("target", "partition", "column"), target.partition.column))
+    for key, name in used:
+        if _source_of(stream, name) is None:
             yield Finding(
-                ("source", "columns"),
-                f"lacks {name!r}, which {needed_by} needs",
-                "add it, or leave columns out to read all",
+                key,
+                f"is {name!r}, which rename calls {rename[name]!r} in the target",
+                f"write {rename[name]!r}",
             )
+    read: dict[str, str] = {}
+    for source in _known_columns(stream):
+        name = stream.selection.name_of(source)
+        other = read.setdefault(name, source)
+        if other != source:
+            renamed, there = (source, other) if source in rename else (other, source)
+            yield Finding(
+                ("source", "rename", renamed),
+                f"calls it {name!r}, as {there!r} is called already",
+                "give every column a name of its own, or leave one out",
+            )
+
+
+def _known_columns(stream: Stream) -> list[str]:
+    """The columns that a batch is known to have, by their names in the source."""
+    columns, rename, personal = (
+        stream.source.columns,
+        stream.selection.rename,
+        stream.selection.personal,
+    )
+    if columns is None:
+        cursor = [] if stream.source.cursor is None else [stream.source.cursor]
+        columns = (*cursor, *rename, *personal)
+    return [name for name in columns if personal.get(name) is not Treatment.DROP]
+
+
+def _personal(stream: Stream) -> Iterator[Finding]:
+    """Treatments that take away what a load goes by."""
+    source, target = stream.source, stream.target
+    partition = None if target.partition is None else target.partition.column
+    for column, treatment in stream.selection.personal.items():
+        key = ("source", "personal", column)
+        name = stream.selection.name_of(column)
+        dropped = treatment is Treatment.DROP
+        if column == source.cursor and not dropped:
+            yield Finding(
+                key,
+                "is the cursor, by whose values windows are compared",
+                "choose another cursor, or write drop, which keeps it in the source",
+            )
+        elif name in target.keys and treatment is not Treatment.HASH:
+            yield Finding(
+                key,
+                f"is a key, and {treatment} would tell no rows apart",
+                "write hash, which keeps equal values equal, or choose other keys",
+            )
+        elif name == partition:
+            yield Finding(
+                key,
+                "is the target's partition column, which needs its values as they are",
+                "take it out, or partition the target by another column",
+            )
+        elif column == source.cursor and stream.kind is Kind.EVENTS:
+            yield Finding(
+                key,
+                "is the cursor of events, by which the target's rows of a window are found",
+                "take it out, or choose another cursor",
+            )
+    hashed = [
+        column
+        for column, treatment in stream.selection.personal.items()
+        if treatment is Treatment.HASH and column != source.cursor
+    ]
+    if hashed and source.hash_conn_id is None:
+        yield Finding(
+            ("source", "personal", hashed[0]),
+            "is hashed, and nothing names the key",
+            "add hash_conn_id, a connection whose password is the key",
+        )
 
 
 def _audit(stream: Stream) -> Iterator[Finding]:
@@ -317,6 +538,43 @@ def _catchup(pipeline: Pipeline) -> Iterator[Finding]:
                 f"has nothing to catch up: the first run{of} reads from the watermark to the present, "
                 "and the runs of the other past intervals would find nothing left",
                 "set catchup: false, or window: interval to load each past interval by itself",
+            )
+
+
+def _partitioned(pipeline: Pipeline) -> Iterator[Finding]:
+    """Each run of a partitioned schedule has one partition to load, and nothing else."""
+    if not pipeline.partitioned:
+        return
+    if pipeline.schedule is None:
+        yield Finding(
+            ("partitioned",), "has no schedule to follow", "add a schedule, or leave it out"
+        )
+    for number, stream in enumerate(pipeline.streams):
+        if stream.window is not WindowMode.INTERVAL:
+            of = f" of {stream.stream!r} (streams[{number}])" if len(pipeline.streams) > 1 else ""
+            yield Finding(
+                ("partitioned",),
+                f"gives every run one partition to load, and window {stream.window}{of} does not begin and "
+                "end with one",
+                "set window: interval, or leave partitioned out",
+            )
+        elif stream.target.partition is None:
+            yield Finding(
+                ("streams", number, "target", "partition"),
+                "is missing, and partitioned gives every run one partition to load",
+                f"write {{column: {stream.target_cursor}, every: month}}",
+            )
+
+
+def _hash_keys(pipeline: Pipeline) -> Iterator[Finding]:
+    """A key may stand as a default for many streams, but some column must need it."""
+    used = {s.source.hash_conn_id for s in pipeline.streams if s.selection.hashes}
+    for number, stream in enumerate(pipeline.streams):
+        if stream.source.hash_conn_id not in {None, *used}:
+            yield Finding(
+                ("streams", number, "source", "hash_conn_id"),
+                "holds the key of hashed columns, and no column is hashed",
+                "leave it out, or write hash for a column below personal",
             )
 
 

@@ -4,21 +4,21 @@ A value is taken by its Python type and by the PostgreSQL type that the column w
 that type would round, cut or shift in silence is refused with row and column, never with the value;
 what it refuses by itself (a number out of range) is left to the server, which names both too.
 
-A batch is turned column-wise: the types that occur are looked at once, and each has a function that
-handles a whole column in C; rows are put together by two joins.
+A batch is turned column-wise: each Python type has a function that handles a whole column in C, and rows
+are put together by two joins. What a column held last is tried first, without a look at every value's type,
+where the function itself refuses other types. Where equal values have equal text, the texts of up to a
+thousand values are kept, since the columns of facts repeat few.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from itertools import product, repeat
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -45,19 +45,14 @@ class _UnfitError(ValueError):
     """A value that its column cannot hold; the text says why, without the value."""
 
 
-@dataclass(frozen=True, slots=True)
 class RowEncoder:
-    """Rows of some columns as COPY text.
+    """Rows of some columns as COPY text; for one thread, since it learns from what it has seen.
 
     :param columns: name and PostgreSQL type of each column; further values of a row are left out.
     """
 
-    columns: tuple[tuple[str, str], ...]
-    rules: tuple[Mapping[type, Encode], ...]
-
-    @classmethod
-    def of(cls, columns: Sequence[tuple[str, str]]) -> RowEncoder:
-        return cls(tuple(columns), tuple(_rules(type_) for _, type_ in columns))
+    def __init__(self, columns: Sequence[tuple[str, str]]) -> None:
+        self._columns = tuple((name, type_, _Column(type_)) for name, type_ in columns)
 
     def encode(self, rows: Sequence[Sequence[Any]], first: int) -> bytes:
         """*rows* as COPY text, each ended by a line feed.
@@ -67,8 +62,10 @@ class RowEncoder:
         """
         try:
             texts = [
-                _column(values, rules)
-                for values, rules in zip(zip(*rows, strict=True), self.rules, strict=False)
+                column.texts(values)
+                for values, (_, _, column) in zip(
+                    zip(*rows, strict=True), self._columns, strict=False
+                )
             ]
             return ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
         except (ValueError, OverflowError, TypeError, ArithmeticError, RecursionError) as error:
@@ -77,9 +74,9 @@ class RowEncoder:
     def _place(self, rows: Sequence[Sequence[Any]], first: int) -> DataError | None:
         """The first value that cannot be encoded."""
         for number, row in enumerate(rows, first):
-            for (name, type_), rules, value in zip(self.columns, self.rules, row, strict=False):
+            for (name, type_, column), value in zip(self._columns, row, strict=False):
                 try:
-                    "".join(_column([value], rules)).encode()
+                    "".join(column.anew([value])).encode()
                 except _UnfitError as error:
                     reason = str(error)
                 except UnicodeEncodeError:
@@ -116,19 +113,62 @@ def escaped(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _column(values: Sequence[Any], rules: Mapping[type, Encode]) -> Sequence[str]:
-    kinds = list(map(type, values))
-    distinct = set(kinds)
-    if len(distinct) == 1 and kinds[0] is not type(None):
-        return _rule(kinds[0], rules)(values)
-    # Each type at once, then put back in the order of the rows.
-    texts: dict[type, Iterator[str]] = {
-        kind: repeat(NULL)
-        if kind is type(None)
-        else iter(_rule(kind, rules)([value for value in values if type(value) is kind]))
-        for kind in distinct
-    }
-    return [next(texts[kind]) for kind in kinds]
+class _Column:
+    """One column's values as COPY text."""
+
+    def __init__(self, type_: str) -> None:
+        self._rules = _rules(type_)
+        self._usual: Encode | None = None
+        base, args = base_of(type_)
+        repeats = base in _REPEATING or (base == "numeric" and bool(args))
+        self._known: dict[Any, str] | None = {} if repeats else None
+
+    def texts(self, values: Sequence[Any]) -> Sequence[str]:
+        """:raises _UnfitError, TypeError, ValueError, ArithmeticError: a value that the type cannot hold."""
+        if self._known is not None:
+            try:
+                return list(map(self._known.__getitem__, values))
+            except KeyError:
+                return self._learned(values, self._known)
+            except TypeError:
+                # Not everything can be looked up; what it is, the rules know.
+                self._known = None
+        if self._usual is not None:
+            try:
+                return self._usual(values)
+            except TypeError:
+                self._usual = None
+        return self.anew(values)
+
+    def anew(self, values: Sequence[Any]) -> Sequence[str]:
+        """The same, by the type of every value."""
+        kinds = set(map(type, values))
+        empty = type(None) in kinds
+        kinds.discard(type(None))
+        if not kinds:
+            return [NULL] * len(values)
+        rules = {kind: _rule(kind, self._rules) for kind in kinds}
+        encode = next(iter(rules.values()))
+        if all(rule is encode for rule in rules.values()):
+            if not empty:
+                self._usual = encode if encode in _TYPED else None
+                return encode(values)
+            texts = iter(encode([value for value in values if value is not None]))
+            return [NULL if value is None else next(texts) for value in values]
+        # Each type at once, then put back in the order of the rows.
+        found = {
+            kind: iter(rule([value for value in values if type(value) is kind]))
+            for kind, rule in rules.items()
+        }
+        return [NULL if value is None else next(found[type(value)]) for value in values]
+
+    def _learned(self, values: Sequence[Any], known: dict[Any, str]) -> Sequence[str]:
+        new = list(set(values).difference(known))
+        if len(known) + len(new) > _MOST_KNOWN:
+            self._known = None
+            return self.texts(values)
+        known.update(zip(new, self.anew(new), strict=True))
+        return list(map(known.__getitem__, values))
 
 
 def _rule(kind: type, rules: Mapping[type, Encode]) -> Encode:
@@ -259,10 +299,11 @@ def _matching(
     """Text that *pattern* matches; the usual *shapes*, digits as zeros, are known without it."""
 
     def encode(values: Sequence[Any]) -> Sequence[str]:
-        whole = "\n".join(values).encode("ascii", "replace")
-        seen = whole.translate(_AS_ZEROS).split(b"\n")
-        usual = len(seen) == len(values) and shapes.issuperset(seen)
-        if usual and not any(part in whole for part in _OVERFLOWS):
+        whole = ("\n".join(values) + "\n").encode("ascii", "replace")
+        seen = whole.translate(_AS_ZEROS)
+        shape, _, _ = seen.partition(b"\n")
+        same = shape in shapes and seen == (shape + b"\n") * len(values)
+        if same and not any(part in whole for part in _OVERFLOWS):
             return values
         if not all(map(pattern.fullmatch, values)):
             raise _UnfitError(reason)
@@ -271,15 +312,16 @@ def _matching(
     return encode
 
 
-def _scaled(scale: int, convert: Callable[[Any], Decimal]) -> Encode:
+def _scaled(scale: int) -> Encode:
     """Numbers with at most *scale* places behind the point, zeros at the end aside."""
-    too_long = re.compile(rf"\.\d{{{scale + 1}}}|[eEnN]")
+    too_long = b"." + b"0" * (scale + 1)
 
     def encode(values: Sequence[Any]) -> Sequence[str]:
         texts = list(map(str, values))
-        if too_long.search(" ".join(texts)) is None:
+        seen = " ".join(texts).encode().translate(_AS_SIGNS)
+        if too_long not in seen and b"e" not in seen and b"n" not in seen:
             return texts
-        decimals = [convert(value) for value in values]
+        decimals = [_decimal(value) for value in values]
         if any(value.is_finite() and _places(value) > scale for value in decimals):
             raise _UnfitError(f"more than {scale} places behind the point")
         return _decimals(decimals)
@@ -297,19 +339,34 @@ def _places(value: Decimal) -> int:
     return places
 
 
-def _from_float(value: float) -> Decimal:
-    return Decimal(repr(value)) if math.isfinite(value) else Decimal(value)
+def _decimal(value: Any) -> Decimal:
+    """A number as it is written: the shortest text of a float is what was meant."""
+    return Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
 
 
 #: What PostgreSQL would take for the next day or minute.
 _OVERFLOWS = (b" 24:", b"T24:", b":60")
 _AS_ZEROS = bytes(48 if chr(code).isdigit() and code < 58 else code for code in range(256))
+_AS_SIGNS = _AS_ZEROS.translate(bytes.maketrans(b"EN", b"en"))
 _CLOCKS = [b"00:00", b"00:00:00", *(b"00:00:00." + b"0" * places for places in range(1, 7))]
 _DAYS = frozenset([b"0000-00-00"])
 _MOMENTS = frozenset(b"0000-00-00" + gap + clock for gap, clock in product((b" ", b"T"), _CLOCKS))
 _INSTANTS = frozenset(
     moment + offset for moment, offset in product(_MOMENTS, (b"Z", b"+00", b"+00:00", b"-00:00"))
 )
+
+#: What refuses values of other types by itself.
+_TYPED = frozenset([_integers, _floats, escaped])
+#: Types of which equal Python values are stored alike.
+_REPEATING = (
+    "smallint",
+    "integer",
+    "bigint",
+    "date",
+    "timestamp without time zone",
+    "timestamp with time zone",
+)
+_MOST_KNOWN = 1024
 
 # -- one table per PostgreSQL type --------------------------------------------------------------------
 
@@ -385,10 +442,7 @@ def _rules(type_: str) -> Mapping[type, Encode]:
         if not args:
             return {Decimal: _decimals, int: _integers, float: _floats}
         scale = ([*args, 0])[1]
-        return {
-            Decimal: _scaled(scale, lambda value: value),
-            int: _integers,
-            float: _scaled(scale, _from_float),
-        }
+        encode = _scaled(scale)
+        return {Decimal: encode, int: encode, float: encode, bool: _integers}
     # Other types are read from text by their own input function, which is exact or refuses.
     return _RULES.get(base, {str: escaped})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from airflow_etl_provider.core.columns import Selected
 from airflow_etl_provider.core.errors import CatalogError, EtlError
 from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.core.suggest import nearest
-from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.dbapi.driver import Connection, Row
 from airflow_etl_provider.dbapi.statements import Dialect, Relation
 
@@ -28,13 +29,30 @@ class Request:
     """What is to be read.
 
     :param types: PostgreSQL types that the user declares for columns; every value is checked against it.
+    :param clock: what the cursor would show at the time of the snapshot, where it shows times.
+    :param hash_key: the key of columns that are hashed.
     """
 
     relation: Relation
-    columns: Sequence[str] = ()
+    columns: Sequence[Selected] = ()
     cursor: str | None = None
     window: Window = Window()  # noqa: RUF009 - a frozen value
     types: Mapping[str, str] | None = None
+    clock: str | None = None
+    hash_key: str | None = field(default=None, repr=False)
+
+    @property
+    def looks_outside(self) -> bool:
+        """Whether rows that no window holds are to be counted."""
+        return self.cursor is not None and self.window.nulls is not Nulls.ONLY
+
+    def ends(self, dialect: Dialect, type_: str | None) -> tuple[str | None, str | None]:
+        """The text of both bounds: the window's own for a table, what the query takes if it does.
+
+        :raises ConfigurationError: the query takes bounds, and the window has none to give.
+        """
+        found = self.relation.ends(dialect, self.window, type_)
+        return (self.window.low, self.window.high) if found is None else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +61,7 @@ class Reading:
 
     :param fetch: the next rows, at most so many, none at the end.
     :param encode: rows and the number of the first as COPY text.
+    :param unreachable: rows ahead of the source's clock, ``None`` if they were not counted.
     :param most_rows: how many rows of the greatest width fit into memory.
     """
 
@@ -50,6 +69,7 @@ class Reading:
     fetch: Callable[[int], Sequence[Row]]
     encode: Callable[[Sequence[Row], int], bytes]
     null_cursors: int
+    unreachable: int | None
     most_rows: int
 
 
@@ -73,7 +93,14 @@ class Flavour(Protocol):
         ...
 
     def read(self, connection: Connection, request: Request) -> Reading:
-        """Count the rows without a usable cursor value, and start to read the window."""
+        """Count the rows that no window holds, and start to read the window.
+
+        :raises ConfigurationError: a column is to be hashed, which this database cannot.
+        """
+        ...
+
+    def bound(self, text: str, type_: str) -> Any:
+        """A bound in PostgreSQL's text as a value that the driver binds."""
         ...
 
     def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:

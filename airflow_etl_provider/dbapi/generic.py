@@ -9,6 +9,8 @@ are what they say); names of SQL types that other drivers give; the type objects
 else ``text``. None of that is a proof, so every value is checked against it, and ``types`` declares what is
 known better, such as ``{"id": "bigint"}``.
 
+Personal columns can be sent as NULL, but not hashed: there is no SQL for that which all have.
+
 The snapshot is the transaction that the driver begins by itself, at the isolation that the connection
 has: a database that does not keep a snapshot in it may count NULL cursors a moment before it reads.
 """
@@ -23,11 +25,13 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from airflow_etl_provider.core.errors import CatalogError, EtlError
+from airflow_etl_provider.core.columns import Selected, Treatment
+from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, EtlError
 from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.dbapi.copytext import RowEncoder, base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row, module_of, run
 from airflow_etl_provider.dbapi.errors import by_kind
+from airflow_etl_provider.dbapi.fetching import STEP, SizedFetch
 from airflow_etl_provider.dbapi.flavour import (
     MOST_ROWS,
     Connect,
@@ -36,10 +40,16 @@ from airflow_etl_provider.dbapi.flavour import (
     declared_type,
     refuse_unknown,
 )
-from airflow_etl_provider.dbapi.statements import Dialect, no_rows, null_cursors, select
+from airflow_etl_provider.dbapi.statements import (
+    Dialect,
+    Sql,
+    Value,
+    no_rows,
+    outside,
+    select,
+    sql,
+)
 
-#: Rows of one fetch where a column may be of any width, which no DB-API tells.
-_WIDE_ROWS = 500
 _PYTHON: Mapping[type, str] = {
     bool: "boolean",
     int: "bigint",
@@ -135,37 +145,58 @@ class Generic:
 
     def read(self, connection: Connection, request: Request) -> Reading:
         types = {column.name: column.type for column in self._columns(connection, request)}
-        low, high, nulls = None, None, 0
-        if request.cursor is not None:
-            low = _bound(request.window.low, types[request.cursor])
-            high = _bound(request.window.high, types[request.cursor])
-            statement, values = null_cursors(
-                self.dialect, request.relation, request.cursor, low, high
-            ).render(self.dialect.paramstyle)
-            (nulls,) = first_row(connection, statement, values)
+        cursor_type = None if request.cursor is None else types[request.cursor]
+        low, high = (
+            None if text is None else self.bound(text, cursor_type or "")
+            for text in request.ends(self.dialect, cursor_type)
+        )
+        expressions = [self._expression(column) for column in request.columns]
+        rows = request.relation.source(self.dialect, low, high)
+        nulls, unreachable = 0, None
+        if request.looks_outside:
+            nulls, unreachable = self._outside(connection, request, rows, cursor_type or "")
         statement, values = select(
             self.dialect,
-            request.relation,
-            [self.dialect.name(name) for name in request.columns],
+            rows,
+            expressions,
             cursor=request.cursor,
             window=request.window,
             low=low,
             high=high,
         ).render(self.dialect.paramstyle)
-        wide = any(base_of(types[name])[0] not in _NARROW for name in request.columns)
-        most_rows = _WIDE_ROWS if wide else MOST_ROWS
+        wide = [
+            place
+            for place, column in enumerate(request.columns)
+            if base_of(types[column.source])[0] not in _NARROW
+        ]
         cursor = connection.cursor()
         # Some drivers take it as the number of rows that one message carries.
         with suppress(AttributeError, TypeError):
-            cursor.arraysize = most_rows
+            cursor.arraysize = STEP if wide else MOST_ROWS
         run(cursor, statement, values)
         return Reading(
             close=cursor.close,
-            fetch=cursor.fetchmany,
-            encode=RowEncoder.of([(name, types[name]) for name in request.columns]).encode,
-            null_cursors=int(nulls),
-            most_rows=most_rows,
+            fetch=SizedFetch(cursor.fetchmany, wide) if wide else cursor.fetchmany,
+            encode=RowEncoder(
+                [(column.source, types[column.source]) for column in request.columns]
+            ).encode,
+            null_cursors=nulls,
+            unreachable=unreachable,
+            most_rows=MOST_ROWS,
         )
+
+    def bound(self, text: str, type_: str) -> Any:
+        """As the Python value of the type, which every driver can bind."""
+        base = base_of(type_)[0]
+        if base in ("smallint", "integer", "bigint"):
+            return int(text)
+        if base == "numeric":
+            return Decimal(text)
+        if base.startswith("timestamp"):
+            return datetime.fromisoformat(text)
+        if base == "date":
+            return date.fromisoformat(text)
+        return UUID(text) if base == "uuid" else text
 
     def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:
         for method in ("interrupt", "cancel"):
@@ -176,6 +207,31 @@ class Generic:
 
     def translate(self, error: Exception, what: str) -> EtlError:
         return self.translator(error, what)
+
+    def _expression(self, column: Selected) -> Sql:
+        """:raises ConfigurationError: it is to be hashed."""
+        match column.treatment:
+            case Treatment.NULL:
+                return sql("NULL")
+            case Treatment.HASH:
+                raise ConfigurationError(
+                    f"column {column.source} is to be hashed, which is not possible in this kind of database",
+                    remedy="make a view in the source that hashes it, or use personal='null' or 'drop'",
+                )
+        return self.dialect.name(column.source)
+
+    def _outside(
+        self, connection: Connection, request: Request, rows: Sql, type_: str
+    ) -> tuple[int, int | None]:
+        cursor = self.dialect.name(request.cursor or "")
+        ahead = None
+        if request.clock is not None:
+            ahead = sql(cursor, " > ", Value(self.bound(request.clock, type_)))
+        statement, values = outside(rows, sql(cursor, " IS NULL"), ahead).render(
+            self.dialect.paramstyle
+        )
+        nulls, later = first_row(connection, statement, values)
+        return int(nulls), None if ahead is None else int(later)
 
     def _columns(self, connection: Connection, request: Request) -> tuple[SourceColumn, ...]:
         cursor = connection.cursor()
@@ -221,19 +277,3 @@ def described_type(column: tuple[Any, ...], driver: Any) -> str:
         if code is not None and getattr(driver, attribute, None) == code:
             return type_
     return "text"
-
-
-def _bound(text: str | None, type_: str) -> Any:
-    """A bound as the Python value of its type, which every driver can bind."""
-    base = base_of(type_)[0]
-    if text is None:
-        return None
-    if base in ("smallint", "integer", "bigint"):
-        return int(text)
-    if base == "numeric":
-        return Decimal(text)
-    if base.startswith("timestamp"):
-        return datetime.fromisoformat(text)
-    if base == "date":
-        return date.fromisoformat(text)
-    return UUID(text) if base == "uuid" else text

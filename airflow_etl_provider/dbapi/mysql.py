@@ -12,6 +12,9 @@ instant, ``datetime`` has no zone, ``time`` is an ``interval`` since it counts t
 ``tinyint(1)``, another integer type for an integer, ``time without time zone`` for ``time``, ``uuid`` for
 ``binary(16)``, and for text whatever reads exactly from text: ``uuid``, ``json``, ``jsonb``, ``inet`` and
 others. The server of the target checks each value. Geometry is refused.
+
+Personal columns are hashed by the server, whose two pads of the key are variables of the session, so that
+the statement that reads shows no key. One ``SET`` does, which a general query log would keep.
 """
 
 from __future__ import annotations
@@ -19,15 +22,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
+from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, EtlError
 from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.dbapi.copytext import base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row, run
-from airflow_etl_provider.dbapi.flavour import Connect, Reading, Request, text_of
+from airflow_etl_provider.dbapi.fetching import SizedFetch
+from airflow_etl_provider.dbapi.flavour import MOST_ROWS, Connect, Reading, Request, text_of
+from airflow_etl_provider.dbapi.hashing import pads
 from airflow_etl_provider.dbapi.mysql_columns import DATES, Column, columns_of
-from airflow_etl_provider.dbapi.mysql_rows import RowPlan
+from airflow_etl_provider.dbapi.mysql_rows import HASH_INNER, HASH_OUTER, RowPlan
 from airflow_etl_provider.dbapi.mysql_session import (
     close,
     streaming,
@@ -35,7 +42,7 @@ from airflow_etl_provider.dbapi.mysql_session import (
     use_utf8,
     with_variables,
 )
-from airflow_etl_provider.dbapi.statements import Dialect, Value, select, sql
+from airflow_etl_provider.dbapi.statements import Dialect, Sql, Value, lowest, outside, select, sql
 
 _SESSION = (
     "SET SESSION time_zone = '+00:00'",
@@ -85,9 +92,9 @@ class MySql:
     def read(self, connection: Connection, request: Request) -> Reading:
         found, _ = columns_of(connection, self.dialect, request)
         by_name = {column.source.name: column for column in found}
-        columns = [by_name[name] for name in request.columns]
-        for column in columns:
-            if column.form is None:
+        columns = [(by_name[column.source], column.treatment) for column in request.columns]
+        for column, treatment in columns:
+            if column.form is None and treatment is not Treatment.NULL:
                 raise CatalogError(
                     f"column {column.source.name} of type {column.kind} cannot be carried to PostgreSQL",
                     remedy="leave it out with columns=[...], or read a query that makes text of it: "
@@ -95,29 +102,53 @@ class MySql:
                 )
         (packet,) = first_row(connection, "SELECT @@max_allowed_packet")
         plan = RowPlan.of(columns, int(packet) // 2)
-        low, high = _bounds(request, by_name)
-        nulls = self._null_cursors(connection, request, by_name, low, high)
+        by = None if request.cursor is None else by_name[request.cursor]
+        low, high = (
+            None if text is None or by is None else self.bound(text, by.source.type)
+            for text in request.ends(self.dialect, None if by is None else by.source.type)
+        )
+        rows = request.relation.source(self.dialect, low, high)
+        missing = None if by is None else self._missing(by)
+        nulls, unreachable = 0, None
+        if by is not None and request.looks_outside:
+            nulls, unreachable = self._outside(connection, request, rows, by, missing)
         statement = with_variables(
             connection,
             select(
                 self.dialect,
-                request.relation,
+                rows,
                 plan.expressions(self.dialect, zero_dates=self.zero_dates),
                 cursor=request.cursor,
                 window=request.window,
                 low=low,
                 high=high,
+                missing=missing,
             ),
         )
+        if request.hash_key is not None:
+            _set_pads(connection, request.hash_key)
         cursor = streaming(connection)
         run(cursor, statement)
         return Reading(
             close=lambda: close(cursor),
-            fetch=cursor.fetchmany,
+            fetch=SizedFetch(cursor.fetchmany, range(len(plan.runs)))
+            if plan.wide
+            else cursor.fetchmany,
             encode=plan.encode,
             null_cursors=nulls,
-            most_rows=plan.most_rows,
+            unreachable=unreachable,
+            most_rows=MOST_ROWS,
         )
+
+    def bound(self, text: str, type_: str) -> Any:
+        base = base_of(type_)[0]
+        if base == "timestamp with time zone":
+            moment = datetime.fromisoformat(text).astimezone(UTC)
+            return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+        if base in ("smallint", "integer", "bigint"):
+            return int(text)
+        # As text the server would compare it as a double.
+        return Decimal(text) if base == "numeric" else text
 
     def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:
         # Asked now: while a statement runs, a driver may refuse every other call.
@@ -138,46 +169,39 @@ class MySql:
     def translate(self, error: Exception, what: str) -> EtlError:
         return translate(error, what)
 
-    def _null_cursors(
+    def _missing(self, column: Column) -> Sql | None:
+        """When a row has no value that a window could hold: zero dates sort before everything."""
+        if column.kind not in DATES:
+            return None
+        name = self.dialect.name(column.source.name)
+        first = Value(self.bound(lowest(column.source.type) or "", column.source.type))
+        return sql(name, " IS NULL OR ", name, " < ", first)
+
+    def _outside(
         self,
         connection: Connection,
         request: Request,
-        columns: dict[str, Column],
-        low: Any,
-        high: Any,
-    ) -> int:
-        if request.cursor is None:
-            return 0
-        cursor = self.dialect.name(request.cursor)
-        where = sql(cursor, " IS NULL")
-        if columns[request.cursor].kind in DATES:
-            # Zero dates sort before everything, so no window would hold them either.
-            where = sql(where, " OR ", cursor, " < ", Value("0001-01-01"))
-        query = sql(
-            "SELECT count(*) FROM ",
-            request.relation.source(self.dialect, low, high),
-            " WHERE ",
-            where,
-        )
-        (count,) = first_row(connection, with_variables(connection, query))
-        return int(count)
+        rows: Sql,
+        column: Column,
+        missing: Sql | None,
+    ) -> tuple[int, int | None]:
+        """Rows without a usable cursor value, and those ahead of the clock; counted in one statement."""
+        name, ahead = self.dialect.name(column.source.name), None
+        if missing is None:
+            if column.source.not_null:
+                return 0, None
+            missing = sql(name, " IS NULL")
+        if request.clock is not None:
+            ahead = sql(name, " > ", Value(self.bound(request.clock, column.source.type)))
+        statement = with_variables(connection, outside(rows, missing, ahead))
+        nulls, later = first_row(connection, statement)
+        return int(nulls), None if ahead is None else int(later)
 
 
-def _bounds(request: Request, columns: dict[str, Column]) -> tuple[Any, Any]:
-    if request.cursor is None:
-        return None, None
-    type_ = columns[request.cursor].source.type
-    return _bound(request.window.low, type_), _bound(request.window.high, type_)
-
-
-def _bound(text: str | None, type_: str) -> Any:
-    if text is None:
-        return None
-    if type_ == "timestamp with time zone":
-        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-    if (
-        base_of(type_)[0] in ("smallint", "integer", "bigint", "numeric")
-        and text.lstrip("-").isdigit()
-    ):
-        return int(text)
-    return text
+def _set_pads(connection: Connection, key: str) -> None:
+    inner, outer = pads(key)
+    cursor = connection.cursor()
+    cursor.execute(
+        f"SET {HASH_INNER} = UNHEX(%s), {HASH_OUTER} = UNHEX(%s)", (inner.hex(), outer.hex())
+    )
+    cursor.close()

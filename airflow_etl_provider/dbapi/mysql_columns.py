@@ -106,6 +106,14 @@ class Column:
     kind: str
     binary: bool = False
 
+    def shown(self, column: Sql) -> Sql:
+        """The text without COPY's escapes, which is what is hashed."""
+        if self.form is _text:
+            return column
+        if self.form is _bytes:
+            return sql("CONCAT(X'5C78', LOWER(HEX(", column, ")))")
+        return (self.form or plain)(column)
+
 
 def columns_of(
     connection: Connection, dialect: Dialect, request: Request

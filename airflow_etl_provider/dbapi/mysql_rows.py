@@ -7,59 +7,64 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.errors import DataError
 from airflow_etl_provider.dbapi.driver import Row
 from airflow_etl_provider.dbapi.flavour import MOST_ROWS
 from airflow_etl_provider.dbapi.mysql_columns import DATES, Column, plain
 from airflow_etl_provider.dbapi.statements import Dialect, Sql, joined, sql
 
-#: A fetch never holds more than this, whatever the rows are.
-_MOST_BYTES = 64 * 1024 * 1024
+#: What a fetch may hold without a look at the sizes of its rows.
+_MOST_BYTES = 8 * 1024 * 1024
+#: Variables of the session with the two pads of a hash's key.
+HASH_INNER, HASH_OUTER = "@etl_hash_inner", "@etl_hash_outer"
+_HASH_WIDTH = 64
 _NULL = "X'5C4E'"
 _TAB = "X'09'"
+
+Treated = tuple[Column, Treatment]
 
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """Columns in runs: a run is one value that the server puts together, or one wide column as it is."""
+    """Columns in runs: a run is one value that the server puts together, or one wide column as it is.
 
-    runs: tuple[tuple[Column, ...], ...]
+    :param wide: rows can be so large that their size decides how many are fetched at once.
+    """
+
+    runs: tuple[tuple[Treated, ...], ...]
     raw: tuple[bool, ...]
-    most_rows: int
+    wide: bool
 
     @classmethod
-    def of(cls, columns: Sequence[Column], widest: int) -> RowPlan:
+    def of(cls, columns: Sequence[Treated], widest: int) -> RowPlan:
         """:param widest: bytes that the server may put together."""
-        runs: list[list[Column]] = []
+        runs: list[list[Treated]] = []
         raw: list[bool] = []
         room = 0
-        for column in columns:
-            width = column.width + 1
+        for treated in columns:
+            width = _width(*treated) + 1
             if width > widest:
-                runs.append([column])
+                runs.append([treated])
                 raw.append(True)
                 room = 0
             elif width <= room:
-                runs[-1].append(column)
+                runs[-1].append(treated)
                 room -= width
             else:
-                runs.append([column])
+                runs.append([treated])
                 raw.append(False)
                 room = widest - width
-        widths = sum(column.width + 1 for column in columns)
-        return cls(
-            tuple(map(tuple, runs)),
-            tuple(raw),
-            min(MOST_ROWS, max(1, _MOST_BYTES // widths)),
-        )
+        widths = sum(_width(*treated) + 1 for treated in columns)
+        return cls(tuple(map(tuple, runs)), tuple(raw), widths * MOST_ROWS > _MOST_BYTES)
 
     def expressions(self, dialect: Dialect, *, zero_dates: str) -> list[Sql]:
         found = []
         for columns, raw in zip(self.runs, self.raw, strict=True):
             if raw:
-                found.append(dialect.name(columns[0].source.name))
+                found.append(dialect.name(columns[0][0].source.name))
                 continue
-            texts = [_nullable(dialect, column, zero_dates) for column in columns]
+            texts = [_nullable(dialect, *treated, zero_dates) for treated in columns]
             found.append(sql("CONCAT(X'', ", joined(f", {_TAB}, ", texts), ")"))
         return found
 
@@ -81,7 +86,7 @@ class RowPlan:
         for value, raw, columns in zip(row, self.raw, self.runs, strict=True):
             if not raw and value is None:
                 raise self._too_large(number)
-            parts.append(_raw_text(value, binary=columns[0].binary) if raw else value)
+            parts.append(_raw_text(value, binary=columns[0][0].binary) if raw else value)
         return b"\t".join(parts)
 
     def _too_large(self, number: int) -> DataError:
@@ -91,8 +96,13 @@ class RowPlan:
         )
 
     def _check(self, lines: Sequence[bytes], first: int) -> None:
-        columns = list(chain.from_iterable(self.runs))
-        dates = [number for number, column in enumerate(columns) if column.kind in DATES]
+        treated = list(chain.from_iterable(self.runs))
+        columns = [column for column, _ in treated]
+        dates = [
+            number
+            for number, (column, treatment) in enumerate(treated)
+            if column.kind in DATES and treatment is Treatment.KEEP
+        ]
         for number, line in enumerate(lines, first):
             fields = bytes(line).split(b"\t") if b"\0" in line or dates else []
             for place in dates:
@@ -112,13 +122,33 @@ class RowPlan:
                     )
 
 
-def _nullable(dialect: Dialect, column: Column, zero_dates: str) -> Sql:
+def _width(column: Column, treatment: Treatment) -> int:
+    """Bytes of the text that is sent, at most."""
+    return column.width if treatment is Treatment.KEEP else _HASH_WIDTH
+
+
+def _nullable(dialect: Dialect, column: Column, treatment: Treatment, zero_dates: str) -> Sql:
+    if treatment is Treatment.NULL:
+        return sql(_NULL)
     name = dialect.name(column.source.name)
-    form = column.form or plain
+    empty = sql(name, " IS NULL")
     if zero_dates == "null" and column.kind in DATES:
-        zero = sql("YEAR(", name, ") = 0 OR MONTH(", name, ") = 0 OR DAYOFMONTH(", name, ") = 0")
-        return sql("IFNULL(IF(", zero, ", NULL, ", form(name), f"), {_NULL})")
-    return sql("IFNULL(", form(name), f", {_NULL})")
+        for part in ("YEAR", "MONTH", "DAYOFMONTH"):
+            empty = sql(empty, f" OR {part}(", name, ") = 0")
+    if treatment is Treatment.HASH:
+        # Text that is too large to be put together gives NULL, which is refused and never sent.
+        return sql("IF(", empty, f", {_NULL}, ", _hashed(column.shown(name)), ")")
+    text = (column.form or plain)(name)
+    if zero_dates == "null" and column.kind in DATES:
+        return sql("IF(", empty, f", {_NULL}, ", text, ")")
+    return sql("IFNULL(", text, f", {_NULL})")
+
+
+def _hashed(shown: Sql) -> Sql:
+    """The HMAC-SHA-256 (RFC 2104) of a text."""
+    text = sql("CAST(CONVERT(", shown, " USING utf8mb4) AS BINARY)")
+    inner = sql(f"UNHEX(SHA2(CONCAT({HASH_INNER}, ", text, "), 256))")
+    return sql(f"SHA2(CONCAT({HASH_OUTER}, ", inner, "), 256)")
 
 
 def _raw_text(value: Any, *, binary: bool) -> bytes:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-from airflow_etl_provider.core.columns import Selected, Treatment
-from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, NotSettled, Stopped
+from airflow_etl_provider.core.columns import Selected, Treatment, missing_column
+from airflow_etl_provider.core.errors import ConfigurationError, Stopped
 from airflow_etl_provider.core.ports import (
     Cut,
     EventLog,
@@ -21,17 +21,16 @@ from airflow_etl_provider.core.ports import (
     Stop,
 )
 from airflow_etl_provider.core.settle import Settled, SettleOptions, Wait
-from airflow_etl_provider.core.suggest import nearest
-from airflow_etl_provider.core.window import Window, humane
-from airflow_etl_provider.dbapi import settle, statements
+from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.dbapi import statements
 from airflow_etl_provider.dbapi.copytext import base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row
 from airflow_etl_provider.dbapi.flavour import BLOCK, Connect, Flavour, Reading, Request
+from airflow_etl_provider.dbapi.settle import NUMBERS, TIMES, Settling, as_text, shown
 from airflow_etl_provider.dbapi.statements import Relation
 from airflow_etl_provider.dbapi.worker import Worker, worker
 
 _FIRST_ROWS = 64
-_STEP = 0.2
 
 
 @dataclass(slots=True)
@@ -96,7 +95,7 @@ class DbApiSnapshot:
     whole: DbApiSender
     snapshot_at: datetime
     null_cursors: int
-    unreachable: int | None = None
+    unreachable: int | None
 
     def cut(self, *, rows: int | None, parts: int, by: Sequence[str]) -> Cut:
         """One piece.
@@ -126,12 +125,13 @@ class DbApiSource:
     :param connect: opens a connection of its own at each call, from any thread.
     :param flavour: what kind of database it is.
     :param table: ``table``, ``schema.table`` or ``database.schema.table``; odd parts quoted.
-    :param query: instead of a table; with ``:low`` and ``:high`` its own condition is the window,
-        otherwise the window is put around it. NULL cursors are counted in what it returns.
+    :param query: instead of a table; the window is put around it, and ``:low`` and ``:high`` in it stand
+        for the window's bounds. NULL cursors are counted in what it returns.
     :param label: how logs and errors call the database, such as ``connection shop``.
     :param types: PostgreSQL types of columns, where better known than from the catalog; what may be
         declared depends on the flavour, and every value is checked.
     :param timezone: wall clock that a cursor without time zone shows.
+    :param hash_key: the key of columns that are hashed; equal keys give equal hashes everywhere.
     :param pause: waits so many seconds; another one for tests.
     """
 
@@ -142,6 +142,7 @@ class DbApiSource:
     label: str
     types: Mapping[str, str] = field(default_factory=dict)
     timezone: str = "UTC"
+    hash_key: str | None = field(default=None, repr=False)
     pause: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def __post_init__(self) -> None:
@@ -176,36 +177,35 @@ class DbApiSource:
     ) -> Iterator[DbApiSnapshot]:
         """Take one snapshot and make the rows of *window* ready to send.
 
-        :raises ConfigurationError: a checksum or binary rows, which only PostgreSQL can give, or personal
-            data to be treated.
+        :raises ConfigurationError: a checksum or binary rows, which only PostgreSQL can give, a column to
+            be hashed without a key or in a database that cannot, or bounds in the query that the window
+            has not.
+        :raises CatalogError: no such column.
         """
-        if any(column.treatment is not Treatment.KEEP for column in columns):
-            raise ConfigurationError(
-                f"{self.label} is no PostgreSQL source: it cannot hash or null columns",
-                remedy="leave them out with columns=[...] or personal='drop', or treat them in a view there",
-            )
-        names = [column.source for column in columns]
         if checksum or binary:
             raise ConfigurationError(
                 f"{self.label} is no PostgreSQL source: it has no "
                 + ("checksum" if checksum else "binary form"),
                 remedy="leave checksum out: row counts are compared for every load",
             )
-        request = Request(self._relation, tuple(names), cursor, window, self.types)
-        if request.relation.bounded(self.flavour.dialect) and cursor is None and not window.is_full:
-            raise ConfigurationError(f"{self.name} has bounds but no cursor")
+        request = Request(
+            self._relation, columns, cursor, window, self.types, hash_key=self._key_for(columns)
+        )
         what = f"reading {self.name} of {self.label}"
 
         def start(connection: Connection) -> tuple[datetime, Reading]:
             snapshot_at = self.flavour.begin(connection)
-            known = [column.name for column in self._columns(connection)]
-            for column in names if cursor is None else (*names, cursor):
-                if column not in known:
-                    raise CatalogError(
-                        f"{self.name} has no column {column!r}{nearest(column, known)}",
-                        remedy=f"its columns are: {', '.join(known)}",
-                    )
-            return snapshot_at, self.flavour.read(connection, request)
+            offered = self._columns(connection)
+            known = [column.name for column in offered]
+            for column in columns:
+                if column.source not in known:
+                    raise missing_column(self.name, column.source, "in columns", known)
+            clock = None
+            if cursor is not None:
+                type_ = _type_of(cursor, offered, self.name)
+                if base_of(type_)[0] in TIMES:
+                    clock = as_text(shown(snapshot_at, type_, self.timezone), type_)
+            return snapshot_at, self.flavour.read(connection, replace(request, clock=clock))
 
         with worker(self.connect, self.flavour, self.label) as opened:
             snapshot_at, reading = opened.run(start, what)
@@ -216,7 +216,7 @@ class DbApiSource:
                 label=f"{self.name} of {self.label}",
             )
             try:
-                yield DbApiSnapshot(sender, snapshot_at, reading.null_cursors)
+                yield DbApiSnapshot(sender, snapshot_at, reading.null_cursors, reading.unreachable)
             finally:
                 if not sender.finished:
                     # A driver would read what is left before it closes; nobody wants it any more.
@@ -234,127 +234,54 @@ class DbApiSource:
     ) -> Settled:
         """The source's clock less ``options.delay``; with a wanted *high*, wait until that has passed it.
 
-        An integer says nothing of time, so its bound is what is the greatest now plus one, and the delay
-        is waited out before anything is read: what was drawn below it is committed by then.
+        Of numbers it is what is the greatest now, once the delay has passed after it was seen: plus one for
+        integers, itself (bounds ``(]``) for numbers with a fraction.
 
+        :raises StillSettling: it takes longer than ``options.patience``.
         :raises NotSettled: it would take, or took, longer than ``options.timeout``.
         :raises ConfigurationError: *high* lies in the future, the cursor cannot be settled, or
             ``options.origin`` is ``transaction``.
         :raises Stopped: *stop* was set while waiting.
         """
-        settle.refuse_origin(options, self.label)
+        what = f"settling {self.name} of {self.label}"
         with worker(self.connect, self.flavour, self.label) as opened:
-            what = f"settling {self.name} of {self.label}"
             clock = opened.run(self.flavour.begin, what)
             started = time.monotonic()
-            columns = opened.run(self._columns, what)
-            type_ = _type_of(cursor, columns, self.name)
-            base = base_of(type_)[0]
-            if base in settle.INTEGERS:
-                most = opened.run(lambda connection: self._highest(connection, cursor), what)
-        if base in settle.INTEGERS:
-            return self._settle_integer(cursor, high, most, options, stop=stop, log=log)
-        if base not in settle.TIMES:
+            type_ = _type_of(cursor, opened.run(self._columns, what), self.name)
+            greatest = None
+            if base_of(type_)[0] in NUMBERS and (high or earlier is None or earlier.high is None):
+                greatest = opened.run(
+                    lambda connection: self._greatest(connection, cursor, type_), what
+                )
+        # No snapshot is held while time passes.
+        return Settling(
+            name=self.name,
+            label=self.label,
+            cursor=cursor,
+            type=type_,
+            timezone=self.timezone,
+            options=options,
+            now=lambda: clock + timedelta(seconds=time.monotonic() - started),
+            greatest=greatest,
+            earlier=earlier,
+            stop=stop,
+            log=log,
+            pause=self.pause,
+        ).run(high)
+
+    def _key_for(self, columns: Sequence[Selected]) -> str | None:
+        """The key, where a column is to be hashed.
+
+        :raises ConfigurationError: there is none.
+        """
+        hashed = [column.source for column in columns if column.treatment is Treatment.HASH]
+        if hashed and not self.hash_key:
             raise ConfigurationError(
-                f"a cursor of type {type_} has no settled bound on {self.label}",
-                remedy="name a date, time or integer column as the cursor, or use window='full'",
+                f"{', '.join(hashed)} of {self.name} are to be hashed, but there is no key",
+                remedy="name a connection whose password is the key with hash_conn_id=...; without a key anybody "
+                "could find the values again by trying",
             )
-
-        def now() -> datetime:
-            return clock + timedelta(seconds=time.monotonic() - started)
-
-        return self._settle_time(type_, high, options, now=now, stop=stop, log=log)
-
-    def _settle_time(
-        self,
-        type_: str,
-        high: str | None,
-        options: SettleOptions,
-        *,
-        now: Callable[[], datetime],
-        stop: Stop,
-        log: EventLog,
-    ) -> Settled:
-        evidence = settle.evidence(options.delay)
-        held = f"the settle delay of {humane(options.delay)}"
-        if high is None:
-            bound = settle.settled_moment(now(), options.delay, type_, self.timezone)
-            return Settled(settle.as_text(bound, type_), "[)", evidence, held)
-        wanted = settle.parsed(high)
-
-        def short(delay: timedelta) -> bool:
-            return settle.settled_moment(now(), delay, type_, self.timezone) < wanted
-
-        if settle.shown(now(), type_, self.timezone) < wanted:
-            raise ConfigurationError(
-                f"the window ends at {high}, which the clock of {self.label} has not reached: rows are still "
-                "to come",
-                remedy="end the window at or before the present, or check the source's clock and the timezone "
-                "of the cursor",
-            )
-        if short(options.delay - options.timeout):
-            raise self._not_settled(high, options)
-        self._wait(
-            lambda: not short(options.delay), f"until {high} has settled", options, stop, log
-        )
-        return Settled(high, "[)", evidence)
-
-    def _settle_integer(
-        self,
-        cursor: str,
-        high: str | None,
-        most: int | None,
-        options: SettleOptions,
-        *,
-        stop: Stop,
-        log: EventLog,
-    ) -> Settled:
-        if high is not None and (most is None or int(high) > most + 1):
-            raise ConfigurationError(
-                f"the window ends at {high}, above all values of {cursor}: rows are still to come",
-                remedy="end the window at or below the greatest value plus one",
-            )
-        if most is None:
-            return Settled(None, "[)", f"{self.name} has no value of {cursor}")
-        bound = high if high is not None else str(most + 1)
-        if options.delay > options.timeout:
-            raise self._not_settled(bound, options)
-        ready = time.monotonic() + options.delay.total_seconds()
-        self._wait(
-            lambda: time.monotonic() >= ready, f"until {bound} has settled", options, stop, log
-        )
-        return Settled(
-            bound,
-            "[)",
-            f"the greatest value seen, and the settle delay of {humane(options.delay)} after it",
-        )
-
-    def _wait(
-        self,
-        ready: Callable[[], bool],
-        what: str,
-        options: SettleOptions,
-        stop: Stop,
-        log: EventLog,
-    ) -> None:
-        if ready():
-            return
-        log("waiting for the settle delay", what=what, delay=humane(options.delay))
-        give_up = time.monotonic() + options.timeout.total_seconds()
-        while not ready():
-            if stop.is_set():
-                raise Stopped(f"waiting {what}: stopped on request")
-            if time.monotonic() >= give_up:
-                raise self._not_settled(what, options)
-            self.pause(_STEP)
-
-    def _not_settled(self, bound: str, options: SettleOptions) -> NotSettled:
-        return NotSettled(
-            f"{bound} of {self.name} on {self.label} is not settled: the settle delay of "
-            f"{humane(options.delay)} has not passed, and settle_timeout is {humane(options.timeout)}",
-            remedy="wait for the next try, raise settle_timeout, or lower settle_delay if rows are committed "
-            "sooner than that",
-        )
+        return self.hash_key if hashed else None
 
     @property
     def _relation(self) -> Relation:
@@ -376,26 +303,19 @@ class DbApiSource:
     def _columns(self, connection: Connection) -> tuple[SourceColumn, ...]:
         return self._shape(connection).columns
 
-    def _highest(self, connection: Connection, cursor: str) -> int | None:
+    def _greatest(self, connection: Connection, cursor: str, type_: str) -> Any:
         dialect = self.flavour.dialect
-        if self._relation.bounded(dialect):
-            raise ConfigurationError(
-                f"{self.name} names :low and :high, so its greatest {cursor} cannot be asked for",
-                remedy="leave the two out of the query: the window is then put around it",
-            )
-        statement, values = statements.highest(dialect, self._relation, cursor).render(
-            dialect.paramstyle
-        )
+        ends = Request(self._relation, window=Window(type=type_)).ends(dialect, type_)
+        low, high = (None if text is None else self.flavour.bound(text, type_) for text in ends)
+        statement, values = statements.greatest(
+            dialect, self._relation.source(dialect, low, high), cursor
+        ).render(dialect.paramstyle)
         (value,) = first_row(connection, statement, values)
-        return None if value is None else int(value)
+        return value
 
 
 def _type_of(cursor: str, columns: Sequence[SourceColumn], where: str) -> str:
     for column in columns:
         if column.name == cursor:
             return column.type
-    known = [column.name for column in columns]
-    raise CatalogError(
-        f"{where} has no column {cursor!r}, named as the cursor{nearest(cursor, known)}",
-        remedy=f"its columns are: {', '.join(known)}",
-    )
+    raise missing_column(where, cursor, "as the cursor", [column.name for column in columns])

@@ -10,6 +10,8 @@ Declarations: ``INT…`` is ``bigint``, ``REAL``/``FLOAT``/``DOUBLE`` are ``doub
 8601 text without offset), ``TIMESTAMPTZ`` (with one), ``JSON`` and ``UUID`` are what they say; anything else
 is ``text``, which takes numbers and dates too, but no bytes. ``types`` may declare any type for a column.
 
+Personal columns are hashed by a function that the connection is given, so the key stands in no statement.
+
 A window compares text as text, so a cursor of dates or times must have one form in all rows; that is
 looked at in the same snapshot, and a mixture is refused.
 """
@@ -20,9 +22,10 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from operator import itemgetter
 from typing import Any
 
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import (
     CatalogError,
     ConnectionLost,
@@ -44,10 +47,13 @@ from airflow_etl_provider.dbapi.flavour import (
     no_such_table,
     refuse_unknown,
 )
+from airflow_etl_provider.dbapi.hashing import hasher
 from airflow_etl_provider.dbapi.statements import Dialect, Relation, Sql, Value, joined, select, sql
 
 _DIALECT = Dialect(quotes='""', paramstyle="qmark")
 _VIEW = "etl_query"
+_HASH = "etl_hash"
+_VARIABLE = ("text", "character varying", "bytea", "json", "jsonb")
 _EXACT = {
     "BOOLEAN": "boolean",
     "BOOL": "boolean",
@@ -64,14 +70,18 @@ _EXACT = {
     "DECIMAL": "numeric",
 }
 _INTEGERS = ("smallint", "integer", "bigint")
-#: The forms of a cursor as GLOB patterns; each orders as its values do.
-_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
-_CLOCK = "[0-9][0-9]:[0-9][0-9]:[0-9][0-9]*"
+#: The forms of a cursor as GLOB patterns; each orders as its values do. What is no digit further inside lies
+#: in the order of its year all the same, so a window reads it, and it is refused there.
+_DAY = "[0-9][0-9][0-9][0-9]-??-??"
+_CLOCK = "??:??:??*"
 _FORMS = {
     "date": {"": _DAY},
     "timestamp without time zone": {" ": f"{_DAY} {_CLOCK}", "T": f"{_DAY}T{_CLOCK}"},
     "timestamp with time zone": {" ": f"{_DAY} {_CLOCK}+00:00", "T": f"{_DAY}T{_CLOCK}+00:00"},
 }
+_SECOND = 2**32
+#: Rows of one fetch before their widths are looked at.
+_STEP = 16
 #: What SQLite calls the values of other cursors.
 _STORED = {
     **dict.fromkeys(_INTEGERS, ("integer",)),
@@ -114,21 +124,26 @@ class Sqlite:
 
     def read(self, connection: Connection, request: Request) -> Reading:
         types = {column.name: column.type for column in _columns(connection, request)}
-        low, high, nulls = None, None, 0
-        if request.cursor is not None:
-            nulls, form = _inspect_cursor(connection, request, types[request.cursor])
-            low, high = form(request.window.low), form(request.window.high)
-        names = [_DIALECT.name(name) for name in request.columns]
+        cursor_type = None if request.cursor is None else types[request.cursor]
+        ends = request.ends(_DIALECT, cursor_type)
+        low, high, nulls, unreachable = None, None, 0, None
+        if request.looks_outside:
+            nulls, unreachable, form = _inspect_cursor(connection, request, cursor_type or "", ends)
+            low, high = form(ends[0]), form(ends[1])
+        if request.hash_key is not None:
+            connection.create_function(  # type: ignore[attr-defined]
+                _HASH, 1, hasher(request.hash_key), deterministic=True
+            )
         variable = [
-            sql("coalesce(length(", name, "), 0)")
-            for name, column in zip(names, request.columns, strict=True)
-            if base_of(types[column])[0] in ("text", "character varying", "bytea", "json", "jsonb")
+            sql("coalesce(length(", _DIALECT.name(column.source), "), 0)")
+            for column in request.columns
+            if column.treatment is Treatment.KEEP and base_of(types[column.source])[0] in _VARIABLE
         ]
         width = joined(" + ", variable) if variable else sql("0")
         statement, values = select(
             _DIALECT,
-            request.relation,
-            [*names, width],
+            request.relation.source(_DIALECT, low, high),
+            [*map(_expression, request.columns), width],
             cursor=request.cursor,
             window=request.window,
             low=low,
@@ -139,10 +154,22 @@ class Sqlite:
         return Reading(
             close=cursor.close,
             fetch=_bounded_fetch(cursor) if variable else cursor.fetchmany,
-            encode=RowEncoder.of([(name, types[name]) for name in request.columns]).encode,
+            encode=RowEncoder(
+                [
+                    (
+                        column.source,
+                        "text" if column.treatment is Treatment.HASH else types[column.source],
+                    )
+                    for column in request.columns
+                ]
+            ).encode,
             null_cursors=nulls,
+            unreachable=unreachable,
             most_rows=MOST_ROWS,
         )
+
+    def bound(self, text: str, type_: str) -> Any:
+        return _bound(text, base_of(type_)[0], " ")
 
     def interrupter(self, connection: Connection, connect: Connect) -> Callable[[], None]:
         interrupt: Callable[[], None] = connection.interrupt  # type: ignore[attr-defined]
@@ -152,17 +179,33 @@ class Sqlite:
         return _translate(error, what)
 
 
+def _expression(column: Selected) -> Sql:
+    name = _DIALECT.name(column.source)
+    match column.treatment:
+        case Treatment.NULL:
+            return sql("NULL")
+        case Treatment.HASH:
+            return sql(f"{_HASH}(", name, ")")
+    return name
+
+
 def _bounded_fetch(cursor: Any) -> Callable[[int], Sequence[Row]]:
     """Rows until they are so many or their widths, which stand last in each, make a block."""
+    width = itemgetter(-1)
 
     def fetch(most: int) -> Sequence[Row]:
         rows: list[Row] = []
         room = BLOCK
-        for row in islice(cursor, most):
-            rows.append(row)
-            room -= row[-1]
-            if room < 0:
+        step = 1
+        while room > 0 and len(rows) < most:
+            found = cursor.fetchmany(min(step, most - len(rows)))
+            if not found:
                 break
+            rows += found
+            widths = sum(map(width, found))
+            room -= widths
+            # As many as the last ones let expect to fit; they may grow fourfold.
+            step = max(1, min(4 * step, _STEP, room * len(found) // (4 * widths + 1)))
         return rows
 
     return fetch
@@ -243,23 +286,38 @@ def postgres_type(declared: str) -> str:
 
 
 def _inspect_cursor(
-    connection: Connection, request: Request, type_: str
-) -> tuple[int, Callable[[str | None], Any]]:
-    """How many rows have no cursor value, and how a bound must look to compare with the others."""
+    connection: Connection,
+    request: Request,
+    type_: str,
+    ends: tuple[str | None, str | None],
+) -> tuple[int, int | None, Callable[[str | None], Any]]:
+    """How many rows have no cursor value, how many lie ahead of the clock, and how a bound must look to
+    compare with the others.
+    """
     base = base_of(type_)[0]
     name = _DIALECT.name(request.cursor or "")
     forms = _FORMS.get(base, {})
-    fits = [sql(name, " GLOB ", Value(pattern)) for pattern in forms.values()]
+    ahead: list[Sql] = []
     if not forms:
         stored = joined(", ", [sql(Value(kind)) for kind in _STORED.get(base, ("text",))])
-        fits = [sql("typeof(", name, ") IN (", stored, ")")]
-    counts = joined(", ", [_count(condition) for condition in fits])
-    low, high = request.window.low, request.window.high
+        fits = sql("typeof(", name, ") IN (", stored, ")")
+    else:
+        # One look at each row: rows of the second form count in the upper half of the sum.
+        weighed = [
+            sql(" WHEN ", name, " GLOB ", Value(pattern), f" THEN {weight}")
+            for pattern, weight in zip(forms.values(), (1, _SECOND), strict=False)
+        ]
+        fits = sql("CASE", *weighed, " END")
+        if request.clock is not None:
+            ahead = [sql(name, " > ", Value(_bound(request.clock, base, gap))) for gap in forms]
+    counts = joined(", ", [_count(condition) for condition in (fits, *ahead)])
+    low, high = (_bound(text, base, " ") for text in ends)
     statement, values = sql(
         "SELECT count(*) - count(", name, "), count(", name, "), ", counts, " FROM ",
         request.relation.source(_DIALECT, low, high),
     ).render("qmark")  # fmt: skip
-    nulls, present, *fitting = first_row(connection, statement, values)
+    nulls, present, fit, *later = first_row(connection, statement, values)
+    fitting = [fit % _SECOND, fit // _SECOND][: max(1, len(forms))]
     if present not in fitting and present:
         raise DataError(
             f"the cursor {request.cursor} does not have one form of {type_} in all rows, so its order is not "
@@ -268,8 +326,10 @@ def _inspect_cursor(
             remedy="store dates as YYYY-MM-DD, times as YYYY-MM-DD HH:MM:SS[.ffffff] (in UTC with +00:00 if they "
             "have an offset), integers as integers; or read with window='full'",
         )
-    separator = list(forms)[fitting.index(present)] if forms and present else " "
-    return nulls, lambda text: _bound(text, base, separator)
+    place = fitting.index(present) if present else 0
+    separator = list(forms)[place] if forms else " "
+    unreachable = later[place] if later else None
+    return nulls, unreachable, lambda text: _bound(text, base, separator)
 
 
 def _count(condition: Sql) -> Sql:
@@ -316,6 +376,11 @@ def _translate(error: Exception, what: str) -> EtlError:
         )
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return CatalogError(f"{what}: the file is damaged or is no SQLite database")
+    if message.startswith("user-defined function"):
+        return DataError(
+            f"{what}: text that is no valid UTF-8 cannot be hashed",
+            remedy="mend it in the source, or read a query that casts the column to BLOB",
+        )
     if message.startswith(("no such table", "no such column")):
         return CatalogError(f"{what}: {message}", remedy="check the names")
     if primary == sqlite3.SQLITE_ERROR:

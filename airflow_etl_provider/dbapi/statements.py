@@ -5,18 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from typing import Any
 
+from airflow_etl_provider.core.bounds import has_bounds, split_bounds
 from airflow_etl_provider.core.errors import ConfigurationError
-from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.core.window import Nulls, Window
+from airflow_etl_provider.dbapi.copytext import base_of
 
 _PART = re.compile(
     r'\s*(?:"((?:[^"]|"")+)"|`((?:[^`]|``)+)`|\[((?:[^\]]|\]\])+)\]|([^".`\[\]]+))\s*'
 )
 #: Literals, quoted names and comments are passed over; what is left may name a bound.
-_BOUND = r"|`(?:[^`]|``)*`|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/|(?<![:\w]):(low|high)\b"
-_BOUNDS = re.compile(r"'(?:[^']|'')*'" + _BOUND, re.DOTALL)
-_BOUNDS_BACKSLASH = re.compile(r"'(?:[^'\\]|\\.|'')*'" + _BOUND, re.DOTALL)
+_BOUND = r"|`(?:[^`]|``)*`|--[^\n]*|/\*.*?\*/|(?<![:\w]):(?P<bound>low|high)\b"
+_PLAIN = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
+_BOUNDS = re.compile(_PLAIN + _BOUND, re.DOTALL)
+_BOUNDS_BRACKET = re.compile(_PLAIN + r"|\[(?:[^\]]|\]\])*\]" + _BOUND, re.DOTALL)
+#: MySQL: a backslash escapes in both kinds of quotes, and a number sign begins a comment.
+_BOUNDS_BACKSLASH = re.compile(
+    r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.|\"\")*\"|\#[^\n]*" + _BOUND, re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,38 +111,108 @@ class Dialect:
 class Relation:
     """What is read: a table by the parts of its name, or a query.
 
-    A query may name ``:low`` and ``:high``; then its own condition is the window. Otherwise the window
-    is put around it.
+    A query may name the window's bounds as ``:low`` and ``:high``, which spares the database what lies
+    outside; the window is put around it all the same.
     """
 
     table: tuple[str, ...] = ()
     query: str | None = None
 
     def bounded(self, dialect: Dialect) -> bool:
-        """Whether the query says by itself where the window is."""
-        if self.query is None:
-            return False
-        found = {match[1] for match in _pattern(dialect).finditer(self.query)} - {None}
-        if len(found) == 1:
+        """Whether it is a query that names the window's bounds.
+
+        :raises ConfigurationError: it names one of the two only.
+        """
+        return self.query is not None and has_bounds(self.query, _pattern(dialect))
+
+    def ends(self, dialect: Dialect, window: Window, type_: str | None) -> tuple[str, str] | None:
+        """The text of both bounds that the query takes, ``None`` if it takes none.
+
+        A window without a start begins at the lowest value of *type_*: no comparison with NULL holds.
+
+        :raises ConfigurationError: the query takes bounds, and the window or its type has none to give.
+        """
+        if not self.bounded(dialect):
+            return None
+        if window.type is None or type_ is None or window.nulls is not Nulls.EXCLUDE:
+            what = "a full read has none" if window.is_full else f"{window} lie outside of all"
             raise ConfigurationError(
-                f"the query names :{found.pop()} only; a window has two ends",
-                remedy="use both :low and :high, or neither: then the window is put around the query",
+                f"the query names the bounds :low and :high, and {what}",
+                remedy="leave them out of the query: the window is then put around it",
             )
-        return bool(found)
+        low = lowest(type_) if window.low is None else window.low
+        high = highest(type_) if window.high is None else window.high
+        for name, bound in (("low", low), ("high", high)):
+            if bound is None:
+                raise ConfigurationError(
+                    f"the query takes :{name} from a cursor of {type_}, of which no value is the {name}est",
+                    remedy="leave :low and :high out of the query: the window is then put around it",
+                )
+        if window.bounds == "(]" and window.high is not None:
+            # A query that ends below :high would leave out the end that belongs to the window.
+            high = above(window.high, type_)
+        return low or "", high or ""
 
     def source(self, dialect: Dialect, low: Any = None, high: Any = None) -> Sql:
-        """What stands behind ``FROM``."""
+        """What stands behind ``FROM``; the bounds are given as driver's values."""
         if self.query is None:
             return dialect.name(*self.table)
         bounds = {"low": Value(low), "high": Value(high)}
-        parts: list[str | Value] = ["("]
-        position = 0
-        for match in _pattern(dialect).finditer(self.query):
-            if match[1] is not None:
-                parts += [self.query[position : match.start()], bounds[match[1]]]
-                position = match.end()
+        parts = [
+            part if isinstance(part, str) else bounds[part.name]
+            for part in split_bounds(self.query, _pattern(dialect))
+        ]
         # The line break ends a comment that the query may end with.
-        return sql(*parts, self.query[position:].rstrip().rstrip(";"), "\n) etl_batch")
+        return sql("(", *parts, "\n) etl_batch")
+
+
+def lowest(type_: str) -> str | None:
+    """The text below which no value of a cursor lies that PostgreSQL and Python can both hold."""
+    base, args = base_of(type_)
+    if base == "numeric":
+        return None if not args else "-" + _nines(args)
+    return _LOWEST.get(base)
+
+
+def highest(type_: str) -> str | None:
+    """The text above which no value of a cursor lies; ``None`` where none is known."""
+    base, args = base_of(type_)
+    if base == "numeric":
+        return None if not args else _nines(args)
+    return _HIGHEST.get(base)
+
+
+def above(text: str, type_: str) -> str:
+    """The text of the next value of a cursor.
+
+    :raises ConfigurationError: a type whose values have no next one.
+    """
+    base, args = base_of(type_)
+    scale = ([*args, 0])[1] if base == "numeric" and args else 0
+    if base not in _HIGHEST and not (base == "numeric" and args):
+        raise ConfigurationError(
+            f"the query takes :high from a cursor of {type_}, of which no value is the next",
+            remedy="leave :low and :high out of the query: the window is then put around it",
+        )
+    with localcontext(prec=sum(args) + len(text) + 1):
+        return f"{Decimal(text) + Decimal(1).scaleb(-scale):f}"
+
+
+def _nines(args: Sequence[int]) -> str:
+    precision, scale = [*args, 0][:2]
+    whole = "9" * (precision - scale) or "0"
+    return f"{whole}.{'9' * scale}" if scale else whole
+
+
+_LOWEST = {
+    "smallint": str(-(2**63)),
+    "integer": str(-(2**63)),
+    "bigint": str(-(2**63)),
+    "date": "0001-01-01",
+    "timestamp without time zone": "0001-01-01 00:00:00",
+    "timestamp with time zone": "0001-01-01 00:00:00+00",
+}
+_HIGHEST = dict.fromkeys(("smallint", "integer", "bigint"), str(2**63 - 1))
 
 
 def parse_name(text: str) -> tuple[str, ...]:
@@ -169,47 +247,57 @@ def parse_name(text: str) -> tuple[str, ...]:
     )
 
 
-def in_window(column: Sql, window: Window, low: Any, high: Any) -> Sql:
-    """The condition that holds for the rows of *window*, whose bounds are given as driver's values."""
+def in_window(column: Sql, window: Window, low: Any, high: Any, missing: Sql | None = None) -> Sql:
+    """The condition that holds for the rows of *window*, whose bounds are given as driver's values.
+
+    :param missing: when a row counts as one without a value, where that is more than NULL.
+    """
+    empty = sql(column, " IS NULL") if missing is None else missing
+    if window.nulls is Nulls.ONLY:
+        return empty
     parts = []
     if window.low is not None:
         parts.append(sql(column, " >= " if window.bounds[0] == "[" else " > ", Value(low)))
     if window.high is not None:
         parts.append(sql(column, " < " if window.bounds[1] == ")" else " <= ", Value(high)))
-    return joined(" AND ", parts)
+    if window.low is None and (missing is not None or not parts):
+        parts.append(sql("NOT (", empty, ")"))
+    found = joined(" AND ", parts)
+    return sql("(", found, " OR ", empty, ")") if window.nulls is Nulls.INCLUDE else found
 
 
 def select(
     dialect: Dialect,
-    relation: Relation,
+    rows: Sql,
     expressions: Sequence[Sql],
     *,
     cursor: str | None,
     window: Window,
     low: Any,
     high: Any,
+    missing: Sql | None = None,
 ) -> Sql:
-    """The rows of *window*, as *expressions*."""
-    query = sql("SELECT ", joined(", ", expressions), " FROM ", relation.source(dialect, low, high))
-    if cursor is None or window.is_full or relation.bounded(dialect):
+    """The rows of *window* among *rows*, as *expressions*."""
+    query = sql("SELECT ", joined(", ", expressions), " FROM ", rows)
+    if cursor is None or window.is_full:
         return query
-    return sql(query, " WHERE ", in_window(dialect.name(cursor), window, low, high))
+    return sql(query, " WHERE ", in_window(dialect.name(cursor), window, low, high, missing))
 
 
-def null_cursors(dialect: Dialect, relation: Relation, cursor: str, low: Any, high: Any) -> Sql:
-    """How many rows no window would ever hold."""
+def outside(rows: Sql, missing: Sql, ahead: Sql | None) -> Sql:
+    """How many rows no window would ever hold, and how many lie *ahead* of the source's clock."""
+    counts = sql("SELECT count(CASE WHEN ", missing, " THEN 1 END), ")
+    if ahead is None:
+        return sql(counts, "0 FROM ", rows, " WHERE ", missing)
     return sql(
-        "SELECT count(*) FROM ",
-        relation.source(dialect, low, high),
-        " WHERE ",
-        dialect.name(cursor),
-        " IS NULL",
-    )
+        counts, "count(CASE WHEN ", ahead, " THEN 1 END) FROM ", rows,
+        " WHERE ", missing, " OR ", ahead,
+    )  # fmt: skip
 
 
-def highest(dialect: Dialect, relation: Relation, cursor: str) -> Sql:
+def greatest(dialect: Dialect, rows: Sql, cursor: str) -> Sql:
     """The largest cursor value there is."""
-    return sql("SELECT max(", dialect.name(cursor), ") FROM ", relation.source(dialect))
+    return sql("SELECT max(", dialect.name(cursor), ") FROM ", rows)
 
 
 def no_rows(dialect: Dialect, relation: Relation) -> Sql:
@@ -218,4 +306,6 @@ def no_rows(dialect: Dialect, relation: Relation) -> Sql:
 
 
 def _pattern(dialect: Dialect) -> re.Pattern[str]:
-    return _BOUNDS_BACKSLASH if dialect.backslash else _BOUNDS
+    if dialect.backslash:
+        return _BOUNDS_BACKSLASH
+    return _BOUNDS_BRACKET if dialect.quotes == "[]" else _BOUNDS

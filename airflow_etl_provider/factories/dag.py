@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import redact
-from airflow.sdk import DAG, Param, TaskGroup
+from airflow.sdk import DAG, Param, TaskGroup, TriggerRule
 
 from airflow_etl_provider.config.files import parse_pipeline
 from airflow_etl_provider.config.findings import Finding, as_written
@@ -20,7 +21,7 @@ from airflow_etl_provider.config.rules import group_id
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.core.request import NullCursor, OnEmpty, WindowMode
 from airflow_etl_provider.factories import schedule
 from airflow_etl_provider.factories.page import page
 from airflow_etl_provider.operators.extract import IncrementalExtractOperator
@@ -29,6 +30,8 @@ from airflow_etl_provider.operators.validate import QualityValidationOperator
 from airflow_etl_provider.quality.suite import parse_suite
 
 _MAX_RETRY_DELAY = timedelta(minutes=10)
+#: Expectations of a number of rows.
+_OF_ROWS = "expect_table_row_count_"
 _NUMBER_OF_ONE = re.compile(r"^suite .+?, expectation 1(?: \([^)]*\))?(?: (?=is|has)|: )")
 
 
@@ -58,7 +61,6 @@ def findings(pipeline: Pipeline) -> list[Finding]:
     """What is wrong with a pipeline beyond its model: schedule, expectations, masked stream ids."""
     return [
         *schedule.findings(pipeline),
-        *_queries(pipeline),
         *_expectations(pipeline),
         *_masked(pipeline),
     ]
@@ -67,12 +69,13 @@ def findings(pipeline: Pipeline) -> list[Finding]:
 def assemble(pipeline: Pipeline) -> DAG:
     """The DAG of a pipeline without :func:`findings`."""
     origin = schedule.origin(pipeline)
+    start_date, end_date = schedule.dates(pipeline)
     with DAG(
         pipeline.pipeline,
         description=pipeline.description or _described(pipeline),
         schedule=schedule.timetable(pipeline),
-        start_date=pipeline.starts_at,
-        end_date=pipeline.ends_at,
+        start_date=start_date,
+        end_date=end_date,
         catchup=pipeline.catchup,
         max_active_runs=pipeline.active_runs,
         tags=_tags(pipeline),
@@ -96,6 +99,40 @@ def assemble(pipeline: Pipeline) -> DAG:
 
 
 def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
+    interval = stream.window is WindowMode.INTERVAL
+    window = _declared(stream.source) | {
+        "window": stream.window.value,
+        "origin": None if origin is None or not interval else origin.isoformat(),
+    }
+    _, publish = _load(
+        pipeline, stream, window, suite=_suite(stream), strategy=stream.target.strategy
+    )
+    if stream.null_cursor is not NullCursor.SWEEP:
+        return
+    # No lookback, which such rows do not have, and mostly there are none. A window that was skipped
+    # because it was empty must not have them skipped too.
+    nulls = {name: value for name, value in window.items() if name != "lookback"} | {
+        "window": WindowMode.NULLS.value,
+        "origin": None,
+        "on_empty": OnEmpty.SKIP.value,
+        "trigger_rule": TriggerRule.NONE_FAILED,
+    }
+    # How many rows a window has says nothing of how many have no cursor value.
+    suite = [each for each in _suite(stream) if not each["type"].startswith(_OF_ROWS)]
+    sweep, _ = _load(pipeline, stream, nulls, suite=suite, strategy=Strategy.MERGE, suffix="_nulls")
+    publish >> sweep
+
+
+def _load(
+    pipeline: Pipeline,
+    stream: Stream,
+    window: Mapping[str, Any],
+    *,
+    suite: list[dict[str, Any]],
+    strategy: Strategy,
+    suffix: str = "",
+) -> tuple[IncrementalExtractOperator, PartitionSwapOperator]:
+    """extract >> validate >> publish of what *window* says; returns the first and the last."""
     source, target = stream.source, stream.target
     partition = None
     if target.partition is not None:
@@ -105,7 +142,7 @@ def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
             "timezone": target.partition.timezone or pipeline.timezone,
         }
     extract = IncrementalExtractOperator(
-        task_id="extract",
+        task_id=f"extract{suffix}",
         stream=stream.stream,
         kind=stream.kind.value,
         source_conn_id=source.conn_id,
@@ -113,25 +150,20 @@ def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
         target_conn_id=target.conn_id,
         target=target.table,
         cursor=source.cursor,
-        window=stream.window.value,
         keys=list(target.keys),
-        columns=None if source.columns is None else list(source.columns),
         partition=partition,
         timezone=source.timezone or pipeline.timezone,
-        origin=None
-        if origin is None or stream.window is not WindowMode.INTERVAL
-        else origin.isoformat(),
-        null_cursor=source.null_cursor,
         checksum=source.checksum,
-        **_declared(source),
+        zero_dates=source.zero_dates,
+        **window,
     )
     validate = QualityValidationOperator(
-        task_id="validate", batch=extract.output, expectations=_suite(stream)
+        task_id=f"validate{suffix}", batch=extract.output, expectations=suite
     )
     publish = PartitionSwapOperator(
-        task_id="publish",
+        task_id=f"publish{suffix}",
         batch=validate.output,
-        strategy=target.strategy.value,
+        strategy=strategy.value,
         keys=list(target.keys),
         max_shrink=target.max_shrink,
         keep_versions=target.keep_versions,
@@ -140,18 +172,39 @@ def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
         audit=target.audit,
     )
     extract >> validate >> publish
+    return extract, publish
 
 
 def _declared(source: Source) -> dict[str, Any]:
     """What the pipeline says of these arguments of extract, whose defaults are the operator's."""
     given = {
+        "columns": None if source.columns is None else list(source.columns),
+        "rename": source.rename,
+        "personal": None
+        if source.personal is None
+        else {name: treatment.value for name, treatment in source.personal.items()},
+        "hash_conn_id": source.hash_conn_id,
         "lookback": source.lookback,
-        "cursor_origin": None if source.cursor_origin is None else source.cursor_origin.value,
+        "open_window": source.open_window,
+        "on_empty": source.on_empty,
+        "cursor_origin": source.cursor_origin,
         "settle_delay": source.settle_delay,
         "settle_timeout": source.settle_timeout,
         "settle_ignore": None if source.settle_ignore is None else list(source.settle_ignore),
+        "null_cursor": source.null_cursor,
+        "slice_rows": source.slice_rows,
+        "shards": source.shards,
+        "row_security": source.row_security,
+        "types": source.types,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    declared: dict[str, Any] = {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    if source.slice_rows == 0:  # every window in one piece
+        declared["slice_rows"] = None
+    return declared
 
 
 def _suite(stream: Stream) -> list[dict[str, Any]]:
@@ -159,18 +212,6 @@ def _suite(stream: Stream) -> list[dict[str, Any]]:
         return []
     suite = parse_suite(stream.quality.expectations, stream.stream)
     return [expectation.as_json() for expectation in suite.expectations]
-
-
-def _queries(pipeline: Pipeline) -> Iterator[Finding]:
-    """Queries, which the extract operator of this release does not read."""
-    for number, stream in enumerate(pipeline.streams):
-        if stream.source.query is not None:
-            key = "query" if stream.source.query_file is None else "query_file"
-            yield Finding(
-                ("streams", number, "source", key),
-                "is not read by this release, which extracts tables and views",
-                "make a view of the SELECT, without :low and :high, and name it as table",
-            )
 
 
 def _expectations(pipeline: Pipeline) -> Iterator[Finding]:

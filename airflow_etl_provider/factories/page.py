@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_etl_provider.config.models import Pipeline, Stream
+from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.load import Kind, Strategy
-from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.window import humane
 
@@ -27,6 +28,25 @@ _ORIGINS = {
     CursorOrigin.AUTO: "the source's server where its catalog proves it, else an application",
     CursorOrigin.TRANSACTION: "the source's server, inside the transaction that writes the row",
     CursorOrigin.APPLICATION: "an application, which may commit a row later than it stamps it",
+}
+_NULL_CURSORS = {
+    NullCursor.FAIL: "fails the load: no window would ever hold it",
+    NullCursor.INCLUDE: "comes with every window outside backfills, merged by key",
+    NullCursor.SWEEP: "is left to a load of its own, which follows each publish and merges by key",
+}
+_OPEN_WINDOWS = {
+    OpenWindow.REFUSE: "refused",
+    OpenWindow.CLAMP: "loaded up to where no more rows can be added, and counted as loaded no further",
+}
+_EMPTY_WINDOWS = {
+    OnEmpty.PUBLISH: "checked and published like any other",
+    OnEmpty.SKIP: "counted as loaded; validate and publish are skipped",
+    OnEmpty.FAIL: "fails extract",
+}
+_TREATMENTS = {
+    Treatment.HASH: "hashed, with the password of connection `{key}` as the key",
+    Treatment.NULL: "NULL",
+    Treatment.DROP: "not read",
 }
 _HOW = (
     "Each stream is **extracted** into a private staging table, **validated** there and "
@@ -56,10 +76,10 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     origin = f"`{source.table}`" if source.table is not None else "a query (below)"
     yield f"| from | {origin} of connection `{source.conn_id}` |"
     yield f"| to | `{target.table}` of connection `{target.conn_id}` |"
-    yield f"| window | {_window(stream)} |"
+    yield f"| window | {_window(stream, partitioned=pipeline.partitioned)} |"
+    yield from _edges(stream)
     yield from _settling(stream)
-    if source.columns is not None:
-        yield f"| columns | {_codes(source.columns)} |"
+    yield from _columns(stream)
     if target.partition is not None:
         zone = target.partition.timezone or pipeline.timezone
         yield (
@@ -84,9 +104,11 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     yield from _checks(stream)
 
 
-def _window(stream: Stream) -> str:
+def _window(stream: Stream, *, partitioned: bool) -> str:
     source = stream.source
     match stream.window:
+        case WindowMode.INTERVAL if partitioned:
+            return f"the partition that the run's key names, on `{source.cursor}`"
         case WindowMode.INTERVAL:
             return f"the run's data interval, on `{source.cursor}`"
         case WindowMode.WATERMARK:
@@ -99,6 +121,44 @@ def _window(stream: Stream) -> str:
             return "everything"
         case WindowMode.NULLS:
             return f"the rows without a value in `{source.cursor}`"
+
+
+def _edges(stream: Stream) -> Iterator[str]:
+    """What becomes of rows and windows that a reader might wonder about."""
+    source = stream.source
+    if stream.window is not WindowMode.FULL:
+        yield f"| no `{source.cursor}` | a row without a value {_NULL_CURSORS[stream.null_cursor]} |"
+    empty, still_open = source.on_empty or OnEmpty.PUBLISH, source.open_window or OpenWindow.REFUSE
+    yield f"| empty window | {_EMPTY_WINDOWS[empty]} |"
+    if stream.window is not WindowMode.FULL:
+        yield f"| interval that has not ended | {_OPEN_WINDOWS[still_open]} |"
+    if source.slice_rows:
+        yield f"| slices | a window of more than {source.slice_rows:,} rows is staged in slices |"
+    elif source.slice_rows == 0:
+        yield "| slices | none: every window is staged in one piece |"
+    if source.shards is not None and source.shards > 1:
+        yield f"| read at once | {source.shards} slices, in one snapshot |"
+    if source.row_security == "apply":
+        yield "| row security | of the source is applied: the rows that its role sees are the ones that are meant |"
+
+
+def _columns(stream: Stream) -> Iterator[str]:
+    """Which columns are read, what they are called, and what is done to them before they leave the source."""
+    source, selection = stream.source, stream.selection
+    if source.columns is not None:
+        yield f"| columns | {_codes(source.columns)} |"
+    if selection.rename:
+        renamed = (f"`{old}` is `{new}` in the target" for old, new in selection.rename.items())
+        yield f"| renamed | {', '.join(renamed)} |"
+    for treatment, what in _TREATMENTS.items():
+        named = tuple(name for name, given in selection.personal.items() if given is treatment)
+        if named:
+            yield f"| personal data | {_codes(named)}: {what.format(key=source.hash_conn_id)} |"
+    if source.types:
+        types = (f"`{name}` is `{type_}`" for name, type_ in source.types.items())
+        yield f"| types | {', '.join(types)} |"
+    if source.zero_dates == "null":
+        yield "| zero dates | NULL |"
 
 
 def _settling(stream: Stream) -> Iterator[str]:
@@ -139,8 +199,9 @@ def _strategy(stream: Stream) -> str:
         what = (
             f"where the window is made of whole partitions, {what}; else {_STRATEGIES[others[0]]}"
         )
-    if first is Strategy.MERGE and stream.window is not WindowMode.FULL:
-        what += f"; one whose `{stream.source.cursor}` is newer in the target is not overwritten"
+    dropped = stream.selection.personal.get(stream.source.cursor or "") is Treatment.DROP
+    if first is Strategy.MERGE and stream.window is not WindowMode.FULL and not dropped:
+        what += f"; one whose `{stream.target_cursor}` is newer in the target is not overwritten"
     return f"{stream.target.strategy}: {what}"
 
 
@@ -181,9 +242,10 @@ def _schedule(pipeline: Pipeline, origin: str | None) -> Iterator[str]:
     windows = sorted({stream.window for stream in pipeline.streams})
     for window in windows:
         of = f"Streams with window `{window}`: " if len(windows) > 1 else ""
-        yield of + _rhythm(window, origin)
+        yield of + (_keyed(pipeline, origin) if pipeline.partitioned else _rhythm(window, origin))
     if pipeline.ends_at is not None:
-        yield f"The last interval begins at {pipeline.ends_at.isoformat()}."
+        last = "partition" if pipeline.partitioned else "interval"
+        yield f"The last {last} begins at {pipeline.ends_at.isoformat()}."
 
 
 def _rhythm(window: WindowMode, origin: str | None) -> str:
@@ -204,6 +266,19 @@ def _rhythm(window: WindowMode, origin: str | None) -> str:
             )
 
 
+def _keyed(pipeline: Pipeline, origin: str | None) -> str:
+    runs = (
+        "A run has the key of the partition that has just ended, which is its start on the clock of "
+        f"{pipeline.timezone}, and loads it; "
+    )
+    if origin is not None:
+        return f"{runs}it catches up from {origin}."
+    return (
+        f"{runs}partitions before the DAG was switched on are not loaded by themselves; a backfill loads "
+        "them."
+    )
+
+
 def _by_hand(pipeline: Pipeline) -> Iterator[str]:
     windows = {stream.window for stream in pipeline.streams}
     yield "## How to load a range by hand"
@@ -214,6 +289,8 @@ def _by_hand(pipeline: Pipeline) -> Iterator[str]:
     watermark = WindowMode.WATERMARK in windows
     if watermark:
         yield "- What is new: *Trigger*, and leave the window empty."
+    if pipeline.partitioned:
+        yield "- One partition: *Trigger* with its partition key, such as `2013-01-01T00:00:00`."
     whole = any(stream.target.strategy is Strategy.SWAP for stream in pipeline.streams)
     yield (
         "- One window: *Trigger*, and fill in both `window_low` and `window_high` (with an offset, such as "
@@ -223,10 +300,12 @@ def _by_hand(pipeline: Pipeline) -> Iterator[str]:
         + (" The cursor must hold dates or times." if watermark else "")
     )
     if pipeline.schedule is not None:
+        many = "partitions" if pipeline.partitioned else "intervals"
         yield (
-            "- Many intervals: *Trigger*, *Backfill*, or `airflow backfill create --dag-id "
+            f"- Many {many}: *Trigger*, *Backfill*, or `airflow backfill create --dag-id "
             f"{pipeline.pipeline} --from-date ... --to-date ... --reprocess-behavior completed`. "
             "The DAG must not be paused."
+            + (" End with one that is over." if pipeline.partitioned else "")
             + (
                 " Each run reads its own interval again, and the watermark stays where it is."
                 if watermark
@@ -254,6 +333,12 @@ def _failures(pipeline: Pipeline) -> Iterator[str]:
         "- **publish**: the batch stays staged and audited; clear publish alone and nothing is read again. "
         "If a session blocks it, the log names that session."
     )
+    if any(stream.null_cursor is NullCursor.SWEEP for stream in pipeline.streams):
+        yield (
+            "- **extract_nulls**, **validate_nulls** and **publish_nulls** do the same with the rows without a "
+            "cursor value, once publish is done. They are skipped where there are none, and expectations of a "
+            "number of rows do not count for them."
+        )
 
 
 def _codes(names: tuple[str, ...]) -> str:

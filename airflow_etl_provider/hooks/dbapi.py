@@ -44,6 +44,7 @@ def dbapi_source(
     types: Mapping[str, str] | None = None,
     timezone: str = "UTC",
     zero_dates: str = "fail",
+    hash_key: str | None = None,
 ) -> DbApiSource:
     """A table or query behind the Airflow connection *conn_id*, whatever database it leads to.
 
@@ -51,6 +52,7 @@ def dbapi_source(
 
     :param types: PostgreSQL types of columns that are better known than the source can tell.
     :param timezone: wall clock that a cursor without time zone shows.
+    :param hash_key: the key of columns that are hashed.
     :param zero_dates: ``fail`` or ``null``: what becomes of MySQL's ``0000-00-00``.
     :raises ConfigurationError: no such connection, no provider for its type, or no database that DB-API
         reads.
@@ -66,6 +68,7 @@ def dbapi_source(
         label=f"connection {conn_id}",
         types=dict(types or {}),
         timezone=timezone,
+        hash_key=hash_key,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -17,16 +18,25 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
+from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.serialization.serialized_objects import DagSerialization
+from airflow.timetables.base import DagRunInfo
 from airflow.utils.file import might_contain_dag
+from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunTriggeredByType, DagRunType
 
 from airflow_etl_provider import factories
 from airflow_etl_provider.config.files import PipelineFileError, read_pipeline
 from airflow_etl_provider.config.models import deep_merged
 from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.load import RunInfo
 from airflow_etl_provider.factories import build_pipeline
 from airflow_etl_provider.factories.yaml_folder import InvalidPipelineOperator
 from airflow_etl_provider.operators.extract import IncrementalExtractOperator
+from airflow_etl_provider.operators.run import partition_interval, partition_spec
+from tests.airflow.runs import Airflow, Ran
+from tests.airflow.shop import ROW_CONTENT, Shop
 
 DAGS = Path(__file__).parents[2] / "dags"
 LOADER = (DAGS / "load_pipelines.py").read_text()
@@ -70,6 +80,30 @@ SETTLED: dict[str, Any] = {
     "settle_timeout": "PT20M",
     "settle_ignore": ["reporting", "backup"],
 }
+SWEPT = deep_merged(ENTITIES, {"source": {"null_cursor": "sweep"}, "target": {"keys": ["tailnum"]}})
+SELECTED: dict[str, Any] = {
+    "rename": {"tail": "tailnum"},
+    "personal": {"pilot": "hash", "phone": None, "notes": "drop"},
+    "hash_conn_id": "hash_key",
+    "null_cursor": "include",
+    "open_window": "clamp",
+    "on_empty": "skip",
+    "slice_rows": 5000,
+    "shards": 2,
+    "row_security": "apply",
+    "types": {"built": "date"},
+    "zero_dates": None,
+}
+DAILY = deep_merged(
+    EVENTS,
+    {
+        "schedule": "@daily",
+        "start_date": "2013-03-08",
+        "end_date": "2013-03-11",
+        "partitioned": True,
+        "target": {"partition": {"every": "day"}},
+    },
+)
 SNAPSHOTS: dict[str, Any] = {
     "pipeline": "reference",
     "kind": "snapshots",
@@ -84,6 +118,16 @@ SNAPSHOTS: dict[str, Any] = {
         for name, table in (("airlines", "airlines"), ("small.planes", "planes"))
     ],
 }
+RUN = RunInfo(
+    dag_id="flights",
+    task_id="extract",
+    run_id="r",
+    run_type="scheduled",
+    map_index=-1,
+    try_number=1,
+    clear_number=0,
+)
+SWEEP = ("extract_nulls", "validate_nulls", "publish_nulls")
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
@@ -109,6 +153,40 @@ def loaded(folder: Path) -> dict[str, DAG]:
     dags: dict[str, DAG] = module.__dict__["dags"]
     assert {key: value for key, value in vars(module).items() if isinstance(value, DAG)} == dags
     return dags
+
+
+def stored(dag: DAG) -> SerializedDAG:
+    """As the scheduler has it."""
+    return DagSerialization.from_dict(DagSerialization.to_dict(dag))
+
+
+def scheduled(dag: DAG) -> list[DagRunInfo]:
+    """Every run of the schedule, as the scheduler finds one after the other."""
+    found: list[DagRunInfo] = []
+    while True:
+        last = found[-1] if found else None
+        info = stored(dag).next_dagrun_info(last_automated_run_info=last)
+        if info is None:
+            return found
+        found.append(info)
+
+
+def run_of(airflow: Airflow, dag: DAG, info: DagRunInfo) -> Ran:
+    """The run that the scheduler makes of *info*, to its end."""
+    airflow.sync(dag)
+    run_id = f"scheduled__{info.partition_key}"
+    with create_session() as session:
+        stored(dag).create_dagrun(
+            run_id=run_id,
+            run_after=info.run_after,
+            partition_key=info.partition_key,
+            partition_date=info.partition_date,
+            run_type=DagRunType.SCHEDULED,
+            triggered_by=DagRunTriggeredByType.TEST,
+            state=DagRunState.RUNNING,
+            session=session,
+        )
+    return airflow.resume(dag, run_id)
 
 
 @pytest.fixture
@@ -163,15 +241,80 @@ class TestBuiltDag:
         counted = deep_merged(ENTITIES, {"source": {"lookback": 500}})
         assert build_pipeline(counted).get_task("extract").lookback == 500
 
+    def test_what_a_source_says_of_its_columns_and_rows_reaches_extract(self) -> None:
+        """In words that Airflow can store, whatever the YAML looked like."""
+        data = deep_merged(ENTITIES, {"source": SELECTED, "target": {"keys": ["tailnum"]}})
+        extract = build_pipeline(data).get_task("extract")
+        personal = {"pilot": "hash", "phone": "null", "notes": "drop"}
+        assert {name: getattr(extract, name) for name in SELECTED} == SELECTED | {
+            "personal": personal,
+            "zero_dates": "null",
+        }
+        assert {type(value) for value in extract.personal.values()} == {str}
+        assert {type(getattr(extract, name)) for name in ("null_cursor", "on_empty")} == {str}
+        whole = deep_merged(EVENTS, {"source": {"slice_rows": 0}})
+        assert build_pipeline(whole).get_task("extract").slice_rows is None
+
     @pytest.mark.parametrize("data", [EVENTS, ENTITIES], ids=["events", "entities"])
     def test_what_a_source_does_not_say_is_the_operators(self, data: dict[str, Any]) -> None:
         """Its defaults are written in one place."""
         extract = build_pipeline(data).get_task("extract")
         known = inspect.signature(IncrementalExtractOperator.__init__).parameters
-        assert set(SETTLED) <= set(known)
-        assert {name: getattr(extract, name) for name in SETTLED} == {
-            name: known[name].default for name in SETTLED
+        names = {*SETTLED, *SELECTED, "columns"}
+        assert names <= set(known)
+        assert {name: getattr(extract, name) for name in names} == {
+            name: known[name].default for name in names
         }
+
+    def test_a_query_is_extracted(self, folder: Path) -> None:
+        """From the file or the key, and it stays a query when its name ends like a file's."""
+        text = "SELECT * FROM public.planes WHERE updated_at >= :low AND updated_at < :high"
+        query = {"table": None, "query": text}
+        extract = build_pipeline(deep_merged(ENTITIES, {"source": query})).get_task("extract")
+        assert extract.source == text
+        query = {"table": None, "query_file": "planes.sql"}
+        add(folder, "planes.yaml", deep_merged(ENTITIES, {"source": query}))
+        add(folder, "planes.sql", f"-- by change\n{text}\n")
+        extract = loaded(folder)["planes"].get_task("extract")
+        assert extract.source == f"-- by change\n{text}"
+        assert not extract.template_ext
+
+    def test_rows_without_a_cursor_value_are_swept_after_publish(self) -> None:
+        """By three tasks of their own, which never race with the stream's others."""
+        quality = [
+            {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "tailnum"}},
+            {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 10}},
+        ]
+        source = {"lookback": "PT1H", "on_empty": "fail", "rename": {"built": "year"}}
+        dag = build_pipeline(deep_merged(SWEPT, {"quality": quality, "source": source}))
+        names = ["extract", "validate", "publish"]
+        assert list(dag.task_dict) == [*names, *(f"{name}_nulls" for name in names)]
+        chain = [dag.get_task(name) for name in dag.task_dict]
+        for before, after in itertools.pairwise(chain):
+            assert before.downstream_task_ids == {after.task_id}
+        extract, validate, publish, sweep, its_audit, its_publish = chain
+        for name in ("stream", "kind", "source", "target", "cursor", "keys", "rename", "timezone"):
+            assert getattr(sweep, name) == getattr(extract, name), name
+        assert (extract.window, extract.null_cursor, extract.on_empty) == (
+            "watermark",
+            "sweep",
+            "fail",
+        )
+        assert (sweep.window, sweep.null_cursor, sweep.on_empty) == ("nulls", "sweep", "skip")
+        assert (extract.lookback, sweep.lookback) == (timedelta(hours=1), timedelta(0))
+        assert (publish.strategy, its_publish.strategy) == ("auto", "merge")
+        assert (extract.trigger_rule, sweep.trigger_rule) == ("all_success", "none_failed")
+        assert [e.type for e in validate.expectations.expectations] == [e["type"] for e in quality]
+        assert [e.type for e in its_audit.expectations.expectations] == [quality[0]["type"]]
+
+    def test_a_sweep_stands_in_the_group_of_its_stream(self) -> None:
+        """Of several streams only one may have such rows."""
+        own = ("stream", "kind", "source", "target")
+        streams = [{key: data[key] for key in own} for data in (EVENTS, SWEPT)]
+        dag = build_pipeline({"pipeline": "all", "streams": streams})
+        assert len(dag.tasks) == 9
+        assert dag.get_task("planes.publish").downstream_task_ids == {"planes.extract_nulls"}
+        assert dag.get_task("planes.publish_nulls").downstream_task_ids == set()
 
     @pytest.mark.parametrize(
         ("change", "strategy"),
@@ -308,6 +451,67 @@ class TestBuiltDag:
         whole = deep_merged(ENTITIES, {"source": {"window": "full", "cursor": None}})
         assert "newer in the target" not in (build_pipeline(whole).doc_md or "")
 
+    def test_its_page_tells_what_becomes_of_columns_and_odd_rows(self) -> None:
+        """Renamed, treated, left out; without a cursor value, in no row, in a window that is open."""
+        data = deep_merged(ENTITIES, {"source": SELECTED, "target": {"keys": ["tailnum"]}})
+        page = build_pipeline(data).doc_md or ""
+        for part in (
+            "| renamed | `tail` is `tailnum` in the target |",
+            "| personal data | `pilot`: hashed, with the password of connection `hash_key` as the key |",
+            "| personal data | `phone`: NULL |",
+            "| personal data | `notes`: not read |",
+            "| no `updated_at` | a row without a value comes with every window outside backfills, merged by key |",
+            "| empty window | counted as loaded; validate and publish are skipped |",
+            "| interval that has not ended | loaded up to where no more rows can be added, and counted as loaded no f",
+            "| slices | a window of more than 5,000 rows is staged in slices |",
+            "| read at once | 2 slices, in one snapshot |",
+            "| row security | of the source is applied",
+            "| types | `built` is `date` |",
+            "| zero dates | NULL |",
+        ):
+            assert part in page
+        assert "extract_nulls" not in page
+        plain = build_pipeline(EVENTS).doc_md or ""
+        for part in (
+            "| no `time_hour` | a row without a value fails the load: no window would ever hold it |",
+            "| empty window | checked and published like any other |",
+            "| interval that has not ended | refused |",
+        ):
+            assert part in plain
+        for part in ("renamed", "personal data", "slices", "row security", "types |", "zero dates"):
+            assert part not in plain
+        swept = deep_merged(SWEPT, {"source": {"rename": {"updated_at": "at"}, "slice_rows": 0}})
+        page = build_pipeline(swept).doc_md or ""
+        for part in (
+            "a row without a value is left to a load of its own, which follows each publish and merges by key |",
+            "one whose `at` is newer in the target is not overwritten",
+            "| slices | none: every window is staged in one piece |",
+            "- **extract_nulls**, **validate_nulls** and **publish_nulls** do the same with the rows without a",
+        ):
+            assert part in page
+        dropped = deep_merged(ENTITIES, {"source": {"personal": {"updated_at": "drop"}}})
+        assert "newer in the target" not in (build_pipeline(dropped).doc_md or "")
+        whole = build_pipeline(SNAPSHOTS).doc_md or ""
+        assert "| empty window |" in whole
+        assert "not ended" not in whole
+
+    def test_its_page_tells_of_partition_keys(self) -> None:
+        """Which one a run has, and how to load another."""
+        page = build_pipeline(DAILY).doc_md or ""
+        for part in (
+            "| window | the partition that the run's key names, on `time_hour` |",
+            "A run has the key of the partition that has just ended, which is its start on the clock of",
+            "America/New_York, and loads it; it catches up from 2013-03-08T00:00:00-05:00.",
+            "The last partition begins at 2013-03-11T00:00:00-04:00.",
+            "- One partition: *Trigger* with its partition key, such as `2013-01-01T00:00:00`.",
+            "- Many partitions: *Trigger*, *Backfill*, or",
+            "End with one that is over.",
+        ):
+            assert part in page
+        assert "data interval" not in page
+        later = build_pipeline(DAILY | {"catchup": False}).doc_md or ""
+        assert "partitions before the DAG was switched on are not loaded by themselves" in later
+
     def test_its_page_tells_windows_apart(self) -> None:
         """Streams of one pipeline may be read each in its own way."""
         own = ("stream", "kind", "source", "target")
@@ -373,8 +577,32 @@ class TestBuiltDag:
                 "quality[1]: expect_table_row_count_to_equal needs value",
             ),
             (
-                {"source": {"table": None, "query": "SELECT :low, :high"}},
-                "source.query: is not read by this release",
+                {"partitioned": True, "schedule": "@daily"},
+                "target.partition.every: schedule '@daily' in America/New_York loads 2013-01-01T00:00:00-05:00 to ",
+            ),
+            (
+                {"partitioned": True, "schedule": "@yearly"},
+                "target.partition.every: schedule '@yearly' in America/New_York loads ",
+            ),
+            (
+                {"partitioned": True, "schedule": "0 0 * * 1-5", "target": {"partition": {"every": "day"}}},
+                "target.partition.every: schedule '0 0 * * 1-5' in America/New_York loads 2013-01-04T00:00:00-05:00 to ",
+            ),
+            (
+                {"partitioned": True, "schedule": "0 * * * 1-5", "target": {"partition": {"every": "hour"}}},
+                "target.partition.every: schedule '0 * * * 1-5' in America/New_York loads 2013-01-04T23:00:00-05:00 to ",
+            ),
+            (
+                {"partitioned": True, "schedule": "0 5 1 * *"},
+                "target.partition.every: schedule '0 5 1 * *' in America/New_York loads 2013-01-01T05:00:00-05:00 to ",
+            ),
+            (
+                {"partitioned": True, "target": {"partition": {"timezone": "UTC"}}},
+                "target.partition.every: schedule '@monthly' in America/New_York loads ",
+            ),
+            (
+                {"partitioned": True, "schedule": "0 0 31 2 *"},
+                "schedule: '0 0 31 2 *' is no cron expression: ",
             ),
         ],
     )  # fmt: skip
@@ -386,6 +614,28 @@ class TestBuiltDag:
             build_pipeline(deep_merged(EVENTS, change))
         assert f"\n  - {expected}" in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("schedule", "every"),
+        [
+            ("@hourly", "hour"),
+            ("@daily", "day"),
+            ("0 0 * * 1", "week"),
+            ("@monthly", "month"),
+            ("@quarterly", "quarter"),
+            ("@yearly", "year"),
+        ],
+    )
+    def test_every_length_of_partitions_has_a_schedule(self, schedule: str, every: str) -> None:
+        """Also where the clock is set back and forth."""
+        data = {"partitioned": True, "schedule": schedule, "end_date": None}
+        build_pipeline(deep_merged(EVENTS, data | {"target": {"partition": {"every": every}}}))
+
+    def test_a_run_has_one_partition_and_no_more(self) -> None:
+        """Twelve of them, which a swap could exchange at once, are more than a key can name."""
+        year = {"partitioned": True, "schedule": "@yearly", "target": {"strategy": "swap"}}
+        with pytest.raises(ConfigurationError, match="which is not one partition of one month in"):
+            build_pipeline(deep_merged(EVENTS, year))
+
     def test_intervals_after_the_end_do_not_matter(self) -> None:
         """London and UTC part in summer; a pipeline that ends before never sees it."""
         target = {"strategy": "swap", "partition": {"timezone": "Europe/London"}}
@@ -396,6 +646,167 @@ class TestBuiltDag:
         """A yearly run of monthly partitions swaps twelve."""
         swap = {"schedule": "@yearly", "target": {"strategy": "swap"}}
         assert build_pipeline(deep_merged(EVENTS, swap)).get_task("publish").strategy == "swap"
+
+
+class TestPartitionedRuns:
+    def test_the_run_of_a_day_loads_the_day_before(self) -> None:
+        """From start_date to end_date, both partitions included, as with data intervals."""
+        dag = build_pipeline(DAILY)
+        extract = dag.get_task("extract")
+        assert extract.origin == "2013-03-08T00:00:00-05:00"
+        days = []
+        for info in scheduled(dag):
+            spec = partition_spec(extract.partition)
+            found = partition_interval(info.partition_key or "", info.partition_date, spec, RUN)
+            assert found.end == info.run_after
+            # The key alone, which a run by hand may have been given, means the same.
+            assert partition_interval(info.partition_key or "", None, spec, RUN) == found
+            days.append((found.start.isoformat(), info.partition_key))
+        assert days == [
+            ("2013-03-08T05:00:00+00:00", "2013-03-08T00:00:00"),
+            ("2013-03-09T05:00:00+00:00", "2013-03-09T00:00:00"),
+            ("2013-03-10T05:00:00+00:00", "2013-03-10T00:00:00"),  # 23 hours
+            ("2013-03-11T04:00:00+00:00", "2013-03-11T00:00:00"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("start", "end", "days"),
+        [
+            ("2013-03-08T12:00:00", "2013-03-10T12:00:00", ["09", "10"]),
+            ("2013-03-08T12:00:00", "2013-03-08T18:00:00", []),
+            ("2013-03-08", "2013-03-08", ["08"]),
+        ],
+    )
+    def test_dates_within_a_day_are_those_of_intervals(
+        self, start: str, end: str, days: list[str]
+    ) -> None:
+        """The first partition begins at start_date or later, the last one at end_date or before."""
+        dates = {"start_date": start, "end_date": end}
+        keys = [f"2013-03-{day}T00:00:00" for day in days]
+        assert [info.partition_key for info in scheduled(build_pipeline(DAILY | dates))] == keys
+        plain = build_pipeline(DAILY | dates | {"partitioned": False})
+        assert [
+            info.data_interval.start.in_timezone(NEW_YORK).strftime("%Y-%m-%dT%H:%M:%S")
+            for info in scheduled(plain)
+            if info.data_interval is not None
+        ] == keys
+
+    def test_without_a_catchup_the_partition_that_has_just_ended_is_first(self) -> None:
+        """Not the one that begins now, which a run without an offset would name."""
+        dag = build_pipeline(DAILY | {"catchup": False, "end_date": None})
+        info = stored(dag).next_dagrun_info(last_automated_run_info=None)
+        assert info is not None
+        assert info.partition_date is not None
+        now = datetime.now(UTC)
+        assert info.partition_date < info.run_after <= now < info.run_after + timedelta(hours=26)
+
+    def test_it_may_be_without_dates(self) -> None:
+        """Then nothing is known of where the stream starts."""
+        dag = build_pipeline(DAILY | {"catchup": False, "start_date": None, "end_date": None})
+        assert (dag.start_date, dag.end_date) == (None, None)
+        assert dag.get_task("extract").origin is None
+
+    def test_a_partition_is_loaded_and_no_other(self, shop: Shop, airflow: Airflow) -> None:
+        """Through Airflow's own runs: the first of the schedule loads January, on the first of February."""
+        dag = build_pipeline(
+            {
+                "pipeline": shop.stream,
+                "stream": shop.stream,
+                "kind": "events",
+                "schedule": "@monthly",
+                "partitioned": True,
+                "start_date": "2013-01-01",
+                "end_date": "2013-03-01",
+                "catchup": True,
+                "retries": 0,
+                "source": {"conn_id": "shop", "table": "public.orders", "cursor": "at"},
+                "target": {
+                    "conn_id": "dwh",
+                    "table": "a.orders",
+                    "partition": {"column": "at", "every": "month"},
+                },
+            }
+        )
+        january, february, march = scheduled(dag)
+        assert january.run_after == datetime(2013, 2, 1, tzinfo=UTC)
+        months = "SELECT DISTINCT extract(month FROM at)::int, count(*) FROM a.orders GROUP BY 1 ORDER BY 1"
+        for info in (february, january):
+            ran = run_of(airflow, dag, info)
+            assert ran.state == "success", ran.errors
+            window = ran.xcom("extract")["window"]
+            assert window["low"].startswith(str(info.partition_date)[:10])
+        assert shop.warehouse.run(months) == [(1, 1000), (2, 1000)]
+        assert (shop.agreed()[0] or "").startswith("2013-03-01")
+        assert march.partition_key == "2013-03-01T00:00:00"
+
+
+class TestQueriesAndSweeps:
+    def test_a_renamed_hashed_and_swept_stream(
+        self, shop: Shop, airflow: Airflow, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A pipeline with nearly everything: what arrives, and what a run without such rows does."""
+        monkeypatch.setenv("AIRFLOW_CONN_HASH_KEY", "generic://:a-long-random-key@")
+        shop.source.run(
+            "CREATE TABLE people (nr int PRIMARY KEY, name text, phone text, seen timestamptz)"
+        )
+        shop.source.run(
+            f"INSERT INTO people VALUES (1, '{ROW_CONTENT}', '1', '2013-01-01'), (2, 'b', '2', '2013-01-02'),"
+            " (3, 'c', '3', NULL)"
+        )
+        shop.warehouse.run(
+            "CREATE TABLE a.people (id int PRIMARY KEY, name text, phone text, changed timestamptz)"
+        )
+        dag = build_pipeline(
+            {
+                "pipeline": shop.stream,
+                "stream": shop.stream,
+                "kind": "entities",
+                "retries": 0,
+                "source": {
+                    "conn_id": "shop",
+                    "query": "SELECT * FROM people WHERE nr < 10",
+                    "cursor": "seen",
+                    "window": "watermark",
+                    "settle_delay": 0,
+                    "null_cursor": "sweep",
+                    "on_empty": "skip",
+                    "rename": {"nr": "id", "seen": "changed"},
+                    "personal": {"name": "hash", "phone": None},
+                    "hash_conn_id": "hash_key",
+                },
+                "target": {"conn_id": "dwh", "table": "a.people", "keys": ["id"]},
+                "quality": [
+                    {"type": "expect_column_values_to_be_null", "kwargs": {"column": "phone"}},
+                    {"type": "expect_table_row_count_to_equal", "kwargs": {"value": 2}},
+                ],
+            }
+        )
+        first = airflow.run(dag)
+        assert first.state == "success", first.errors
+        assert set(first.task_states().values()) == {"success"}
+        rows = shop.warehouse.run(
+            "SELECT id, length(name), phone, changed IS NULL FROM a.people ORDER BY 1"
+        )
+        assert rows == [(1, 64, None, False), (2, 64, None, False), (3, 64, None, True)]
+        tasks = "SELECT task_id, state FROM etl.loads ORDER BY seq"
+        assert shop.warehouse.run(tasks) == [
+            ("extract", "published"),
+            ("extract_nulls", "published"),
+        ]
+        fence = shop.agreed()[1]
+        shop.source.run("DELETE FROM people WHERE seen IS NULL")
+        second = airflow.run(dag)
+        assert second.state == "success", second.errors
+        assert set(second.task_states().values()) == {"skipped"}
+        # The window is empty and is skipped, and the row without a value arrives all the same.
+        shop.source.run("INSERT INTO people VALUES (4, 'd', '4', NULL), (11, 'e', '5', NULL)")
+        third = airflow.run(dag)
+        assert third.state == "success", third.errors
+        states = third.task_states()
+        assert {states.pop(name) for name in SWEEP} == {"success"}
+        assert set(states.values()) == {"skipped"}
+        assert shop.rows("a.people") == 4
+        assert shop.agreed()[1] == fence + 2  # the two empty windows, and no sweep
 
 
 class TestFolder:
@@ -539,9 +950,13 @@ class TestAirflow:
     def test_a_placeholder_and_a_dag_survive_serialisation(self, folder: Path) -> None:
         """Airflow stores DAGs as JSON; what cannot be stored is an import error."""
         add(folder, "flights.yaml", EVENTS)
-        add(folder, "planes.yaml", deep_merged(ENTITIES, {"source": SETTLED}))
+        add(folder, "planes.yaml", deep_merged(SWEPT, {"source": SETTLED}))
+        add(folder, "daily.yaml", DAILY | {"pipeline": "daily"})
+        selected = {"source": SELECTED, "target": {"keys": ["tailnum"]}, "pipeline": "selected"}
+        add(folder, "selected.yaml", deep_merged(ENTITIES, selected))
         add(folder, "bad.yaml", "")
-        assert len(loaded(folder)) == 3
+        assert len(loaded(folder)) == 5
+        assert ["invalid" in dag.tags for dag in loaded(folder).values()].count(True) == 1
         for dag in loaded(folder).values():
             stored = DagSerialization.to_dict(dag)
             assert DagSerialization.from_dict(stored).dag_id == dag.dag_id
@@ -550,7 +965,8 @@ class TestAirflow:
         """Otherwise each parse would be a new version of the DAG; sets differ by process."""
         add(folder, "flights.yaml", EVENTS | {"tags": ["z", "b", "a", "gold", "core"]})
         add(folder, "reference.yaml", SNAPSHOTS)
-        add(folder, "planes.yaml", deep_merged(ENTITIES, {"source": SETTLED}))
+        add(folder, "planes.yaml", deep_merged(SWEPT, {"source": SETTLED}))
+        add(folder, "daily.yaml", DAILY | {"pipeline": "daily"})
         add(folder, "bad.yaml", "kind: x\nsource: 1\n")
         program = (
             "import json, runpy, sys\n"
@@ -561,7 +977,7 @@ class TestAirflow:
             "print(json.dumps([SerializedDagModel.hash(dag) for dag in stored]))\n"
         )
         first, second = (json.loads(run(program, folder, seed)) for seed in ("1", "2"))
-        assert len(set(first)) == 4
+        assert len(set(first)) == 5
         assert first == second
 
     def test_parsing_is_light_and_touches_no_database(self, folder: Path) -> None:

@@ -19,13 +19,10 @@ DRIVERS = {"pymysql": "pymysql", "mysqlclient": "MySQLdb", "connector": "mysql.c
 @pytest.fixture(scope="session")
 def _mariadb() -> Iterator[Any]:
     pytest.importorskip("pymysql", reason="PyMySQL is not installed")
-    from tests.integration.dbapi.mariadb import MariaDb, missing_programs
+    from benchmarks.dbapi_mariadb import MariaDb, server_program
 
-    missing = missing_programs()
-    if missing:
-        pytest.skip(
-            f"MariaDB is not installed (no {', '.join(missing)}): apt-get install mariadb-server"
-        )
+    if server_program() is None:
+        pytest.skip("MariaDB is not installed: apt-get install mariadb-server-core")
     # Not below pytest's own folder, which other accounts may not enter.
     with tempfile.TemporaryDirectory(prefix="etl-mariadb") as folder:
         server = MariaDb(Path(folder))

@@ -5,8 +5,8 @@ import sqlite3
 import pytest
 
 from airflow_etl_provider.core.errors import ConfigurationError, TransientError
-from airflow_etl_provider.core.window import FULL
 from airflow_etl_provider.dbapi.sqlite import Sqlite
+from tests.unit.dbapi.reading import text_of
 
 pytest.importorskip("airflow.providers.sqlite.hooks.sqlite")
 
@@ -43,16 +43,9 @@ def test_sqlite_by_its_hook(connection, database):
     source = dbapi_source(connection(f"sqlite://{quoted(database)}"), table="t")
     assert isinstance(source.flavour, Sqlite)
     assert source.label == "connection shop"
-    assert source.describe().dataset == (f"sqlite://{database}", "t")
+    assert source.describe().datasets == ((f"sqlite://{database}", "t"),)
     assert not is_postgres("shop")
-    sink = []
-
-    class Sink:
-        write = sink.append
-
-    with source.open(FULL, cursor=None, columns=["n"], binary=False, checksum=False) as sender:
-        assert sender.send(Sink()) == 2
-    assert sink == [b"1\n2\n"]
+    assert text_of(source, ["n"]) == "1\n2\n"
 
 
 def test_a_file_that_is_not_there_is_not_made(connection, tmp_path):

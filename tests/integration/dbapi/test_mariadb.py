@@ -1,5 +1,7 @@
 """MariaDB into PostgreSQL: every type, every driver, and what goes wrong on the way."""
 
+import hashlib
+import hmac
 import threading
 import tracemalloc
 from datetime import UTC, datetime, timedelta
@@ -7,6 +9,7 @@ from itertools import product
 
 import pytest
 
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import (
     CatalogError,
     ConfigurationError,
@@ -16,11 +19,11 @@ from airflow_etl_provider.core.errors import (
     Stopped,
 )
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
-from airflow_etl_provider.core.window import FULL, Window
+from airflow_etl_provider.core.window import FULL, Nulls, Window
 from airflow_etl_provider.dbapi.worker import cancel_open_sessions
-from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import in_background, wait_until
 from tests.integration.dbapi.driving import into, staged
+from tests.unit.dbapi.reading import Null, Sink, opened, sending, settled, text_of
 
 SEQUENCE = "WITH RECURSIVE s AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM s WHERE n < {}) "
 
@@ -285,9 +288,7 @@ def test_one_snapshot_for_all_that_is_read(maria, shop, driver):
     """A row that comes after the source was opened is not part of the batch."""
     maria.run("CREATE TABLE t (n int) ENGINE=InnoDB", "INSERT INTO t VALUES (1)")
     sink = Sink()
-    with shop(driver).open(
-        FULL, cursor=None, columns=["n"], binary=False, checksum=False
-    ) as sender:
+    with sending(shop(driver), ["n"]) as sender:
         maria.run("INSERT INTO t VALUES (2)")
         assert sender.send(sink) == 1
     assert sink.data == b"1\n"
@@ -325,7 +326,7 @@ def test_what_is_missing_is_named_with_its_nearest(maria, shop):
         shop(table=None, query="SELECT * FROM nowhere").describe()
     with (
         pytest.raises(CatalogError, match="no column 'm'"),
-        shop(table="orders").open(FULL, cursor=None, columns=["m"], binary=False, checksum=False),
+        sending(shop(table="orders"), ["m"]),
     ):
         pass
 
@@ -334,20 +335,9 @@ def test_a_checksum_is_refused(maria, shop):
     maria.run("CREATE TABLE t (n int)")
     with (
         pytest.raises(ConfigurationError, match="no checksum"),
-        shop().open(FULL, cursor=None, columns=["n"], binary=False, checksum=True),
+        shop().open(FULL, cursor=None, columns=[], binary=False, checksum=True),
     ):
         pass
-
-
-class Sink:
-    """Keeps what is written."""
-
-    def __init__(self):
-        self.data = b""
-
-    def write(self, data):
-        self.data += data
-        return len(data)
 
 
 class Gate(Sink):
@@ -397,7 +387,7 @@ def test_cancel_ends_a_statement_that_gives_no_rows(maria, shop, driver):
 
 def opened_in_background(reads):
     def work():
-        with reads.open(FULL, cursor=None, columns=["n"], binary=False, checksum=False) as sender:
+        with sending(reads, ["n"]) as sender:
             return sender.send(Sink())
 
     return in_background(work)
@@ -407,23 +397,21 @@ def test_cancel_while_rows_flow(maria, shop, driver):
     many_rows(maria)
     gate = Gate()
     with (
-        shop(driver).open(
-            FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
-        ) as sender,
-        in_background(lambda: sender.send(gate)) as sending,
+        sending(shop(driver), ["n", "v"]) as sender,
+        in_background(lambda: sender.send(gate)) as flow,
     ):
         assert gate.reached.wait(30)
         sender.cancel()
         gate.open.set()
         with pytest.raises(Stopped):
-            sending.result(30)
+            flow.result(30)
     wait_until(lambda: not sessions(maria), "the session is gone")
 
 
 def test_a_source_that_is_left_early_drains_nothing(maria, shop, driver):
     """Closing without sending ends the statement instead of reading what is left."""
     many_rows(maria)
-    with shop(driver).open(FULL, cursor=None, columns=["n"], binary=False, checksum=False):
+    with sending(shop(driver), ["n"]):
         pass
     wait_until(lambda: not sessions(maria), "the session is gone")
 
@@ -442,17 +430,15 @@ def test_a_killed_session_is_a_lost_connection(maria, shop, driver):
     many_rows(maria)
     gate = Gate()
     with (
-        shop(driver).open(
-            FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
-        ) as sender,
-        in_background(lambda: sender.send(gate)) as sending,
+        sending(shop(driver), ["n", "v"]) as sender,
+        in_background(lambda: sender.send(gate)) as flow,
     ):
         assert gate.reached.wait(30)
         for (number,) in sessions(maria):
             maria.server.run(f"KILL CONNECTION {number}")
         gate.open.set()
         with pytest.raises(ConnectionLost):
-            sending.result(30)
+            flow.result(30)
 
 
 def test_a_session_killed_during_the_copy_leaves_nothing(maria, shop, warehouse18, driver):
@@ -481,25 +467,17 @@ def test_settle_by_the_servers_clock(maria, shop):
         "CREATE TABLE t (n int, ts timestamp NULL, d datetime, day date)",
         "INSERT INTO t (n) VALUES (41)",
     )
-    source, log = shop(), RecordedEvents()
+    source = shop()
     hour = SettleOptions(delay=timedelta(hours=1))
     before = datetime.now(UTC) - timedelta(hours=1, seconds=5)
-    found = source.settle("ts", None, hour, stop=threading.Event(), log=log)
+    found = settled(source, "ts", None, hour)
     assert before < datetime.fromisoformat(found.high) < before + timedelta(minutes=5)
     assert found.high.endswith("+00")
     assert "settle delay of 1 h" in found.evidence
-    number = source.settle(
-        "n", None, SettleOptions(delay=timedelta(0)), stop=threading.Event(), log=log
-    )
+    number = settled(source, "n", None, SettleOptions(delay=timedelta(0)))
     assert (number.high, number.bounds) == ("42", "[)")
     with pytest.raises(ConfigurationError, match="proves nothing"):
-        source.settle(
-            "ts",
-            None,
-            SettleOptions(origin=CursorOrigin.TRANSACTION),
-            stop=threading.Event(),
-            log=log,
-        )
+        settled(source, "ts", None, SettleOptions(origin=CursorOrigin.TRANSACTION))
 
 
 def test_memory_does_not_grow_with_the_rows(maria, shop):
@@ -507,16 +485,10 @@ def test_memory_does_not_grow_with_the_rows(maria, shop):
     maria.run("CREATE TABLE t (n int, v longtext)")
     maria.run("INSERT INTO t SELECT seq, REPEAT('x', 200000) FROM seq_1_to_400")
 
-    class Null:
-        def write(self, data):
-            return len(data)
-
     def peak(rows):
         tracemalloc.start()
         window = Window("0", str(rows + 1), "integer")
-        with shop().open(
-            window, cursor="n", columns=["n", "v"], binary=False, checksum=False
-        ) as sender:
+        with sending(shop(), ["n", "v"], window, "n") as sender:
             assert sender.send(Null()) == rows
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -525,3 +497,135 @@ def test_memory_does_not_grow_with_the_rows(maria, shop):
     small, large = peak(100), peak(400)
     assert large < small + 4 * 1024 * 1024
     assert large < 16 * 1024 * 1024
+
+
+# -- windows and personal data ------------------------------------------------------------------------
+
+
+def windowed(maria):
+    maria.run(
+        "CREATE TABLE t (n bigint unsigned, d decimal(65,2), ts datetime, z timestamp NULL, v text)",
+        "INSERT INTO t VALUES (1, 1.25, '2024-01-01', '2024-01-01', 'one'),"
+        f" (2, {'9' * 30}.50, '2024-01-02', '2024-01-02', 'two'),"
+        f" (3, {'9' * 30}.51, '2999-01-01', '2037-01-01', 'three'), (NULL, NULL, NULL, NULL, NULL)",
+    )
+
+
+CURSORS = {
+    "n": ("numeric(20,0)", "1", "3"),
+    "d": ("numeric(65,2)", "1.25", "9" * 30 + ".51"),
+    "ts": ("timestamp without time zone", "2024-01-01 00:00:00", "2024-01-03 00:00:00"),
+    "z": ("timestamp with time zone", "2024-01-01 00:00:00+00", "2024-01-03 00:00:00+00"),
+}
+
+
+def rows_in(source, window, cursor):
+    return sorted(text_of(source, ["n"], window, cursor).split())
+
+
+@pytest.mark.parametrize("cursor", CURSORS)
+def test_a_window_is_exact_whatever_the_query_says(maria, shop, driver, cursor):
+    """Also without a start, which no comparison with NULL would find, and for thirty digits."""
+    windowed(maria)
+    type_, low, high = CURSORS[cursor]
+    for query in (
+        None,
+        f"SELECT * FROM t WHERE {cursor} BETWEEN :low AND :high # not :low",
+        f"SELECT * FROM t WHERE {cursor} >= :low AND {cursor} < :high",
+    ):
+        source = shop(driver, query=query, table=None if query else "t")
+        assert rows_in(source, Window(low, high, type_), cursor) == ["1", "2"]
+        assert rows_in(source, Window(None, high, type_), cursor) == ["1", "2"]
+        if type_.startswith("numeric"):
+            assert rows_in(source, Window(low, high, type_, "(]"), cursor) == ["2", "3"]
+
+
+def test_rows_outside_of_all_windows_are_counted_and_sent_if_asked(maria, shop):
+    """A zero date is no value, whether it is asked for or not."""
+    windowed(maria)
+    maria.run("INSERT INTO t VALUES (7, 0, '0000-00-00', '0000-00-00', 'zero')")
+    type_, low, high = CURSORS["ts"]
+    with opened(shop(), ["n"], Window(low, high, type_), "ts") as snapshot:
+        assert (snapshot.null_cursors, snapshot.unreachable) == (2, 1)
+    with opened(shop(), ["n"], Window("1", "3", "numeric(20,0)"), "n") as snapshot:
+        assert (snapshot.null_cursors, snapshot.unreachable) == (1, None)
+    assert rows_in(shop(), Window(None, high, type_), "ts") == ["1", "2"]
+    assert rows_in(shop(), Window(type=type_), "ts") == ["1", "2", "3"]
+    included = Window(low, high, type_, nulls=Nulls.INCLUDE)
+    assert rows_in(shop(), included, "ts") == ["1", "2", "7", "\\N"]
+    assert rows_in(shop(), Window(type=type_, nulls=Nulls.ONLY), "ts") == ["7", "\\N"]
+
+
+def test_a_cursor_that_is_never_null_is_not_counted(maria, shop):
+    maria.run("CREATE TABLE t (n int NOT NULL)", "INSERT INTO t VALUES (1)")
+    with opened(shop(), ["n"], Window("1", "2", "integer"), "n") as snapshot:
+        assert (snapshot.null_cursors, snapshot.unreachable) == (0, None)
+
+
+def test_a_fraction_is_settled_at_the_greatest(maria, shop):
+    windowed(maria)
+    at_once = SettleOptions(delay=timedelta(0))
+    found = settled(shop(), "d", None, at_once)
+    assert (found.high, found.bounds) == ("9" * 30 + ".51", "(]")
+    bounded = shop(table=None, query="SELECT * FROM t WHERE n >= :low AND n < :high")
+    assert settled(bounded, "n", None, at_once).high == "4"
+
+
+KEY = "ü" * 40
+
+
+def hashed(text):
+    return hmac.new(KEY.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def test_personal_columns_are_treated_by_the_server(maria, shop, warehouse18, driver):
+    """A hash equals Python's and PostgreSQL's; no statement that stays on shows its key."""
+    maria.run(
+        "CREATE TABLE t (n int, v varchar(40), w longtext CHARACTER SET latin1, b varbinary(9), d date,"
+        " p point)",
+        "INSERT INTO t VALUES (42, 'tab\\tback\\\\slash 💣', 'Größe', X'00FF', '2024-01-02', POINT(1, 2)),"
+        " (NULL, NULL, NULL, NULL, NULL, NULL), (1, '', '', '', '2024-01-03', NULL)",
+    )
+    columns = [Selected(name, name, Treatment.HASH) for name in "nvwbd"]
+    columns += [Selected("point", "p", Treatment.NULL), Selected("number", "n")]
+    source = shop(driver, hash_key=KEY)
+    rows = [line.split("\t") for line in text_of(source, columns).splitlines()]
+    assert rows == [
+        [
+            *map(hashed, ["42", "tab\tback\\slash 💣", "Größe", "\\x00ff", "2024-01-02"]),
+            "\\N",
+            "42",
+        ],
+        ["\\N"] * 7,
+        [*map(hashed, ["1", "", "", "\\x", "2024-01-03"]), "\\N", "1"],
+    ]
+    with sending(source, columns):
+        for (text,) in maria.server.run("SELECT info FROM information_schema.processlist"):
+            assert KEY not in str(text)
+            assert KEY.encode().hex().upper() not in str(text).upper()
+
+
+def test_a_text_that_is_too_large_to_be_hashed_is_refused(maria, shop):
+    """The server gives NULL for it, which would be stored in silence."""
+    maria.run("CREATE TABLE t (v longtext)", "INSERT INTO t VALUES (REPEAT('x', 3000000))")
+    (packet,) = maria.run("SELECT @@global.max_allowed_packet")[0]
+    maria.server.run("SET GLOBAL max_allowed_packet = 2097152")
+    try:
+        with pytest.raises(DataError, match="row 1 of the source is larger than the server"):
+            text_of(shop(hash_key=KEY), [Selected("v", "v", Treatment.HASH)])
+    finally:
+        maria.server.run(f"SET GLOBAL max_allowed_packet = {packet}")
+
+
+def test_a_hash_that_begins_like_a_zero_date_is_none(maria, shop):
+    """Whatever its digits are, a hash is no date; a zero date beside it is still refused."""
+    maria.run(
+        "CREATE TABLE t (n int, d date)",
+        f"INSERT INTO t {SEQUENCE.format(900)} SELECT n, DATE('2020-01-01') + INTERVAL n DAY FROM s",
+    )
+    columns = ["n", Selected("d", "d", Treatment.HASH)]
+    lines = text_of(shop(hash_key=KEY), columns).splitlines()
+    assert len({line.split("\t")[1] for line in lines}) == 900
+    maria.run("INSERT INTO t VALUES (901, '0000-00-00')")
+    with pytest.raises(DataError, match="column d: a date with a zero"):
+        text_of(shop(hash_key=KEY), [*columns, "d"])

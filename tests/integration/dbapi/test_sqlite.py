@@ -21,9 +21,9 @@ from airflow_etl_provider.core.window import FULL, Window
 from airflow_etl_provider.dbapi.source import DbApiSource
 from airflow_etl_provider.dbapi.sqlite import Sqlite
 from airflow_etl_provider.dbapi.worker import cancel_open_sessions
-from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import in_background
 from tests.integration.dbapi.driving import into, staged
+from tests.unit.dbapi.reading import Null, sending, settled
 
 JANUARY = {"low": datetime(2024, 1, 1, tzinfo=UTC), "high": datetime(2024, 2, 1, tzinfo=UTC)}
 
@@ -231,15 +231,15 @@ def test_a_query_keeps_the_declarations_of_what_it_selects(shop, warehouse18, qu
 
 def test_integers_make_windows_and_settle(shop):
     shop.run("CREATE TABLE t (n INTEGER)", "INSERT INTO t VALUES (1), (2), (3)")
-    source, log = shop.source(), RecordedEvents()
+    source = shop.source()
     now = SettleOptions(delay=timedelta(0))
-    assert source.settle("n", None, now, stop=threading.Event(), log=log).high == "4"
-    assert source.settle("n", "3", now, stop=threading.Event(), log=log).high == "3"
+    assert settled(source, "n", None, now).high == "4"
+    assert settled(source, "n", "3", now).high == "3"
     with pytest.raises(ConfigurationError, match="rows are still to come"):
-        source.settle("n", "5", now, stop=threading.Event(), log=log)
-    with opened(source, Window("1", "3", "bigint"), "n") as sender:
+        settled(source, "n", "5", now)
+    with sending(source, ["n"], Window("1", "3", "bigint"), "n") as sender:
         assert sender.send(Null()) == 2
-    with opened(source, Window("1", "3", "bigint", "(]"), "n") as sender:
+    with sending(source, ["n"], Window("1", "3", "bigint", "(]"), "n") as sender:
         assert sender.send(Null()) == 2
 
 
@@ -254,59 +254,40 @@ def test_an_integer_bound_waits_for_the_delay_after_it_was_seen(shop):
 
     source = shop.source(pause=pause)
     with pytest.raises(Stopped):
-        source.settle(
-            "n", None, SettleOptions(delay=timedelta(minutes=5)), stop=stop, log=RecordedEvents()
-        )
+        settled(source, "n", None, SettleOptions(delay=timedelta(minutes=5)), stop=stop)
     assert pauses == [0.2]
     with pytest.raises(NotSettled, match="settle delay of 10 min"):
-        source.settle(
-            "n", None, SettleOptions(delay=timedelta(minutes=10), timeout=timedelta(minutes=9)),
-            stop=stop, log=RecordedEvents(),
+        settled(
+            source, "n", None,
+            SettleOptions(delay=timedelta(minutes=10), timeout=timedelta(minutes=9)), stop=stop,
         )  # fmt: skip
 
 
 def test_a_time_bound_is_the_clock_less_the_delay(shop):
     shop.run("CREATE TABLE t (n INTEGER, ts DATETIME, z TIMESTAMPTZ, d DATE, v TEXT)")
-    source, log, stop = shop.source(), RecordedEvents(), threading.Event()
+    source, stop = shop.source(), threading.Event()
     options = SettleOptions(delay=timedelta(minutes=5), timeout=timedelta(minutes=1))
     started = datetime.now(UTC)
-    found = source.settle("z", None, options, stop=stop, log=log)
+    found = settled(source, "z", None, options, stop=stop)
     assert abs(datetime.fromisoformat(found.high) + options.delay - started) < timedelta(minutes=1)
     past = (started - timedelta(hours=1)).strftime("%Y-%m-%d %H:%M:%S")
-    assert source.settle("ts", past, options, stop=stop, log=log).high == past
+    assert settled(source, "ts", past, options, stop=stop).high == past
     soon = (started - timedelta(minutes=1)).strftime("%Y-%m-%d %H:%M:%S")
     with pytest.raises(NotSettled, match="settle delay of 5 min"):
-        source.settle("ts", soon, options, stop=stop, log=log)
+        settled(source, "ts", soon, options, stop=stop)
     with pytest.raises(ConfigurationError, match="has not reached"):
-        source.settle("ts", "2999-01-01 00:00:00", options, stop=stop, log=log)
+        settled(source, "ts", "2999-01-01 00:00:00", options, stop=stop)
     with pytest.raises(ConfigurationError, match="no settled bound"):
-        source.settle("v", None, options, stop=stop, log=log)
+        settled(source, "v", None, options, stop=stop)
     with pytest.raises(CatalogError, match="no column 'tz'"):
-        source.settle("tz", None, options, stop=stop, log=log)
+        settled(source, "tz", None, options, stop=stop)
     with pytest.raises(ConfigurationError, match="proves nothing"):
-        source.settle(
-            "ts", None, SettleOptions(origin=CursorOrigin.TRANSACTION), stop=stop, log=log
-        )
-
-
-class Null:
-    def write(self, data):
-        return len(data)
-
-
-def opened(source, window=FULL, *columns, cursor=None):
-    return source.open(
-        window,
-        cursor=cursor or (columns[0] if not window.is_full else None),
-        columns=columns,
-        binary=False,
-        checksum=False,
-    )
+        settled(source, "ts", None, SettleOptions(origin=CursorOrigin.TRANSACTION))
 
 
 def test_one_snapshot_for_all_that_is_read(shop):
     shop.run("PRAGMA journal_mode = WAL", "CREATE TABLE t (n INTEGER)", "INSERT INTO t VALUES (1)")
-    with opened(shop.source(), FULL, "n") as sender:
+    with sending(shop.source(), ["n"]) as sender:
         shop.run("INSERT INTO t VALUES (2)")
         assert sender.send(Null()) == 1
 
@@ -327,7 +308,7 @@ def test_cancel_ends_a_statement_that_gives_no_rows(shop):
     source = DbApiSource(connect, Sqlite(), None, endless, "shop")
 
     def work():
-        with opened(source, FULL, "n"):
+        with sending(source, ["n"]):
             pass
 
     with in_background(work) as opening:
@@ -347,19 +328,19 @@ def test_cancel_while_rows_flow(shop):
             flowing.set()
 
     with (
-        opened(shop.source(query=endless), FULL, "n") as sender,
-        in_background(lambda: sender.send(Sink())) as sending,
+        sending(shop.source(query=endless), ["n"]) as sender,
+        in_background(lambda: sender.send(Sink())) as flow,
     ):
         assert flowing.wait(30)
         sender.cancel()
         with pytest.raises(Stopped):
-            sending.result(30)
+            flow.result(30)
 
 
 def test_every_open_session_can_be_told_at_once(shop):
     """Also one that is not sending yet."""
     shop.run("CREATE TABLE t (n)")
-    with opened(shop.source(), FULL, "n") as sender:
+    with sending(shop.source(), ["n"]) as sender:
         cancel_open_sessions()
         cancel_open_sessions()
         with pytest.raises(Stopped):
@@ -373,8 +354,8 @@ def test_errors_are_named_without_values(shop, tmp_path):
     with pytest.raises(CatalogError, match="no such table: nowhere"):
         shop.source(query="SELECT * FROM nowhere").describe()
     with (
-        pytest.raises(CatalogError, match="no column 'nn'; did you mean 'n'"),
-        opened(shop.source("orders"), FULL, "nn"),
+        pytest.raises(CatalogError, match="no column 'nn', named in columns; did you mean 'n'"),
+        sending(shop.source("orders"), ["nn"]),
     ):
         pass
     with (
@@ -422,8 +403,8 @@ def test_memory_does_not_grow_with_the_rows(shop, width):
 
     def peak(most):
         tracemalloc.start()
-        with opened(
-            shop.source(), Window("0", str(most + 1), "bigint"), "n", "v", cursor="n"
+        with sending(
+            shop.source(), ["n", "v"], Window("0", str(most + 1), "bigint"), "n"
         ) as sender:
             assert sender.send(Null()) == most
         _, found = tracemalloc.get_traced_memory()

@@ -321,6 +321,46 @@ MISTAKES = {
         replaced("cursor: time_hour}", "cursor: time_hour,\n  settle_ignore: reporting}"),
         ["flights.yaml:10: source.settle_ignore: a list is expected, not a text ('reporting'); write [reporting]"],
     ),
+    "a window that is none": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  window: nulls}"),
+        ["flights.yaml:10: source.window: nulls is no window of a stream; write null_cursor: sweep"],
+    ),
+    "an unknown treatment": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  personal: {\n    a: null,\n    b: hashed}}"),
+        ["flights.yaml:12: source.personal.b: 'hashed' is not known; did you mean 'hash'?; write hash, null or drop"],
+    ),
+    "a treatment of the cursor": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  personal: {\n    a: null,\n    time_hour: null}}"),
+        ["flights.yaml:12: source.personal.time_hour: is the cursor, by whose values windows are compared"],
+    ),
+    "a hash without a key": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  personal: {carrier: hash}}"),
+        ["flights.yaml:10: source.personal.carrier: is hashed, and nothing names the key; add hash_conn_id"],
+    ),
+    "a key without a hash": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  hash_conn_id: k}"),
+        ["flights.yaml:10: source.hash_conn_id: holds the key of hashed columns, and no column is hashed"],
+    ),
+    "a name of the source for one of the target": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  rename: {time_hour: at}}"),
+        ["flights.yaml:14: target.partition.column: is 'time_hour', and the cursor is 'at' (renamed from 'time_hour')"],
+    ),
+    "a new name for a column that is not read": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  columns: [time_hour],\n  rename: {carrier: airline}}"),
+        ["flights.yaml:11: source.rename.carrier: is not read: columns does not list it"],
+    ),
+    "a sweep of events": (
+        replaced("cursor: time_hour}", "cursor: time_hour,\n  null_cursor: sweep}"),
+        ["flights.yaml:10: source.null_cursor: sweep does not fit events"],
+    ),
+    "half a query": (
+        replaced("table: public.flights, ", "query: SELECT * FROM f WHERE t < :high, "),
+        ["flights.yaml:9: source.query: uses :high and not :low, and a window has two ends"],
+    ),
+    "partitions without partitions": (
+        replaced("  partition: {column: time_hour, every: month}\n", "") + "partitioned: true\n",
+        ["flights.yaml:10: target.partition: is missing, and partitioned gives every run one partition to load"],
+    ),
     "an expectation that is a text": (
         replaced("{type: expect_column_values_to_not_be_null, kwargs: {column: carrier}}", "not null"),
         ["flights.yaml:15: quality[0]: a mapping is expected, not a text ('not null')"],

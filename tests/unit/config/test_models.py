@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from airflow_etl_provider.config.files import parse_pipeline
-from airflow_etl_provider.config.models import PRESETS, Pipeline, deep_merged
+from airflow_etl_provider.config.models import PRESETS, Pipeline, Source, deep_merged
+from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.errors import ConfigurationError
 
 EVENTS: dict[str, Any] = {
@@ -49,6 +50,19 @@ INCREMENTAL = deep_merged(
     },
 )
 ARRIVALS = deep_merged(EVENTS, {"catchup": False, "source": {"window": "watermark"}})
+KEYED = deep_merged(INCREMENTAL, {"target": {"keys": ["tailnum"]}})
+RENAMED = {
+    "source": {"rename": {"time_hour": "at"}},
+    "target": {"partition": {"column": "at", "every": "month"}},
+}
+CLOCK = {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "updated_at"}}
+BOUNDED = "SELECT * FROM a WHERE c >= :low AND c < :high"
+PARTITIONED = EVENTS | {"partitioned": True}
+
+
+def query(text: str, **source: Any) -> dict[str, Any]:
+    """A source that is a SELECT."""
+    return {"source": {"table": None, "query": text, **source}}
 
 
 def refused(data: dict[str, Any]) -> list[str]:
@@ -81,6 +95,30 @@ def refused(data: dict[str, Any]) -> list[str]:
         (ENTITIES, {"target": {"strategy": "merge", "partition": {"column": "built", "every": "year"}}}, "full"),
         (SNAPSHOT, {}, "full"),
         (SNAPSHOT, {"source": {"window": "full"}, "target": {"strategy": "replace"}}, "full"),
+        (EVENTS, query(BOUNDED), "interval"),
+        (EVENTS, query("SELECT * FROM flights"), "interval"),
+        (EVENTS, query("-- all of them\n (WITH x AS (SELECT 1) SELECT * FROM x)"), "interval"),
+        (EVENTS, query("{% if params.all %}SELECT 1{% else %}SELECT 2{% endif %}"), "interval"),
+        (ARRIVALS, query(BOUNDED, lookback="PT1H"), "watermark"),
+        (SNAPSHOT, query("SELECT ':low', \":high\" /* :low */ -- :high"), "full"),
+        (SNAPSHOT, query("SELECT '\\' , :low"), "full"),  # which of the two it is, its database knows
+        (SNAPSHOT, query("SELECT x::low"), "full"),
+        (EVENTS, RENAMED, "interval"),
+        (EVENTS, deep_merged(RENAMED, {"source": {"columns": ["time_hour", "carrier"]}}), "interval"),
+        (EVENTS, {"source": {"personal": {"pilot": None, "phone": "drop"}}}, "interval"),
+        (EVENTS, {"source": {"open_window": "clamp", "on_empty": "fail", "slice_rows": 1000, "shards": 2}}, "interval"),
+        (EVENTS, {"source": {"slice_rows": 0, "row_security": "apply", "null_cursor": "fail"}}, "interval"),
+        (KEYED, {"source": {"null_cursor": "include"}}, "watermark"),
+        (KEYED, {"source": {"null_cursor": "sweep", "window": "interval"}}, "interval"),
+        (KEYED, query("SELECT * FROM planes", null_cursor="sweep"), "watermark"),
+        (KEYED, {"source": {"null_cursor": "sweep"}, "quality": [CLOCK | {"severity": "warning"}]}, "watermark"),
+        (KEYED, {"source": {"null_cursor": "sweep"}, "quality": [CLOCK | {"kwargs": {"column": "updated_at", "mostly": 0.5}}]}, "watermark"),
+        (KEYED, {"source": {"rename": {"tail": "tailnum"}, "personal": {"tail": "hash"}, "hash_conn_id": "k"}}, "watermark"),
+        (KEYED, {"source": {"rename": {"tail": "tailnum", "tailnum": "old"}, "columns": ["tail", "tailnum", "updated_at"]}}, "watermark"),
+        (KEYED, {"source": {"personal": {"updated_at": "drop"}}}, "watermark"),
+        (KEYED, {"source": {"types": {"built": "date"}, "zero_dates": None}}, "watermark"),
+        (PARTITIONED, {}, "interval"),
+        (PARTITIONED, {"catchup": False, "start_date": None}, "interval"),
         # Facts about a source may be shared by streams that need not know them; nought is no lookback.
         (SNAPSHOT, {"source": {"settle_ignore": ["reporting"], "settle_delay": "P1D", "lookback": 0}}, "full"),
     ],
@@ -103,10 +141,12 @@ def test_each_kind_of_stream_has_shapes_that_work(
         (EVENTS, {"source": {"cursor": "a"}}, "target.partition.column: is 'time_hour', and the cursor is 'a'"),
         (EVENTS, {"source": {"query": "SELECT 1"}}, "source.table: stands beside a query; write exactly one"),
         (EVENTS, {"source": {"table": None}}, "source: names nothing to read; write exactly one of table"),
-        (EVENTS, {"source": {"table": None, "query": "SELECT x WHERE c >= :low"}},
-         "source.query: does not use :high, so every run would read the same rows"),
-        (EVENTS, {"source": {"table": None, "query": "SELECT x::low, y::high"}},
-         "source.query: does not use :low and :high"),
+        (EVENTS, query("SELECT x WHERE c >= :low"),
+         "source.query: uses :low and not :high, and a window has two ends; use both, or neither: the window is then"),
+        (EVENTS, query("flights"), "source.query: begins with neither SELECT nor WITH; write a SELECT, or name the table"),
+        (EVENTS, query("SELECT 1", cursor_origin="transaction"),
+         "source.cursor_origin: transaction cannot hold for a query, which may put together what was committed at diff"),
+        (EVENTS, query("DELETE FROM t"), "source.query: begins with neither SELECT nor WITH"),
         (EVENTS, {"source": {"query_file": "x.sql"}}, "source.query_file: x.sql cannot be read"),
         (EVENTS, {"source": {"columns": ["carrier"]}}, "source.columns: lacks 'time_hour', which target.partition"),
         (EVENTS, {"source": {"columns": []}}, "source.columns: is an empty list; list columns"),
@@ -131,7 +171,7 @@ def test_each_kind_of_stream_has_shapes_that_work(
          "max_active_runs: 2 runs at once would read the same rows: the watermark window begins where the run before"),
         (ARRIVALS, {"source": {"lookback": 3600}},
          "source.lookback: 3600 counts values, and 'time_hour' holds dates or times; write a duration, such as PT1H"),
-        (ARRIVALS, {"source": {"table": None, "query": "SELECT x WHERE c >= :low"}}, "source.query: does not use :high"),
+        (ARRIVALS, query("SELECT x WHERE c < :high"), "source.query: uses :high and not :low"),
         (ARRIVALS, {"source": {"settle_timeout": "PT6H"}}, "source.settle_timeout: 6:00:00 is not shorter than exe"),
         (EVENTS, {"target": {"strategy": "swap", "partition": None}}, "target.partition: is missing, so swap"),
         (EVENTS, {"target": {"lock_deadline": "PT7H"}}, "target.lock_deadline: 7:00:00 is not shorter than "),
@@ -173,6 +213,64 @@ def test_each_kind_of_stream_has_shapes_that_work(
          "source.columns: lacks 'tailnum', which target.keys needs"),
         (INCREMENTAL, {"target": {"partition": {"column": "updated_at", "every": "day"}}, "source": {"lookback": 60}},
          "source.lookback: 60 counts values, and 'updated_at' holds dates or times"),
+        (EVENTS, {"source": {"rename": {"time_hour": "at"}}},
+         "target.partition.column: is 'time_hour', and the cursor is 'at' (renamed from 'time_hour'): the rows of"),
+        (ARRIVALS, deep_merged(RENAMED, {"source": {"lookback": 60}}), "source.lookback: 60 counts values, and 'time_hour' h"),
+        (EVENTS, deep_merged(RENAMED, {"source": {"columns": ["at"]}}),
+         "source.columns: lacks 'time_hour', which target.partition needs; add it"),
+        (EVENTS, {"target": {"strategy": "swap", "partition": None}, "source": {"rename": {"time_hour": "at"}}},
+         "target.partition: is missing, so swap does not know which partitions to make and exchange; write {column: at,"),
+        (KEYED, {"source": {"rename": {"tailnum": "plane"}}},
+         "target.keys[0]: is 'tailnum', which rename calls 'plane' in the target; write 'plane'"),
+        (KEYED, {"source": {"rename": {"built": "year"}}, "target": {"partition": {"column": "built", "every": "year"}}},
+         "target.partition.column: is 'built', which rename calls 'year' in the target; write 'year'"),
+        (KEYED, {"source": {"columns": ["tailnum", "updated_at"], "rename": {"seats": "n"}}},
+         "source.rename.seats: is not read: columns does not list it; add it to columns, or take it out here"),
+        (KEYED, {"source": {"columns": ["tailnum", "updated_at"], "personal": {"seats": "null"}}},
+         "source.personal.seats: is not read: columns does not list it; add it to columns, or take it out here"),
+        (KEYED, {"source": {"rename": {"a": "x", "b": "x"}}},
+         "source.rename.b: calls it 'x', as 'a' is called already; give every column a name of its own, or leave one ou"),
+        (KEYED, {"source": {"rename": {"changed": "updated_at"}}}, "source.rename.changed: calls it 'updated_at', as 'upd"),
+        (KEYED, {"source": {"columns": ["a", "tailnum", "updated_at"], "rename": {"a": "tailnum"}}},
+         "source.rename.a: calls it 'tailnum', as 'tailnum' is called already"),
+        (KEYED, {"source": {"personal": {"updated_at": None}}},
+         "source.personal.updated_at: is the cursor, by whose values windows are compared; choose another cursor, or wri"),
+        (KEYED, {"source": {"personal": {"updated_at": "hash"}, "hash_conn_id": "k"}}, "source.personal.updated_at: is the c"),
+        (EVENTS, {"source": {"personal": {"time_hour": "drop"}}},
+         "source.personal.time_hour: is the target's partition column, which needs its values as they are; take it out, "),
+        (EVENTS, {"source": {"personal": {"time_hour": "drop"}}, "target": {"partition": None}},
+         "source.personal.time_hour: is the cursor of events, by which the target's rows of a window are found; take it "),
+        (KEYED, {"source": {"personal": {"tailnum": None}}},
+         "source.personal.tailnum: is a key, and null would tell no rows apart; write hash, which keeps equal values equ"),
+        (KEYED, {"source": {"personal": {"tail": "drop"}, "rename": {"tail": "tailnum"}}},
+         "source.personal.tail: is a key, and drop would tell no rows apart"),
+        (KEYED, {"source": {"personal": {"built": "null"}}, "target": {"partition": {"column": "built", "every": "year"}}},
+         "source.personal.built: is the target's partition column"),
+        (KEYED, {"source": {"personal": {"pilot": "hash", "phone": "drop"}}},
+         "source.personal.pilot: is hashed, and nothing names the key; add hash_conn_id, a connection whose password is"),
+        (KEYED, {"source": {"personal": {"pilot": "drop"}, "hash_conn_id": "k"}},
+         "source.hash_conn_id: holds the key of hashed columns, and no column is hashed; leave it out, or write hash for"),
+        (EVENTS, {"source": {"null_cursor": "include"}},
+         "source.null_cursor: include does not fit events: rows without a cursor value can only be merged by key; leave"),
+        (SNAPSHOT, {"source": {"null_cursor": "sweep"}}, "source.null_cursor: sweep does not fit snapshots"),
+        (INCREMENTAL, {"source": {"null_cursor": "sweep"}},
+         "target.keys: is missing, and null_cursor sweep merges rows by key, again with every load; list the columns"),
+        (KEYED, {"source": {"null_cursor": "include", "window": "full"}},
+         "source.null_cursor: include has no use for window full, which reads rows without a cursor value like any other"),
+        (KEYED, query(BOUNDED, null_cursor="sweep"),
+         "source.query: uses :low and :high, between which no row without a cursor value lies, and null_cursor is sweep"),
+        (KEYED, query(BOUNDED, null_cursor="include"), "source.query: uses :low and :high, between which no row without"),
+        (KEYED, {"source": {"null_cursor": "sweep"}, "target": {"keys": ["tailnum", "updated_at"]}},
+         "target.keys[1]: is the cursor, and with null_cursor sweep rows come without a value in it; name columns that "),
+        (KEYED, {"source": {"null_cursor": "sweep"}, "quality": [CLOCK]},
+         "quality[0]: refuses the rows without a cursor value that null_cursor sweep loads; take it out, or give it sev"),
+        (PARTITIONED, {"schedule": None, "catchup": False}, "partitioned: has no schedule to follow; add a schedule, or le"),
+        (PARTITIONED, {"target": {"partition": None}},
+         "target.partition: is missing, and partitioned gives every run one partition to load; write {column: time_hour,"),
+        (ARRIVALS, {"partitioned": True},
+         "partitioned: gives every run one partition to load, and window watermark does not begin and end with one; set"),
+        (SNAPSHOT, {"partitioned": True, "schedule": "@daily"},
+         "partitioned: gives every run one partition to load, and window full does not begin and end with one"),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(
@@ -225,6 +323,24 @@ def test_one_mistake_is_one_message() -> None:
         len(refused(deep_merged(ENTITIES, {"source": {"window": "watermark", "cursor": "x"}}))) == 1
     )
     assert len(refused(deep_merged(ARRIVALS, {"source": {"columns": ["a"]}}))) == 1
+    for data, change in (
+        (EVENTS, {"source": {"rename": {"time_hour": "at"}}}),
+        (EVENTS, {"source": {"personal": {"time_hour": None}}}),
+        (EVENTS, {"source": {"personal": {"time_hour": "drop"}}}),
+        (EVENTS, {"source": {"null_cursor": "sweep"}}),
+        (SNAPSHOT, {"partitioned": True, "schedule": "@daily"}),
+        (KEYED, {"source": {"rename": {"tailnum": "plane"}, "columns": ["tailnum", "updated_at"]}}),
+        (KEYED, {"source": {"personal": {"a": "hash", "b": "hash"}}}),
+        (KEYED, {"source": {"rename": {"updated_at": "at"}, "columns": ["tailnum"]}}),
+        (KEYED, query("SELECT :low", null_cursor="sweep")),
+        (KEYED, query(BOUNDED, window="full", null_cursor="sweep", cursor=None)),
+    ):
+        found = refused(deep_merged(data, change))
+        assert (
+            len(found) == (2 if change["source"].get("window") == "full" else 1)
+            if "source" in change
+            else 1
+        ), found
 
 
 def test_what_is_not_declared_is_left_to_the_operator() -> None:
@@ -232,6 +348,50 @@ def test_what_is_not_declared_is_left_to_the_operator() -> None:
     source = Pipeline.model_validate(ARRIVALS).streams[0].source
     assert (source.lookback, source.cursor_origin, source.settle_delay) == (None, None, None)
     assert (source.settle_timeout, source.settle_ignore) == (None, None)
+    assert (source.rename, source.personal, source.hash_conn_id) == (None, None, None)
+    assert (source.null_cursor, source.open_window, source.on_empty) == (None, None, None)
+    assert (source.slice_rows, source.shards, source.row_security) == (None, None, None)
+    # A bare null is the word null, so what is not written must be the word that it means.
+    assert (source.types, source.zero_dates) == (None, "fail")
+
+
+def test_a_bare_null_is_the_word_null() -> None:
+    """YAML reads it as nothing; beside hash and drop it is a treatment, and it is one of a date."""
+    change = {"personal": {"a": None, "b": "null", "c": "hash", "d": "drop"}, "hash_conn_id": "k"}
+    change |= {"zero_dates": None}
+    source = Pipeline.model_validate(deep_merged(KEYED, {"source": change})).streams[0].source
+    assert source.personal == {
+        "a": Treatment.NULL,
+        "b": Treatment.NULL,
+        "c": Treatment.HASH,
+        "d": Treatment.DROP,
+    }
+    assert source.zero_dates == "null"
+
+
+def test_a_key_of_hashes_may_be_shared() -> None:
+    """Of several streams one needs it; the others only stand below the same default."""
+    streams = [
+        {"stream": name, "target": {"table": f"a.{name}"}, "source": {"personal": personal}}
+        for name, personal in (("a", {"pilot": "hash"}), ("b", None))
+    ]
+    shared = {key: value for key, value in KEYED.items() if key != "stream"}
+    shared = deep_merged(shared, {"source": {"hash_conn_id": "k"}})
+    assert parse_pipeline(shared | {"streams": streams}, folder=Path("nowhere"))
+    streams[1]["source"] = {"hash_conn_id": "other"}
+    (found,) = refused(shared | {"streams": streams})
+    assert found.startswith("streams[1].source.hash_conn_id: holds the key of hashed columns")
+
+
+def test_a_stream_that_has_no_partitions_to_load_is_named() -> None:
+    """Each of several streams must fit the runs."""
+    own = ("stream", "kind", "source", "target")
+    streams = [{key: data[key] for key in own} for data in (EVENTS, SNAPSHOT)]
+    shared = {"pipeline": "all", "schedule": "@monthly", "partitioned": True}
+    (found,) = refused(shared | {"streams": streams})
+    assert found.startswith(
+        "partitioned: gives every run one partition to load, and window full of 'planes' (streams[1]) does not"
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,6 +431,30 @@ def test_other_lookbacks_are_refused(written: object) -> None:
         ({"settle_timeout": "PT"}, "source.settle_timeout: a text ('PT'): "),
         ({"settle_ignore": "reporting"}, "source.settle_ignore: a list is expected, not a text ('reporting'); write ["),
         ({"settle_ignore": [1]}, "source.settle_ignore[0]: a text is expected, not a number (1); put it in quotes"),
+        ({"window": "nulls"}, "source.window: nulls is no window of a stream; write null_cursor: sweep beside window: water"),
+        ({"window": 3}, "source.window: a number (3) is not known; write one of interval, watermark, full"),
+        ({"personal": {"a": "hsah"}}, "source.personal.a: 'hsah' is not known; did you mean 'hash'?; write hash, null or drop"),
+        ({"personal": {"a": "keep"}}, "source.personal.a: 'keep' is not known; write hash, null or drop"),
+        ({"personal": {"a": ["hash"]}}, "source.personal.a: a list is not known; write hash, null or drop"),
+        ({"personal": {"a": True}}, "source.personal.a: true or false (True) is not known; write hash, null or drop"),
+        ({"personal": ["a"]}, "source.personal: a mapping is expected, not a list; write what becomes of personal data"),
+        ({"personal": "a"}, "source.personal: a mapping is expected, not a text ('a')"),
+        ({"rename": ["a"]}, "source.rename: a mapping is expected, not a list; write the columns' names in the target"),
+        ({"rename": {"a": None}}, "source.rename.a: a text is expected, and nothing is there; write a value or leave"),
+        ({"rename": {"a": 1}}, "source.rename.a: a text is expected, not a number (1); put it in quotes"),
+        ({"rename": {"a": "x" * 64}}, "source.rename.a: identifier of 64 bytes is longer"),
+        ({"rename": {"x" * 64: "a"}}, "source.rename." + "x" * 64 + ": identifier of 64 bytes is longer"),
+        ({"hash_conn_id": 1}, "source.hash_conn_id: a text is expected, not a number (1)"),
+        ({"null_cursor": "skip"}, "source.null_cursor: 'skip' is not known; write one of fail, include, sweep"),
+        ({"open_window": "clip"}, "source.open_window: 'clip' is not known; did you mean 'clamp'?; write one of refuse, c"),
+        ({"on_empty": "stop"}, "source.on_empty: 'stop' is not known; write one of publish, skip, fail"),
+        ({"slice_rows": -1}, "source.slice_rows: a number (-1) is not at least 0; write "),
+        ({"slice_rows": "many"}, "source.slice_rows: a number is expected, not a text ('many')"),
+        ({"shards": 0}, "source.shards: a number (0) is not at least 1; write how many slices"),
+        ({"row_security": "on"}, "source.row_security: 'on' is not known; write one of refuse, apply"),
+        ({"types": {"a": 1}}, "source.types.a: a text is expected, not a number (1)"),
+        ({"types": "date"}, "source.types: a mapping is expected, not a text ('date')"),
+        ({"zero_dates": "zero"}, "source.zero_dates: 'zero' is not known; write one of fail, null"),
     ],
 )  # fmt: skip
 def test_values_that_the_source_cannot_have_are_refused(
@@ -370,3 +554,23 @@ def test_no_value_escapes_explanation(key: str, value: object) -> None:
     except ConfigurationError as error:
         text = str(error)
     assert not text or "\n  - " in text
+
+
+@given(
+    st.sampled_from([EVENTS, KEYED, SNAPSHOT]),
+    st.dictionaries(
+        st.sampled_from(sorted(Source.model_fields)),
+        json_values | st.dictionaries(st.sampled_from(["time_hour", "tailnum", "a"]), json_values),
+        max_size=3,
+    ),
+)
+def test_no_value_of_a_source_escapes_explanation(
+    data: dict[str, Any], source: dict[str, Any]
+) -> None:
+    """The same for what stands below source, in whatever combination."""
+    text = ""
+    try:
+        parse_pipeline(deep_merged(data, {"source": source}), folder=Path("nowhere"))
+    except ConfigurationError as error:
+        text = str(error)
+    assert not text or "\n  - source" in text or "\n  - target" in text

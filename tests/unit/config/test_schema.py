@@ -53,6 +53,12 @@ def test_files_that_load_are_valid(path: Path) -> None:
         {"window": "watermark", "lookback": 1000, "cursor_origin": "application"},
         {"settle_delay": 0, "settle_timeout": 90.5, "settle_ignore": ["reporting"]},
         {"lookback": None, "cursor_origin": None, "settle_delay": None, "settle_ignore": None},
+        {"rename": {"c": "d"}, "personal": {"x": None, "y": "null", "z": "drop"}, "types": None},
+        {"personal": {"x": "hash"}, "hash_conn_id": "k", "zero_dates": None, "null_cursor": None},
+        {"open_window": "clamp", "on_empty": "skip", "slice_rows": 0, "shards": 4},
+        {"row_security": "apply", "types": {"x": "numeric(10,2)"}, "zero_dates": "null"},
+        {"null_cursor": "fail", "open_window": None, "on_empty": None, "slice_rows": None},
+        {"rename": None, "personal": None, "shards": None, "row_security": None},
     ],
 )
 def test_every_form_of_a_value_is_valid(source: dict[str, Any]) -> None:
@@ -68,6 +74,15 @@ def test_every_form_of_a_value_is_valid(source: dict[str, Any]) -> None:
     "change",
     [
         {"source": {"window": "delta"}},
+        {"source": {"window": "nulls"}},
+        {"source": {"personal": {"x": "keep"}}},
+        {"source": {"personal": ["x"]}},
+        {"source": {"rename": {"x": None}}},
+        {"source": {"null_cursor": "skip"}},
+        {"source": {"slice_rows": -1}},
+        {"source": {"shards": 0}},
+        {"source": {"zero_dates": "zero"}},
+        {"partitioned": "yes"},
         {"source": {"lookback": 1.5}},
         {"source": {"lookback": -1}},
         {"source": {"settle_ignore": "reporting"}},

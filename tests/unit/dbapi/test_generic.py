@@ -1,7 +1,6 @@
 """A database that is known only by what its driver says."""
 
 import sqlite3
-import threading
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
@@ -11,12 +10,13 @@ import pytest
 
 from airflow_etl_provider.core.errors import CatalogError, ConnectionLost, DataError, TransientError
 from airflow_etl_provider.core.settle import SettleOptions
-from airflow_etl_provider.core.window import FULL, Window
+from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.dbapi.errors import by_kind
 from airflow_etl_provider.dbapi.flavour import Request
 from airflow_etl_provider.dbapi.generic import Generic, described_type
 from airflow_etl_provider.dbapi.source import DbApiSource
 from airflow_etl_provider.dbapi.statements import Dialect, Relation
+from tests.unit.dbapi.reading import Null, Sink, opened, sending, settled, text_of
 
 DRIVER = SimpleNamespace(STRING="s", BINARY="b", NUMBER="n", DATETIME="d")
 
@@ -75,41 +75,28 @@ def source(tmp_path):
     return make
 
 
-class Sink(list):
-    write = list.append
-
-
 def test_rows_of_a_window_are_sent_and_null_cursors_counted(source):
-    sink = Sink()
     shape = source().describe()
     assert [(column.name, column.type) for column in shape.columns] == [
         ("n", "bigint"),
         ("v", "text"),
     ]
-    assert shape.dataset == ("other://host:1", "shop.t")
+    assert shape.datasets == (("other://host:1", "shop.t"),)
     window = Window("2", "5", "bigint")
-    with source().open(
-        window, cursor="n", columns=["v", "n"], binary=False, checksum=False
-    ) as sender:
-        assert sender.null_cursors == 1
-        assert sender.send(sink) == 2
-    assert b"".join(sink) == b"b\t2\n\\N\t4\n"
+    sink = Sink()
+    with opened(source(), ["v", "n"], window, "n") as snapshot:
+        assert (snapshot.null_cursors, snapshot.unreachable) == (1, None)
+        assert snapshot.sender(None).send(sink) == 2
+    assert sink.data == b"b\t2\n\\N\t4\n"
 
 
 def test_a_query_has_the_window_put_around_it(source):
-    sink = Sink()
     reads = source(table=None, query="SELECT n, 'x?' AS v FROM t;")
-    with reads.open(
-        Window("1", "2", "bigint"), cursor="n", columns=["n", "v"], binary=False, checksum=False
-    ) as sender:
-        assert sender.send(sink) == 1
-    assert b"".join(sink) == b"1\tx?\n"
+    assert text_of(reads, ["n", "v"], Window("1", "2", "bigint"), "n") == "1\tx?\n"
 
 
 def test_an_integer_cursor_is_settled_by_what_is_there(source):
-    options = SettleOptions(delay=timedelta(0))
-    found = source().settle("n", None, options, stop=threading.Event(), log=lambda *_, **__: None)
-    assert found.high == "5"
+    assert settled(source(), "n", None, SettleOptions(delay=timedelta(0))).high == "5"
 
 
 class Joined:
@@ -127,12 +114,10 @@ def test_two_columns_of_one_name_are_refused():
 
 def test_a_value_against_its_declared_type_is_refused(source):
     with (
-        source(types={"n": "bigint", "v": "bigint"}).open(
-            FULL, cursor=None, columns=["n", "v"], binary=False, checksum=False
-        ) as sender,
+        sending(source(types={"n": "bigint", "v": "bigint"}), ["n", "v"]) as sender,
         pytest.raises(DataError, match="row 1 of the source, column v"),
     ):
-        sender.send(Sink())
+        sender.send(Null())
 
 
 def test_a_broken_sink_is_not_the_sources_fault(source):
@@ -141,7 +126,7 @@ def test_a_broken_sink_is_not_the_sources_fault(source):
             raise BrokenPipeError
 
     with (
-        source().open(FULL, cursor=None, columns=["n"], binary=False, checksum=False) as sender,
+        sending(source(), ["n"]) as sender,
         pytest.raises(BrokenPipeError),
     ):
         sender.send(Broken())

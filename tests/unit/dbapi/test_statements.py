@@ -8,7 +8,7 @@ from airflow_etl_provider.dbapi.statements import (
     Dialect,
     Relation,
     Value,
-    null_cursors,
+    outside,
     parse_name,
     select,
     sql,
@@ -92,15 +92,15 @@ def test_what_is_no_table_name_is_refused(text):
     ],
 )
 def test_a_window_is_a_condition_on_the_cursor_alone(window, where, values):
-    relation = Relation(("t",))
-    built = select(ANSI, relation, [ANSI.name("n")], cursor="c", window=window, low=1, high=9)
+    rows = Relation(("t",)).source(ANSI)
+    built = select(ANSI, rows, [ANSI.name("n")], cursor="c", window=window, low=1, high=9)
     assert built.render("qmark") == (f'SELECT "n" FROM "t"{where}', values)
 
 
 def test_a_query_without_bounds_gets_the_window_around_it():
     """Also one that ends with a comment or a semicolon."""
-    relation = Relation(query="SELECT * FROM t -- all; ")
-    built = select(ANSI, relation, [sql("*")], cursor="c", window=WINDOW, low=1, high=9)
+    rows = Relation(query="SELECT * FROM t -- all; ").source(ANSI)
+    built = select(ANSI, rows, [sql("*")], cursor="c", window=WINDOW, low=1, high=9)
     assert built.render("qmark") == (
         'SELECT * FROM (SELECT * FROM t -- all\n) etl_batch WHERE "c" >= ? AND "c" < ?',
         (1, 9),
@@ -111,10 +111,9 @@ def test_bounds_are_found_outside_of_literals_names_and_comments_only():
     query = "SELECT ':low', \":high\", x::low, `:low` -- :low\n /* :high */ FROM t WHERE c >= :low AND c < :high"
     relation = Relation(query=query)
     assert relation.bounded(ANSI)
-    built = select(ANSI, relation, [sql("*")], cursor="c", window=WINDOW, low=1, high=9)
-    text, values = built.render("qmark")
+    text, values = relation.source(ANSI, 1, 9).render("qmark")
     assert values == (1, 9)
-    assert text == f"SELECT * FROM ({query[: query.index('c >= ')]}c >= ? AND c < ?\n) etl_batch"
+    assert text == f"({query[: query.index('c >= ')]}c >= ? AND c < ?\n) etl_batch"
 
 
 def test_a_backslash_escapes_only_where_the_database_says_so():
@@ -125,7 +124,7 @@ def test_a_backslash_escapes_only_where_the_database_says_so():
 
 
 def test_null_cursors_are_counted_in_what_a_query_returns():
-    relation = Relation(query="SELECT * FROM t WHERE c < :high OR c > :low")
-    text, values = null_cursors(ANSI, relation, "c", 1, 9).render("qmark")
+    rows = Relation(query="SELECT * FROM t WHERE c < :high OR c > :low").source(ANSI, 1, 9)
+    text, values = outside(rows, sql('"c" IS NULL'), None).render("qmark")
     assert text.endswith('WHERE c < ? OR c > ?\n) etl_batch WHERE "c" IS NULL')
     assert values == (9, 1)
