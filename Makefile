@@ -12,6 +12,7 @@ help:
 	@echo "make ui      the same, and leave Airflow running for a look"
 	@echo "make test    all tests"
 	@echo "make check   ruff, mypy --strict, import rules"
+	@echo "make crash   many more orders of writers, runs, crashes and retries than make test draws"
 	@echo "make bench   side by side with psql COPY | psql COPY"
 	@echo "make up      the same by docker compose"
 
@@ -29,6 +30,9 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/unit/test_architecture.py
+
+crash: $(VENV)/.test
+	ETL_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/postgres/test_interleavings.py
 
 bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks

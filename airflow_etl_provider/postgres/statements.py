@@ -133,7 +133,8 @@ def largest(rows: sql.Composable, column: str, column_type: str) -> sql.Composed
     finite = "AND {c} < 'Infinity'" if plain == "numeric" else ""
     order = ' COLLATE "C"' if plain in ("text", "character varying") else ""
     return sql.SQL(
-        "SELECT {c}::text FROM {t} WHERE {c} IS NOT NULL {finite} ORDER BY {c}{order} DESC LIMIT 1"
+        # Under another name, or the order would be that of the text.
+        "SELECT {c}::text AS etl_largest FROM {t} WHERE {c} IS NOT NULL {finite} ORDER BY {c}{order} DESC LIMIT 1"
     ).format(
         c=sql.Identifier(column),
         t=rows,

@@ -185,6 +185,9 @@ class Interleaving(RuleBasedStateMachine):
         for connection in self.writers.values():
             connection.commit()
             connection.close()
+        for manifest in self.staged:
+            with suppress(StateError):
+                self.pipe.publish(manifest, max_shrink=1.0)
         # What waits goes on, and one more run takes the rest.
         done = self.pending is None
         for _ in range(9):

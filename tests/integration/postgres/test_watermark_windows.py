@@ -53,6 +53,21 @@ def test_new_rows_and_only_they_arrive(source: Any, warehouse: Any) -> None:
     assert stream.extract().nothing
 
 
+def test_numbers_are_compared_as_numbers(source: Any, warehouse: Any) -> None:
+    """The largest of 9, 10 and 100 is 100, although as text it would be 9."""
+    stream = counters(source, warehouse)
+    for number in (9, 10, 100, 99, 1000):
+        source.run("INSERT INTO t (id, v) VALUES (%s, 'row')", (number,))
+        manifest = stream.extract()
+        assert manifest.nothing == (number == 99)
+        if not manifest.nothing:
+            stream.publish(stream.waive(manifest))
+    assert stream.position() == "1001"
+    stream.lookback = 1000
+    stream.load()
+    assert stream.rows() == stream.source_rows()
+
+
 def test_a_row_committed_late_is_waited_for(source18: Any, warehouse18: Any) -> None:
     """A transaction that drew a smaller number commits after a larger one was seen: nothing is skipped."""
     stream = counters(source18, warehouse18)
