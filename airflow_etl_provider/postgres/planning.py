@@ -38,7 +38,8 @@ def watermark_window(
 ) -> Window | None:
     """From *position*, less *lookback*, to the settled bound; ``None`` if there is nothing between.
 
-    An integer's bound is exclusive, so it is one more than the largest settled value.
+    An integer's bound is exclusive, so it is one more than the largest settled value. With a lookback, a
+    bound that is where the watermark is still leaves what lies behind to be read again.
     """
     cast = cursor_type_sql(cursor_type)
     kind = cursor_kind(cursor_type)
@@ -59,7 +60,8 @@ def watermark_window(
     )
     row = connection.execute(
         sql.SQL(
-            "SELECT (({low}{back})::{t})::text, ({high})::text, coalesce({high} > {low}, true)"
+            "SELECT (({low}{back})::{t})::text, ({high})::text,"
+            " coalesce({high} > {low}{back} AND {high} >= {low}, true)"
         ).format(low=sql.SQL("%(low)s::{}").format(cast), back=back, t=cast, high=high),
         {"low": position.position, "high": settled.high, "lookback": lookback},
     ).fetchone()
