@@ -283,7 +283,7 @@ class EmbeddedPostgres:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise PostgresDidNotStart(f"postgres ended at once:\n{self._log_tail()}")
-            if self._status() == (process.pid, "ready"):
+            if self._status() in ((process.pid, "ready"), (process.pid, "standby")):
                 return
             time.sleep(0.05)
         raise PostgresDidNotStart(f"postgres not ready in {timeout:g} s:\n{self._log_tail()}")

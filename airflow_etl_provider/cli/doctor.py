@@ -150,7 +150,7 @@ def _ledger(connection: Connection, server: dict[str, Any]) -> Iterator[Check]:
             "the first load makes it"
             if server["may_create"]
             else f"GRANT CREATE ON DATABASE {server['database']} TO {server['role']}, or let an owner run "
-            "airflow_etl_provider/postgres/sql/ledger_v1.sql",
+            "the files ledger_v*.sql in airflow_etl_provider/postgres/sql in their order",
         )
         return
     missing = rows(connection, "missing_schema_rights", {})
@@ -173,6 +173,14 @@ def _ledger(connection: Connection, server: dict[str, Any]) -> Iterator[Check]:
             "finding",
             f"version {version} is newer than {LEDGER_VERSION}, which this release knows",
             "upgrade airflow-etl-provider on this machine and on the workers",
+        )
+    elif version < LEDGER_VERSION:
+        yield Check(
+            "ledger",
+            "finding",
+            f"version {version} is older than {LEDGER_VERSION}",
+            "the next load brings it up to date, if the role owns it; else let its owner run the files "
+            f"ledger_v{version + 1}.sql and later in airflow_etl_provider/postgres/sql",
         )
     else:
         yield Check("ledger", "ok", f"version {version}, rights complete")

@@ -67,7 +67,8 @@ class RowEncoder:
                     zip(*rows, strict=True), self._columns, strict=False
                 )
             ]
-            return ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
+            lines = ["\t".join(line) for line in zip(*texts, strict=True)]
+            return ("\n".join(lines) + "\n").encode()
         except (ValueError, OverflowError, TypeError, ArithmeticError, RecursionError) as error:
             raise self._place(rows, first) or error from None
 

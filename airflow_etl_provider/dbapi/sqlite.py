@@ -37,6 +37,7 @@ from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.dbapi.copytext import RowEncoder, base_of
 from airflow_etl_provider.dbapi.driver import Connection, Row, all_rows, first_row, run
 from airflow_etl_provider.dbapi.errors import by_kind
+from airflow_etl_provider.dbapi.fetching import STEP
 from airflow_etl_provider.dbapi.flavour import (
     BLOCK,
     MOST_ROWS,
@@ -80,8 +81,6 @@ _FORMS = {
     "timestamp with time zone": {" ": f"{_DAY} {_CLOCK}+00:00", "T": f"{_DAY}T{_CLOCK}+00:00"},
 }
 _SECOND = 2**32
-#: Rows of one fetch before their widths are looked at.
-_STEP = 16
 #: What SQLite calls the values of other cursors.
 _STORED = {
     **dict.fromkeys(_INTEGERS, ("integer",)),
@@ -123,7 +122,8 @@ class Sqlite:
         return datetime.fromisoformat(now).replace(tzinfo=UTC)
 
     def read(self, connection: Connection, request: Request) -> Reading:
-        types = {column.name: column.type for column in _columns(connection, request)}
+        offered = {column.name: column for column in _columns(connection, request)}
+        types = {name: column.type for name, column in offered.items()}
         cursor_type = None if request.cursor is None else types[request.cursor]
         ends = request.ends(_DIALECT, cursor_type)
         low, high, nulls, unreachable = None, None, 0, None
@@ -135,7 +135,7 @@ class Sqlite:
                 _HASH, 1, hasher(request.hash_key), deterministic=True
             )
         variable = [
-            sql("coalesce(length(", _DIALECT.name(column.source), "), 0)")
+            _length(offered[column.source])
             for column in request.columns
             if column.treatment is Treatment.KEEP and base_of(types[column.source])[0] in _VARIABLE
         ]
@@ -189,6 +189,11 @@ def _expression(column: Selected) -> Sql:
     return name
 
 
+def _length(column: SourceColumn) -> Sql:
+    length = sql("length(", _DIALECT.name(column.name), ")")
+    return length if column.not_null else sql("coalesce(", length, ", 0)")
+
+
 def _bounded_fetch(cursor: Any) -> Callable[[int], Sequence[Row]]:
     """Rows until they are so many or their widths, which stand last in each, make a block."""
     width = itemgetter(-1)
@@ -205,7 +210,7 @@ def _bounded_fetch(cursor: Any) -> Callable[[int], Sequence[Row]]:
             widths = sum(map(width, found))
             room -= widths
             # As many as the last ones let expect to fit; they may grow fourfold.
-            step = max(1, min(4 * step, _STEP, room * len(found) // (4 * widths + 1)))
+            step = max(1, min(4 * step, STEP, room * len(found) // (4 * widths + 1)))
         return rows
 
     return fetch
