@@ -17,7 +17,7 @@ from airflow_etl_provider.dbapi.statements import Dialect, Relation
 
 Connect = Callable[[], Connection]
 
-#: About how much text one write carries.
+#: About how much text is made of one fetch.
 BLOCK = 1024 * 1024
 #: Rows of one fetch at most, however narrow they are: what is worked on column by column should stay in
 #: the processor's cache.

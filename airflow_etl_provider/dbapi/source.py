@@ -31,11 +31,14 @@ from airflow_etl_provider.dbapi.statements import Relation
 from airflow_etl_provider.dbapi.worker import Worker, worker
 
 _FIRST_ROWS = 64
+#: Text of one write: more than the pipe behind it holds, so that its other end reads for a while without
+#: waiting for this thread's turn to end.
+_WRITE = 2 * BLOCK
 
 
 @dataclass(slots=True)
 class DbApiSender:
-    """One snapshot of the source, sent as COPY text in blocks of about one MiB.
+    """One snapshot of the source, sent as COPY text in writes of about two MiB.
 
     It names no server process and guesses no number of rows: nothing that all drivers could tell.
     """
@@ -75,7 +78,7 @@ class DbApiSender:
                 count += len(rows)
                 blocks.append(block)
                 size += len(block)
-            if size >= BLOCK or not rows:
+            if size >= _WRITE or not rows:
                 sink.write(b"".join(blocks))
                 blocks.clear()
                 size = 0

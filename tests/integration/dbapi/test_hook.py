@@ -1,9 +1,11 @@
 """Airflow connections as sources."""
 
+import hmac
 import sqlite3
 
 import pytest
 
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import ConfigurationError, TransientError
 from airflow_etl_provider.dbapi.sqlite import Sqlite
 from tests.unit.dbapi.reading import text_of
@@ -46,6 +48,19 @@ def test_sqlite_by_its_hook(connection, database):
     assert source.describe().datasets == ((f"sqlite://{database}", "t"),)
     assert not is_postgres("shop")
     assert text_of(source, ["n"]) == "1\n2\n"
+
+
+def test_a_hash_key_reaches_the_source_and_no_log(connection, database):
+    from airflow_etl_provider.hooks.dbapi import dbapi_source
+
+    source = dbapi_source(
+        connection(f"sqlite://{quoted(database)}"), table="t", hash_key="a long random text"
+    )
+    assert "random" not in repr(source)
+    hashes = text_of(source, [Selected("n", "n", Treatment.HASH)]).split()
+    assert hashes == [
+        hmac.new(b"a long random text", digit, "sha256").hexdigest() for digit in (b"1", b"2")
+    ]
 
 
 def test_a_file_that_is_not_there_is_not_made(connection, tmp_path):

@@ -53,7 +53,7 @@ def _base_backup(primary: EmbeddedPostgres, data: Path) -> Path:
 
 
 def caught_up(primary: Database, standby: Database) -> None:
-    at = primary.value("SELECT pg_current_wal_lsn()::text")
+    at = primary.value("SELECT pg_current_wal_insert_lsn()::text")
     wait_until(
         lambda: standby.value("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", (at,)),
         "the standby follows",

@@ -19,7 +19,7 @@ class Driver:
     def fetchmany(self, size):
         self.asked.append(size)
         found = [row for _, row in zip(range(size), self.rows, strict=False)]
-        self.sizes.append(sum(len(row[1] or "") for row in found))
+        self.sizes.append(sum(len(row[1]) for row in found if isinstance(row[1], str)))
         return found
 
 
