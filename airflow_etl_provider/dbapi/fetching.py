@@ -24,12 +24,16 @@ class SizedFetch:
     its kind once, then fewer are fetched. What lies beyond a block is kept for the next call.
 
     :param fetch: the driver's own, for so many rows.
-    :param wide: places of the columns whose values may be of any size.
+    :param widths: about how much text the rows have.
     """
 
-    def __init__(self, fetch: Callable[[int], Sequence[Row]], wide: Sequence[int]) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[int], Sequence[Row]],
+        widths: Callable[[Sequence[Row]], Iterable[int]],
+    ) -> None:
         self._fetch = fetch
-        self._wide = wide
+        self._widths = widths
         self._widest = 1
         self._step = 1
         self._kept: deque[tuple[Row, int]] = deque()
@@ -46,23 +50,26 @@ class SizedFetch:
             found = self._fetch(min(self._step, most - len(rows)))
             if not found:
                 break
-            columns = list(zip(*found, strict=True))
-            whole = sum(_size(columns[place]) for place in self._wide)
+            whole = sum(self._widths(found))
             if size + whole < BLOCK:
                 rows.extend(found)
                 size += whole
                 self._widest = max(self._widest, whole // len(found))
             else:
-                widths = [_size(row[place] for place in self._wide) for row in found]
+                widths = list(self._widths(found))
                 self._widest = max(self._widest, *widths)
                 self._kept.extend(zip(found, widths, strict=True))
             self._step = max(1, min(2 * self._step, STEP, _STEP_BYTES // self._widest))
         return rows
 
 
-def _size(values: Iterable[Any]) -> int:
+def widths_in(places: Sequence[int]) -> Callable[[Sequence[Row]], Iterable[int]]:
+    """The widths of rows whose columns at *places* may be of any size."""
+    return lambda rows: [_size([row[place] for place in places]) for row in rows]
+
+
+def _size(values: Sequence[Any]) -> int:
     """Characters or bytes of *values*, which is about what they take."""
-    values = list(values)
     try:
         return sum(map(len, filter(None, values)))
     except TypeError:

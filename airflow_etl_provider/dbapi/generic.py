@@ -31,7 +31,7 @@ from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.dbapi.copytext import RowEncoder, base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row, module_of, run
 from airflow_etl_provider.dbapi.errors import by_kind
-from airflow_etl_provider.dbapi.fetching import STEP, SizedFetch
+from airflow_etl_provider.dbapi.fetching import STEP, SizedFetch, widths_in
 from airflow_etl_provider.dbapi.flavour import (
     MOST_ROWS,
     Connect,
@@ -176,7 +176,7 @@ class Generic:
         run(cursor, statement, values)
         return Reading(
             close=cursor.close,
-            fetch=SizedFetch(cursor.fetchmany, wide) if wide else cursor.fetchmany,
+            fetch=SizedFetch(cursor.fetchmany, widths_in(wide)) if wide else cursor.fetchmany,
             encode=RowEncoder(
                 [(column.source, types[column.source]) for column in request.columns]
             ).encode,

@@ -30,7 +30,7 @@ from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, E
 from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.dbapi.copytext import base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row, run
-from airflow_etl_provider.dbapi.fetching import SizedFetch
+from airflow_etl_provider.dbapi.fetching import SizedFetch, widths_in
 from airflow_etl_provider.dbapi.flavour import MOST_ROWS, Connect, Reading, Request, text_of
 from airflow_etl_provider.dbapi.hashing import pads
 from airflow_etl_provider.dbapi.mysql_columns import DATES, Column, columns_of
@@ -105,7 +105,7 @@ class MySql:
         by = None if request.cursor is None else by_name[request.cursor]
         low, high = (
             None if text is None or by is None else self.bound(text, by.source.type)
-            for text in request.ends(self.dialect, None if by is None else by.source.type)
+            for text in request.ends(self.dialect, None if by is None else _bounded_type(by))
         )
         rows = request.relation.source(self.dialect, low, high)
         missing = None if by is None else self._missing(by)
@@ -131,7 +131,7 @@ class MySql:
         run(cursor, statement)
         return Reading(
             close=lambda: close(cursor),
-            fetch=SizedFetch(cursor.fetchmany, range(len(plan.runs)))
+            fetch=SizedFetch(cursor.fetchmany, widths_in(range(len(plan.runs))))
             if plan.wide
             else cursor.fetchmany,
             encode=plan.encode,
@@ -196,6 +196,11 @@ class MySql:
         statement = with_variables(connection, outside(rows, missing, ahead))
         nulls, later = first_row(connection, statement)
         return int(nulls), None if ahead is None else int(later)
+
+
+def _bounded_type(column: Column) -> str:
+    """The type whose lowest value lies below all of the column: no driver tells every precision."""
+    return "numeric(65,0)" if column.source.type == "numeric" else column.source.type
 
 
 def _set_pads(connection: Connection, key: str) -> None:

@@ -19,7 +19,7 @@ looked at in the same snapshot, and a mixture is refused.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -37,9 +37,8 @@ from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.dbapi.copytext import RowEncoder, base_of
 from airflow_etl_provider.dbapi.driver import Connection, Row, all_rows, first_row, run
 from airflow_etl_provider.dbapi.errors import by_kind
-from airflow_etl_provider.dbapi.fetching import STEP
+from airflow_etl_provider.dbapi.fetching import SizedFetch
 from airflow_etl_provider.dbapi.flavour import (
-    BLOCK,
     MOST_ROWS,
     Connect,
     Reading,
@@ -53,6 +52,7 @@ from airflow_etl_provider.dbapi.statements import Dialect, Relation, Sql, Value,
 
 _DIALECT = Dialect(quotes='""', paramstyle="qmark")
 _VIEW = "etl_query"
+_LAST = itemgetter(-1)
 _HASH = "etl_hash"
 _VARIABLE = ("text", "character varying", "bytea", "json", "jsonb")
 _EXACT = {
@@ -153,7 +153,7 @@ class Sqlite:
         run(cursor, statement, values)
         return Reading(
             close=cursor.close,
-            fetch=_bounded_fetch(cursor) if variable else cursor.fetchmany,
+            fetch=SizedFetch(cursor.fetchmany, _widths) if variable else cursor.fetchmany,
             encode=RowEncoder(
                 [
                     (
@@ -194,26 +194,9 @@ def _length(column: SourceColumn) -> Sql:
     return length if column.not_null else sql("coalesce(", length, ", 0)")
 
 
-def _bounded_fetch(cursor: Any) -> Callable[[int], Sequence[Row]]:
-    """Rows until they are so many or their widths, which stand last in each, make a block."""
-    width = itemgetter(-1)
-
-    def fetch(most: int) -> Sequence[Row]:
-        rows: list[Row] = []
-        room = BLOCK
-        step = 1
-        while room > 0 and len(rows) < most:
-            found = cursor.fetchmany(min(step, most - len(rows)))
-            if not found:
-                break
-            rows += found
-            widths = sum(map(width, found))
-            room -= widths
-            # As many as the last ones let expect to fit; they may grow fourfold.
-            step = max(1, min(4 * step, STEP, room * len(found) // (4 * widths + 1)))
-        return rows
-
-    return fetch
+def _widths(rows: Sequence[Row]) -> Iterable[int]:
+    """The widths of rows, which stand last in each."""
+    return map(_LAST, rows)
 
 
 def _columns(connection: Connection, request: Request) -> tuple[SourceColumn, ...]:

@@ -183,19 +183,18 @@ def highest(type_: str) -> str | None:
 
 
 def above(text: str, type_: str) -> str:
-    """The text of the next value of a cursor.
+    """The text of a value above another one; not the next one, since the window around is exact.
 
-    :raises ConfigurationError: a type whose values have no next one.
+    :raises ConfigurationError: a type whose values cannot be counted up.
     """
     base, args = base_of(type_)
-    scale = ([*args, 0])[1] if base == "numeric" and args else 0
-    if base not in _HIGHEST and not (base == "numeric" and args):
+    if base not in _HIGHEST and base != "numeric":
         raise ConfigurationError(
             f"the query takes :high from a cursor of {type_}, of which no value is the next",
             remedy="leave :low and :high out of the query: the window is then put around it",
         )
     with localcontext(prec=sum(args) + len(text) + 1):
-        return f"{Decimal(text) + Decimal(1).scaleb(-scale):f}"
+        return f"{Decimal(text) + 1:f}"
 
 
 def _nines(args: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Datab
     """The same database on a primary and on its standby."""
     folder = tmp_path_factory.mktemp("replicated")
     folder.chmod(0o755)
-    quick = {"fsync": "off", "synchronous_commit": "off", "log_min_messages": "fatal"}
+    quick = {"fsync": "off", "log_min_messages": "fatal"}
     with EmbeddedPostgres(folder / "primary", settings=quick) as primary:
         primary.create_database("shop")
         copy = _base_backup(primary, folder / "standby")
@@ -36,14 +36,8 @@ def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Datab
 
 def _base_backup(primary: EmbeddedPostgres, data: Path) -> Path:
     made = data.with_name("copy")
-    command = [
-        str(primary.bin_dir / "pg_basebackup"),
-        "-D",
-        str(made / "data"),
-        "-R",
-        "-X",
-        "stream",
-    ]
+    command = [str(primary.bin_dir / "pg_basebackup"), "-D", str(made / "data"), "-R"]
+    command += ["-X", "stream", "--checkpoint=fast", "--no-sync"]
     command += ["-d", make_conninfo(primary.conninfo(), dbname="")]
     made.mkdir()
     made.chmod(0o777)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_etl_provider.dbapi.fetching import STEP, SizedFetch
+from airflow_etl_provider.dbapi.fetching import STEP, SizedFetch, widths_in
 from airflow_etl_provider.dbapi.flavour import BLOCK
 
 MIB = 1024 * 1024
@@ -25,7 +25,7 @@ class Driver:
 
 def read(rows, wide=(1,), most=512):
     driver = Driver(rows)
-    fetch = SizedFetch(driver.fetchmany, wide)
+    fetch = SizedFetch(driver.fetchmany, widths_in(wide))
     batches = []
     while batch := fetch(most):
         batches.append(batch)

@@ -140,17 +140,18 @@ def test_lowest_and_highest_are_values_of_the_type(type_):
     ("text", "type_", "next_"),
     [
         ("7", "bigint", "8"),
-        ("1.25", "numeric(6,2)", "1.26"),
+        ("1.25", "numeric(6,2)", "2.25"),
+        ("1.25", "numeric", "2.25"),
         ("9" * 60, "numeric(65,0)", "1" + "0" * 60),
     ],
 )
-def test_the_next_value_is_exact(text, type_, next_):
+def test_a_value_above_another_keeps_every_digit(text, type_, next_):
     assert above(text, type_) == next_
 
 
 def test_what_has_no_next_value_is_refused():
     with pytest.raises(ConfigurationError, match="of which no value is the next"):
-        above("1", "numeric")
+        above("1", "text")
 
 
 # -- personal data ------------------------------------------------------------------------------------
