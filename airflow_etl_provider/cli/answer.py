@@ -83,5 +83,7 @@ def span(seconds: float | None) -> str | None:
 
 def window_text(low: str | None, high: str | None, bounds: str) -> str:
     """``[low, high)``, with ``start`` where there is no lower end."""
+    if bounds == "nulls":
+        return "rows without a cursor value"
     first = "start" if low in (None, "", "-infinity", "-Infinity") else low
     return f"{bounds[0]}{first}, {'end' if high is None else high}{bounds[1]}"

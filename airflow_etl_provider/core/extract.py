@@ -297,7 +297,7 @@ def _nothing(
         target=request.target,
         staging=plan.staging,
         source_conn_id=request.source_conn_id,
-        source=request.source,
+        source=shape.name,
         source_datasets=shape.datasets,
         window=Window(position.position, position.position, position.position_type),
         cursor=request.target_cursor,

@@ -13,7 +13,7 @@ from airflow_etl_provider.core.names import TableName, check_stream
 from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.window import Window
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 class Kind(StrEnum):
@@ -271,6 +271,7 @@ class Load:
     staging: TableName | None = None
     window: Window = Window()  # noqa: RUF009 - a frozen value
     settled: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

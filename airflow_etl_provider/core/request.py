@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -158,6 +160,20 @@ class ExtractRequest:
         version beside the older one; a table that is read whole has no such bound.
         """
         return self.mode in (WindowMode.INTERVAL, WindowMode.WATERMARK)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two tries that read the same columns in the same way, so that their slices belong together."""
+        said = [
+            self.source,
+            self.source_conn_id,
+            self.cursor,
+            self.timezone,
+            self.selection.columns,
+            sorted(self.selection.rename.items()),
+            sorted(self.selection.personal.items()),
+        ]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
     def _check_nulls(self) -> None:
         asked = self.mode is WindowMode.NULLS or self.null_cursor is not NullCursor.FAIL

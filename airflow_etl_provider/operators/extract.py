@@ -255,6 +255,7 @@ class IncrementalExtractOperator(BaseOperator):
     def _open_source(self, application: str, selection: Selection) -> Source:
         """PostgreSQL is read by COPY, every other database through its Airflow hook."""
         query = self.source if is_query(self.source) else None
+        key = hash_key(self.hash_conn_id) if selection.hashes else None
         if not is_postgres(self.source_conn_id):
             return dbapi_source(
                 self.source_conn_id,
@@ -263,6 +264,7 @@ class IncrementalExtractOperator(BaseOperator):
                 types=self.types,
                 timezone=self.timezone,
                 zero_dates=self.zero_dates,
+                hash_key=key,
             )
         if self.types:
             raise ConfigurationError(
@@ -276,7 +278,7 @@ class IncrementalExtractOperator(BaseOperator):
             hook.endpoint(application),
             relation,
             timezone=self.timezone,
-            hash_key=hash_key(self.hash_conn_id) if selection.hashes else None,
+            hash_key=key,
             row_security=choice(RowSecurity, self.row_security, "row_security")
             is RowSecurity.APPLY,
         )

@@ -129,6 +129,7 @@ class Filling:
                 request.load_id,
                 staging=self._plan.staging,
                 settled=settled.evidence,
+                fingerprint=request.fingerprint,
                 try_number=request.run.try_number,
             )
         writer = SliceWriter(
@@ -238,7 +239,7 @@ class Filling:
             target=request.target,
             staging=plan.staging,
             source_conn_id=request.source_conn_id,
-            source=request.source,
+            source=source.name,
             source_datasets=source.datasets,
             window=plan.window,
             cursor=request.target_cursor,

@@ -260,6 +260,7 @@ def load(connection: psycopg.Connection[Any], load_id: str, *, lock: bool = Fals
         staging=None if row["staging"] is None else TableName.parse(row["staging"]),
         window=_window(row),
         settled=row["settled"],
+        fingerprint=row["fingerprint"],
     )
 
 

@@ -83,10 +83,12 @@ class Relation:
                 f"the query names the bounds :low and :high, and {what}",
                 remedy="leave them out of the query: the window is then put around it",
             )
+        # Where the highest value belongs to the window, a query that says "< :high" would lose it.
+        high = None if window.bounds[1] == "]" else window.high
         return self._filled(
             {
                 "low": lambda: _bound(window.low, lowest(window.type or ""), window.type),
-                "high": lambda: _bound(window.high, highest(window.type or ""), window.type),
+                "high": lambda: _bound(high, highest(window.type or ""), window.type),
             }
         )
 

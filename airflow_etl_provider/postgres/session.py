@@ -91,13 +91,15 @@ class Endpoint:
     :param conninfo: libpq keywords and values; never printed.
     :param label: how logs and errors call it, such as ``connection etl_source``.
     :param application_name: at most 63 bytes.
-    :param settings: of the session, given when it is opened, so that no statement shows their values.
+    :param settings: of the session, beside those that all sessions have.
+    :param secrets: settings that are given when the session is opened, so that no statement shows them.
     """
 
     conninfo: Mapping[str, Any] = field(repr=False)
     label: str
     application_name: str
-    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def parameters(self) -> dict[str, str]:
         """The libpq keywords and values, with our defaults where the connection says nothing."""
@@ -105,7 +107,7 @@ class Endpoint:
         # One encoding on every wire: the servers convert from and to their own.
         fixed = {"application_name": self.application_name, "client_encoding": "UTF8"}
         options = [given["options"]] if "options" in given else []
-        options += [f"-c {name}={value}" for name, value in self.settings.items()]
+        options += [f"-c {name}={value}" for name, value in self.secrets.items()]
         if options:
             fixed["options"] = " ".join(options)
         return {**_KEEPALIVE, **given, **fixed}
@@ -125,7 +127,7 @@ def connect(endpoint: Endpoint) -> Iterator[psycopg.Connection[Any]]:
         connection = psycopg.connect(_dsn(endpoint), autocommit=True, prepare_threshold=None)
     with connection:
         with translated_errors(f"preparing a session on {endpoint.label}"):
-            _prepare(connection)
+            _prepare(connection, endpoint)
             connection.execute("SELECT set_config('search_path', 'pg_catalog', false)")
         _open.add(connection)
         try:
@@ -180,7 +182,7 @@ def connect_for_copy(
     try:
         with translated_errors(f"preparing a session on {endpoint.label}"):
             connection.set_session(autocommit=True)
-            _prepare(connection)
+            _prepare(connection, endpoint)
             if read_only:
                 connection.set_session(
                     isolation_level="REPEATABLE READ", readonly=True, autocommit=False
@@ -206,11 +208,13 @@ def _dsn(endpoint: Endpoint) -> str:
         ) from None
 
 
-def _prepare(connection: psycopg.Connection[Any] | psycopg2.extensions.connection) -> None:
+def _prepare(
+    connection: psycopg.Connection[Any] | psycopg2.extensions.connection, endpoint: Endpoint
+) -> None:
     cursor = connection.cursor()
     pairs = [
         sql.SQL("set_config({}, {}, false)").format(sql.Literal(name), sql.Literal(value))
-        for name, value in _SETTINGS.items()
+        for name, value in {**_SETTINGS, **endpoint.settings}.items()
     ]
     cursor.execute((sql.SQL("SELECT ") + sql.SQL(", ").join(pairs)).as_string(None))
     try:

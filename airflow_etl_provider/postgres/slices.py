@@ -62,6 +62,7 @@ def take_slices(
     *,
     staging: TableName,
     settled: str,
+    fingerprint: str,
     try_number: int,
 ) -> None:
     """Have the slices of a load staged in *staging* by this try.
@@ -74,6 +75,7 @@ def take_slices(
             "load_id": load_id,
             "staging": str(staging),
             "settled": settled,
+            "fingerprint": fingerprint,
             "try_number": try_number,
         },
     )

@@ -185,7 +185,7 @@ class PostgresSource:
 
         :raises ConfigurationError: a column is to be hashed, and there is no key.
         """
-        settings: dict[str, str] = {} if self.row_security else {"row_security": "off"}
+        settings = {} if self.row_security else {"row_security": "off"}
         hashed = [column.source for column in columns if column.treatment is Treatment.HASH]
         if hashed and not self.hash_key:
             raise ConfigurationError(
@@ -193,9 +193,8 @@ class PostgresSource:
                 remedy="name a connection whose password is the key with hash_conn_id=...; without a key anybody "
                 "could find the values again by trying",
             )
-        if hashed:
-            settings |= hash_settings(self.hash_key or "")
-        return replace(self.endpoint, settings=settings)
+        secrets = hash_settings(self.hash_key or "") if hashed else {}
+        return replace(self.endpoint, settings=settings, secrets=secrets)
 
     def _outside(
         self, run: Any, rows: sql.Composable, table: Table, cursor: str
@@ -232,7 +231,8 @@ class PostgresSource:
             return sql.SQL("{} >= 'Infinity'").format(name)
         if cursor_kind(column.type) is not CursorKind.TIME:
             return None
-        now: sql.Composable = sql.SQL("pg_catalog.clock_timestamp()")
+        # Of the transaction, not of the clock: only what does not change can be looked up in an index.
+        now: sql.Composable = sql.SQL("pg_catalog.transaction_timestamp()")
         if not column.type.endswith("with time zone"):
             now = sql.SQL("({} AT TIME ZONE {})").format(now, sql.Literal(self.timezone))
         return sql.SQL("{} > {}").format(name, now)

@@ -175,7 +175,9 @@ class PostgresStaging:
             loaded = [part for part in planned if part.rows is not None]
             if exists(connection, load.staging):
                 found = catalog.read_table(connection, load.staging, label=self.endpoint.label)
-                same = [c.name for c in found.columns] == [c.name for c in plan.columns]
+                same = load.fingerprint == request.fingerprint and (
+                    [c.name for c in found.columns] == [c.name for c in plan.columns]
+                )
                 if loaded and same and request.resumable and load.window.is_range:
                     for step in statements.move(load.staging, plan.staging):
                         connection.execute(step)

@@ -58,6 +58,8 @@ def in_window(column: str, window: Window) -> sql.Composed:
     found = in_range(column, window.low, window.high, bounds=window.bounds, collate=collate)
     if window.nulls is Nulls.INCLUDE:
         return sql.SQL("({} OR {})").format(found, empty)
+    if window.low is None and window.high is None:
+        return sql.SQL("{} IS NOT NULL").format(sql.Identifier(column))
     return found
 
 

@@ -35,12 +35,12 @@ WHERE etl.loads.state IN ('started', 'failed')
 
 -- name: load
 SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error,
-       staging, window_low, window_high, window_type, bounds, settled
+       staging, window_low, window_high, window_type, bounds, settled, fingerprint
 FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: lock_load
 SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error,
-       staging, window_low, window_high, window_type, bounds, settled
+       staging, window_low, window_high, window_type, bounds, settled, fingerprint
 FROM etl.loads WHERE load_id = %(load_id)s FOR UPDATE
 
 -- name: abandon
@@ -56,7 +56,7 @@ INSERT INTO etl.load_slices (load_id, slice, by, low, high)
 VALUES (%(load_id)s, %(slice)s, %(by)s, %(low)s, %(high)s)
 
 -- name: begin_slices
-UPDATE etl.loads SET staging = %(staging)s, settled = %(settled)s
+UPDATE etl.loads SET staging = %(staging)s, settled = %(settled)s, fingerprint = %(fingerprint)s
 WHERE load_id = %(load_id)s AND state = 'started' AND try_number = %(try_number)s
 
 -- name: slice_loaded

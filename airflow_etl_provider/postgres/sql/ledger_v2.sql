@@ -10,6 +10,9 @@ ALTER TABLE etl.load_slices
     ADD COLUMN loaded_at timestamptz;
 COMMENT ON TABLE etl.load_slices IS 'Slices of a load, half-open in the order of the columns "by"; loaded_at is set when one is staged.';
 
-ALTER TABLE etl.loads ADD COLUMN settled text;
+ALTER TABLE etl.loads
+    ADD COLUMN settled text,
+    ADD COLUMN fingerprint text;
+COMMENT ON COLUMN etl.loads.fingerprint IS 'Of what is read and how; slices of tries with another one do not belong together.';
 
 INSERT INTO etl.schema_version (version) VALUES (2);

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from uuid6 import uuid7
 
+from airflow_etl_provider.core.columns import Selection, Treatment
 from airflow_etl_provider.core.errors import DataError, EtlError, Stopped, Superseded
 from airflow_etl_provider.core.load import Kind
 from airflow_etl_provider.core.request import WindowMode
@@ -174,6 +175,19 @@ def test_columns_that_changed_between_two_tries_start_over(source18, warehouse18
     assert pipe.left_in_staging() == {manifest.staging.name}
     pipe.publish(pipe.waive(manifest))
     assert pipe.rows() == pipe.source_rows()
+
+
+def test_another_treatment_between_two_tries_starts_over(source18, warehouse18):
+    """Half of the rows hashed and half of them plain is what nobody asked for."""
+    pipe = analyzed(source18, warehouse18, hash_key="k")
+    load_id = str(uuid7())
+    with pytest.raises(Stopped):
+        pipe.extract(JANUARY, FEBRUARY, load_id=load_id, stop=StopAfter(pipe, 2))
+    pipe.selection = Selection(personal={"v": Treatment.HASH})
+    manifest = pipe.extract(JANUARY, FEBRUARY, load_id=load_id, try_number=2)
+    table = manifest.staging
+    plain = f'SELECT count(*) FROM {table.schema}."{table.name}" WHERE length(v) <> 64'
+    assert (manifest.rows, warehouse18.value(plain)) == (ROWS, 0)
 
 
 def test_a_zombie_adds_nothing_to_the_slices_of_its_successor(source18, warehouse18):
