@@ -17,7 +17,6 @@ from airflow_etl_provider.core.ports import (
     Cut,
     EventLog,
     Session,
-    Slice,
     Snapshot,
     SourceShape,
     Stop,
@@ -139,7 +138,9 @@ class Filling:
             copy_in=self._copy_in(freeze=False),
             what=self.what,
             name_session=self._name_session,
-            progress=self._slice_progress,
+            progress=lambda part, size, seconds, own: self._progress(
+                own, size, seconds, None, slice=f"{part.number + 1} of {len(planned)}"
+            ),
             stop=self._stop,
             log=self._log,
         )
@@ -201,9 +202,6 @@ class Filling:
 
     def _name_session(self, session: Session) -> None:
         ledger.add_session(self._watching, self._request.load_id, session)
-
-    def _slice_progress(self, part: Slice, size: int, seconds: float, own: Session) -> None:
-        self._progress(own, size, seconds, None, slice=part.number + 1)
 
     def _progress(
         self, own: Session, size: int, seconds: float, expected: int | None, **fields: Any
