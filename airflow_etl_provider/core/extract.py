@@ -123,6 +123,7 @@ class StagingArea(Protocol):
         settled: Settled,
         cut: Cut,
         *,
+        resumed: bool,
         stop: Stop,
         log: EventLog,
     ) -> Manifest:
@@ -174,6 +175,7 @@ def extract(
     staged = _already_staged(load)
     if staged is not None and area.has(staged.staging):
         log("batch already staged by an earlier try", load_id=staged.load_id, rows=staged.rows)
+        _look_at_emptiness(request, area, staged, log=log)
         return staged
     if staged is not None:
         log("the staged batch is gone and is read again", load_id=staged.load_id)
@@ -232,7 +234,17 @@ def extract(
                 becomes_partition=plan.direct,
                 slices=f"{len(cut.slices) or 1} ({cut.why})",
             )
-            manifest = area.stage(request, plan, shape, snapshot, settled, cut, stop=stop, log=log)
+            manifest = area.stage(
+                request,
+                plan,
+                shape,
+                snapshot,
+                settled,
+                cut,
+                resumed=resumed is not None,
+                stop=stop,
+                log=log,
+            )
     except StillSettling:
         # Nothing failed: the next process goes on waiting.
         raise

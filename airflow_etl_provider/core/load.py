@@ -151,6 +151,7 @@ class Manifest:
     nothing: bool = False
     null_rows: int = 0
     slices: int = 1
+    read_until: datetime | None = None
     report: Mapping[str, Any] | None = field(default=None)
 
     def as_json(self) -> dict[str, Any]:
@@ -190,6 +191,7 @@ class Manifest:
             "nothing": self.nothing,
             "null_rows": self.null_rows,
             "slices": self.slices,
+            "read_until": None if self.read_until is None else self.read_until.isoformat(),
             "report": None if self.report is None else dict(self.report),
         }
 
@@ -205,6 +207,8 @@ class Manifest:
                 f"a staged batch was expected, not {type(data).__name__}",
                 remedy="pass batch=extract.output (or validate.output)",
             )
+        if data.get("version") == 1:
+            data = _from_version_1(data)
         if data.get("version") != MANIFEST_VERSION:
             raise StateError(
                 f"the batch of load {data['load_id']} has manifest version {data.get('version')}, "
@@ -242,6 +246,9 @@ class Manifest:
                 nothing=data["nothing"],
                 null_rows=data["null_rows"],
                 slices=data["slices"],
+                read_until=None
+                if data["read_until"] is None
+                else datetime.fromisoformat(data["read_until"]),
                 report=data["report"],
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -249,6 +256,19 @@ class Manifest:
                 f"the batch of load {data['load_id']} is not a whole manifest ({error})",
                 remedy="pass batch=extract.output (or validate.output) unchanged",
             ) from error
+
+
+def _from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest as the first release wrote it: one source table, one piece, read at one moment."""
+    dataset = data.get("source_dataset")
+    return {
+        **data,
+        "version": MANIFEST_VERSION,
+        "source_datasets": [] if dataset is None else [dataset],
+        "null_rows": 0,
+        "slices": 1,
+        "read_until": None,
+    }
 
 
 @dataclass(frozen=True, slots=True)

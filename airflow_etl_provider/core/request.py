@@ -74,6 +74,7 @@ class ExtractRequest:
         there, so that a retry goes on behind it; ``None`` reads every window in one piece.
     :param shards: how many slices are read at once, in one snapshot.
     :param wait: a wait for the settled bound that an earlier process began.
+    :param reads_as: whatever else decides what the source sends, such as a check of the key of hashes.
     """
 
     load_id: str
@@ -102,6 +103,7 @@ class ExtractRequest:
     slice_rows: int | None = SLICE_ROWS
     shards: int = 1
     wait: Wait | None = None
+    reads_as: str = ""
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -159,7 +161,16 @@ class ExtractRequest:
         Below the settled bound events do not change, and of an entity the batch then holds a newer
         version beside the older one; a table that is read whole has no such bound.
         """
-        return self.mode in (WindowMode.INTERVAL, WindowMode.WATERMARK)
+        return self.mode in (WindowMode.INTERVAL, WindowMode.WATERMARK) and (
+            self.kind is Kind.EVENTS or self.cursor in self.keys or self._sends_cursor
+        )
+
+    @property
+    def _sends_cursor(self) -> bool:
+        """Whether the batch tells which of two versions of a row is the later one."""
+        columns = self.selection.columns
+        dropped = self.selection.personal.get(self.cursor or "") is Treatment.DROP
+        return not dropped and (columns is None or self.cursor in columns)
 
     @property
     def fingerprint(self) -> str:
@@ -172,6 +183,8 @@ class ExtractRequest:
             self.selection.columns,
             sorted(self.selection.rename.items()),
             sorted(self.selection.personal.items()),
+            self.nulls,
+            self.reads_as,
         ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -283,6 +286,13 @@ class IncrementalExtractOperator(BaseOperator):
             is RowSecurity.APPLY,
         )
 
+    def _reads_as(self) -> str:
+        """A check of what decides about the rows beside the selection; the key itself cannot be found from it."""
+        key = hash_key(self.hash_conn_id) or ""
+        check = hmac.new(key.encode(), b"etl key check", hashlib.sha256).hexdigest()
+        types = sorted((self.types or {}).items())
+        return json.dumps([check, self.row_security, types, self.zero_dates])
+
     def _staging(self, application: str) -> PostgresStaging:
         hook = EtlPostgresHook(postgres_conn_id=self.target_conn_id)
         return PostgresStaging(hook.endpoint(application))
@@ -335,6 +345,7 @@ class IncrementalExtractOperator(BaseOperator):
             on_empty=choice(OnEmpty, self.on_empty, "on_empty"),
             slice_rows=self.slice_rows,
             shards=self.shards,
+            reads_as=self._reads_as(),
             partition=partition,
             timezone=self.timezone,
             origin=None if self.origin is None else parse_moment(self.origin, "origin"),

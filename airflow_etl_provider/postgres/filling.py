@@ -30,6 +30,7 @@ from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy, se
 from airflow_etl_provider.postgres.slices import (
     PlannedSlice,
     SliceWriter,
+    forget_slices,
     plan_slices,
     slices,
     take_slices,
@@ -46,6 +47,7 @@ class _Totals:
     bytes: int
     checksum: str | None
     snapshot_at: datetime
+    read_until: datetime
 
 
 class Filling:
@@ -71,14 +73,16 @@ class Filling:
         self._log = log
         self.what = f"staging {source.name} into {plan.staging}"
 
-    def run(self, snapshot: Snapshot, settled: Settled, cut: Cut) -> Manifest:
+    def run(self, snapshot: Snapshot, settled: Settled, cut: Cut, *, resumed: bool) -> Manifest:
         """Create, fill and record the table.
+
+        :param resumed: the table is there, with some of the slices.
 
         :raises Superseded: another try has taken the load over; what this one did is not kept.
         :raises ContractError: both sides count different rows, or another checksum.
         """
         if cut.slices:
-            return self._in_slices(snapshot, settled, cut)
+            return self._in_slices(snapshot, settled, cut, resumed=resumed)
         return self._in_one_piece(snapshot, settled, cut)
 
     def _in_one_piece(self, snapshot: Snapshot, settled: Settled, cut: Cut) -> Manifest:
@@ -102,7 +106,8 @@ class Filling:
                 ),
                 what=self.what,
             )
-            totals = _Totals(moved.rows, moved.bytes, sender.checksum, snapshot.snapshot_at)
+            read_at = snapshot.snapshot_at
+            totals = _Totals(moved.rows, moved.bytes, sender.checksum, read_at, read_at)
             manifest = self._manifest(snapshot, settled, cut, totals)
             with translated_errors(self.what), connection.cursor() as cursor:
                 self._compare_checksums(cursor, sender.checksum)
@@ -113,12 +118,16 @@ class Filling:
                 connection.commit()
         return manifest
 
-    def _in_slices(self, snapshot: Snapshot, settled: Settled, cut: Cut) -> Manifest:
+    def _in_slices(
+        self, snapshot: Snapshot, settled: Settled, cut: Cut, *, resumed: bool
+    ) -> Manifest:
         """The table is there first, then slice by slice what it holds."""
         request, watching = self._request, self._watching
         with translated_errors(self.what), watching.transaction():
             planned = slices(watching, request.load_id)
-            if not planned:
+            if not resumed:
+                # What another try has planned meanwhile is not in this one's table.
+                forget_slices(watching, request.load_id)
                 for statement in self._create():
                     watching.execute(statement)
                 plan_slices(watching, request.load_id, cut.slices)
@@ -153,6 +162,7 @@ class Filling:
             else None,
             # The oldest: of a row that changed since, a load that read later knows better.
             snapshot_at=min(part.snapshot_at or snapshot.snapshot_at for part in done),
+            read_until=max(part.snapshot_at or snapshot.snapshot_at for part in done),
         )
         manifest = self._manifest(snapshot, settled, cut, totals)
         with translated_errors(self.what), watching.transaction(), watching.cursor() as cursor:
@@ -161,6 +171,8 @@ class Filling:
             cursor.execute(statement, params)
             if cursor.rowcount != 1:
                 raise taken_over(request.load_id)
+            # Their bounds are values of rows, and nobody needs them any more.
+            forget_slices(watching, request.load_id)
         return manifest
 
     def _create(self) -> list[Any]:
@@ -259,6 +271,7 @@ class Filling:
             rows=totals.rows,
             bytes=totals.bytes,
             snapshot_at=totals.snapshot_at,
+            read_until=totals.read_until,
             transport="binary" if plan.binary else "text",
             checksum=totals.checksum,
             settled=settled.evidence,

@@ -304,9 +304,10 @@ class InPlace:
         The later cursor wins. Where that does not tell, because both are equal or one has no value, the
         batch wins unless a load that read the source later has published such rows.
         """
-        if self._order is None:
-            return None
         newer, overlapping, newer_nulls = ledger.newer_snapshots(self._connection, self._manifest)
+        if self._order is None:
+            # Nothing in the rows tells: a load that read later knows better.
+            return sql.SQL("false") if overlapping else None
         (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self._order)
         return sql.SQL(
             "CASE WHEN s.{c} IS NULL THEN {batch_without} WHEN t.{c} IS NULL THEN {target_without}"

@@ -84,6 +84,8 @@ def _upgrade(connection: psycopg.Connection[Any], label: str) -> int:
         with connection.transaction():
             # Parallel first loads: one creates, the others wait and find it.
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, _LOCK_LEDGER))
+            # Behind a long publish nobody shall queue: the load is tried again.
+            connection.execute("SET LOCAL lock_timeout = '5s'")
             found = _version(connection)
             for version in range((found or 0) + 1, LEDGER_VERSION + 1):
                 # The files are part of this package.
@@ -271,6 +273,12 @@ def _window(row: Mapping[str, Any]) -> Window:
     return Window(row["window_low"], row["window_high"], row["window_type"], row["bounds"])
 
 
+def state_of(connection: psycopg.Connection[Any], load_id: str) -> LoadState | None:
+    """Where a load stands, whichever release has written it; ``None`` if it is not known."""
+    row = connection.execute(queries("ledger")["load_state"], {"load_id": load_id}).fetchone()
+    return None if row is None else LoadState(row[0])
+
+
 def require_load(connection: psycopg.Connection[Any], load_id: str, *, label: str) -> Load:
     """:raises StateError: the ledger does not know the load, or it never staged a batch."""
     with translated_errors(f"reading the ledger on {label}"):
@@ -290,6 +298,7 @@ def abandon(connection: psycopg.Connection[Any], load_id: str, reason: str) -> N
 
 def restart(connection: psycopg.Connection[Any], load_id: str) -> None:
     """Take back a load whose staged table is gone, so that it can be staged again."""
+    connection.execute(queries("ledger")["forget_slices"], {"load_id": load_id})
     connection.execute(queries("ledger")["restart_load"], {"load_id": load_id})
 
 
@@ -337,7 +346,7 @@ def newer_snapshots(
         connection,
         sql.SQL(
             "SELECT EXISTS (SELECT FROM etl.loads WHERE stream = %(stream)s AND state = 'published'"
-            " AND load_id <> %(load_id)s AND snapshot_at > %(snapshot_at)s AND bounds <> 'nulls'"
+            " AND load_id <> %(load_id)s AND coalesce(read_until, snapshot_at) > %(snapshot_at)s AND bounds <> 'nulls'"
             " AND (window_type IS NULL OR coalesce(window_low::{t} <= %(high)s::{t}, true)"
             "      AND coalesce(window_high::{t} >= %(low)s::{t}, true)))"
         ).format(t=cursor_type_sql(manifest.window.type or "")),
@@ -384,6 +393,7 @@ def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
         "staging": str(manifest.staging),
         "manifest": json.dumps(manifest.as_json()),
         "snapshot_at": manifest.snapshot_at,
+        "read_until": manifest.read_until or manifest.snapshot_at,
         "rows": manifest.rows,
         "bytes": manifest.bytes,
         "checksum": manifest.checksum,

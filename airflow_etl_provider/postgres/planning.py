@@ -43,7 +43,8 @@ def watermark_window(
     """
     cast = cursor_type_sql(cursor_type)
     kind = cursor_kind(cursor_type)
-    if lookback and (kind is CursorKind.TIME) != isinstance(lookback, timedelta):
+    counts = kind is CursorKind.INTEGER or cursor_type.split("(")[0] == "numeric"
+    if lookback and not (kind is CursorKind.TIME if isinstance(lookback, timedelta) else counts):
         raise ConfigurationError(
             f"lookback={lookback!r} does not fit a cursor of type {cursor_type}",
             remedy="give a timedelta for times, a whole number for counters, and none for other types",

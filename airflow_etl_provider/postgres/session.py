@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from airflow_etl_provider.postgres.errors import sqlstate_of, translate, transla
 
 log = structlog.get_logger(__name__)
 
-_open: set[psycopg.Connection[Any]] = set()
+_open: set[psycopg.Connection[Any] | psycopg2.extensions.connection] = set()
 
 #: How long either end waits for an answer on the wire. What asks only every ten seconds (keepalive, progress)
 #: notices a silent host after 25, and half a minute is promised.
@@ -55,6 +56,7 @@ _KEEPALIVE = {
     "tcp_user_timeout": _SILENCE_MS,
 }
 _ANSWERS_WITHIN = 2.0
+_STEP = 0.1
 
 
 class _CopyConnection(psycopg2.extensions.connection):
@@ -65,6 +67,10 @@ class _CopyConnection(psycopg2.extensions.connection):
     def cancel(self) -> None:
         if _answers(self):
             super().cancel()
+
+    def __repr__(self) -> str:
+        """Without the connection string, which may hold secrets."""
+        return f"<connection to {self.label}>"
 
 
 class _CopyCursor(psycopg2.extensions.cursor):
@@ -139,9 +145,9 @@ def connect(endpoint: Endpoint) -> Iterator[psycopg.Connection[Any]]:
 
 
 def cancel_open_sessions() -> None:
-    """Cancel what the sessions of :func:`connect` are running; safe in a signal handler, any number of times."""
+    """Cancel what our sessions are running; safe in a signal handler, any number of times."""
     for connection in tuple(_open):
-        with suppress(psycopg.Error):
+        with suppress(psycopg.Error, psycopg2.Error):
             if _answers(connection):
                 connection.cancel()
 
@@ -192,10 +198,47 @@ def connect_for_copy(
                 with connection.cursor() as cursor:
                     cursor.execute("SET search_path = pg_catalog")
                 connection.set_session(isolation_level="READ COMMITTED", autocommit=False)
+        _open.add(connection)
         with translated_errors(f"a session on {endpoint.label}"):
             yield connection
     finally:
+        _open.discard(connection)
         connection.close()
+
+
+def run_patiently(
+    connection: psycopg2.extensions.connection,
+    statement: sql.Composable,
+    params: Mapping[str, Any] | None = None,
+) -> list[tuple[Any, ...]]:
+    """The rows of *statement*, run in a thread of its own while this one waits in short steps.
+
+    psycopg2 serves no signal while a statement runs; whatever ends the waiting early cancels it.
+    """
+    rows: list[tuple[Any, ...]] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement.as_string(None), params)
+                rows.extend(cursor.fetchall())
+        except Exception as error:  # noqa: BLE001  (a thread hands every error to its caller)
+            errors.append(error)
+
+    work = threading.Thread(target=run, name="etl-statement", daemon=True)
+    work.start()
+    try:
+        while work.is_alive():
+            work.join(_STEP)
+    finally:
+        while work.is_alive():
+            with suppress(psycopg2.Error):
+                connection.cancel()
+            work.join(_STEP)
+    if errors:
+        raise errors[0]
+    return rows
 
 
 def _dsn(endpoint: Endpoint) -> str:
@@ -252,7 +295,9 @@ def end_sessions(connection: psycopg.Connection[Any], sessions: Sequence[Session
         # The wait is the server's own: pg_terminate_backend with a timeout returns when the process is gone.
         found = connection.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-            " WHERE pid = %(pid)s AND backend_start = %(started)s",
+            " WHERE pid = %(pid)s AND backend_start = %(started)s"
+            # In a pooler's hands the same server process may by then serve somebody else.
+            " AND application_name = current_setting('application_name')",
             params,
         ).fetchone()
         if found is not None:

@@ -43,6 +43,8 @@ from airflow_etl_provider.postgres.relation import Relation
 
 _STEP = 0.2
 _REPORT_EVERY = 30.0
+#: How far the clock of the source may be behind the worker's.
+_SKEW = timedelta(minutes=5)
 #: Defaults that draw their value on the server, inside the writing transaction.
 _DRAWN_BY_SERVER = re.compile(
     r"\(?(now|transaction_timestamp|statement_timestamp|clock_timestamp|uuidv7)\(\)\)?(::[\w ]+)?"
@@ -96,6 +98,7 @@ class Settling:
         self._options = options
         self._timezone = timezone
         self._earlier = earlier
+        self._since = datetime.now(UTC)
         self._give_up = (
             None
             if options.patience is None
@@ -142,7 +145,8 @@ class Settling:
             return "a query may put together what was committed at different times"
         with self._connection.cursor(row_factory=dict_row) as run:
             facts = run.execute(
-                queries("settle")["column_facts"], {"oid": self._table.oid, "column": self._cursor}
+                queries("settle")["column_facts"],
+                {"oid": self._table.oid, "column": self._cursor, "relations": self._relations()},
             ).fetchone()
         if facts is None:
             raise CatalogError(f"{self._table.name} has no column {self._cursor!r}")
@@ -150,6 +154,10 @@ class Settling:
             return "the server is a standby, which does not show its primary's transactions"
         if not facts["is_table"]:
             return f"{self._table.name} is not a table"
+        if self._is_loaded_by_us():
+            return (
+                f"{self._table.name} is loaded by a stream, whose rows are older than their publish"
+            )
         if facts["replicated"]:
             return f"{self._table.name} is written by a subscription, late and with its publisher's values"
         expression = facts["default_expression"] or ""
@@ -164,6 +172,25 @@ class Settling:
         if _DRAWN_BY_SERVER.fullmatch(expression):
             return None
         return "its default does not draw it on the server"
+
+    def _relations(self) -> list[int]:
+        """The table with its partitions and children."""
+        found: list[int] = scalar(
+            self._connection, queries("settle")["relations_of"], {"oid": self._table.oid}
+        )
+        return found
+
+    def _is_loaded_by_us(self) -> bool:
+        """A table that a stream publishes into shows rows whose defaults were drawn when they were staged."""
+        known = scalar(self._connection, queries("ledger")["ledger_exists"], {})
+        return known and bool(
+            scalar(
+                self._connection,
+                "SELECT has_table_privilege('etl.streams', 'SELECT')"
+                " AND EXISTS (SELECT FROM etl.streams WHERE target = %(target)s)",
+                {"target": str(self._table.name)},
+            )
+        )
 
     # -- a given bound ----------------------------------------------------------------------------
 
@@ -181,7 +208,9 @@ class Settling:
         return Settled(high, "[)", f"no transaction from before the bound is open ({why})", waited)
 
     def _wait_for_clock(self, high: str, slack: timedelta) -> None:
-        if not self._reached(high, timedelta(0)):
+        # A little is the difference of two clocks; a wall clock may show an hour twice.
+        zoned = self._type.endswith("with time zone")
+        if not self._reached(high, -(_SKEW if zoned else _SKEW + timedelta(hours=1))):
             raise ConfigurationError(
                 f"the window ends at {high}, which the clock of the source has not reached: rows are still to come",
                 remedy="end the window at or before the present",
@@ -233,10 +262,16 @@ class Settling:
             bound = self._noted_bound() or self._bound(margin, None)
             waited = self._wait_out(self._open(), above=None, high=bound)
             return Settled(bound, "[)", "waited for the transactions that were open", waited)
-        self._wait_out([t for t in self._open() if t.prepared is not None], above=None)
-        # The clock is read before the transactions are looked at: one that begins in between is above.
-        clock: datetime = scalar(self._connection, "SELECT clock_timestamp()")
-        holders = [t for t in self._open() if t.started is not None and t.started < clock]
+        while True:
+            # The clock is read before the transactions are looked at: one that begins in between is above.
+            clock: datetime = scalar(self._connection, "SELECT clock_timestamp()")
+            found = self._open()
+            prepared = [t for t in found if t.prepared is not None]
+            if not prepared:
+                break
+            # When they began is not known, so no clamp holds below them; others may be prepared meanwhile.
+            self._wait_out(prepared, above=None)
+        holders = [t for t in found if t.started is not None and t.started < clock]
         oldest = min(holders, key=lambda t: t.started or clock, default=None)
         moment = clock if oldest is None or oldest.started is None else oldest.started
         bound = self._bound(timedelta(0), moment - margin)
@@ -314,9 +349,7 @@ class Settling:
     def _open(self) -> list[_Transaction]:
         relations = None
         if self._table.kind in ("r", "p"):
-            relations = scalar(
-                self._connection, queries("settle")["relations_of"], {"oid": self._table.oid}
-            )
+            relations = self._relations()
         with self._connection.cursor(row_factory=dict_row) as run:
             rows = run.execute(
                 queries("settle")["open_transactions"],
@@ -347,7 +380,7 @@ class Settling:
         :param high: the bound that they were noted for.
         """
         started: str = scalar(self._connection, queries("settle")["started"])
-        since = datetime.now(UTC)
+        since = self._since
         if above is not None:
             noted = [t for t in noted if not self._began_above(t, above)]
         numbers = {transaction.number for transaction in noted}

@@ -83,6 +83,13 @@ def take_slices(
         raise taken_over(load_id)
 
 
+def move_staging(connection: psycopg.Connection[Any], load_id: str, staging: TableName) -> None:
+    """Say that the slices of a load are now in *staging*."""
+    connection.execute(
+        queries("ledger")["move_staging"], {"load_id": load_id, "staging": str(staging)}
+    )
+
+
 def slices(connection: psycopg.Connection[Any], load_id: str) -> list[PlannedSlice]:
     """The slices of a load in their order; none if it is read in one piece."""
     with connection.cursor(row_factory=dict_row) as cursor:
@@ -256,7 +263,7 @@ class SliceWriter:
                     load_id=self.load_id,
                     slices=f"{len(done)} of {total}",
                     rows=moved.rows,
-                    rows_so_far=sum(found.rows or 0 for found in done.values()),
+                    rows_so_far=sum(found.rows or 0 for found in list(done.values())),
                 )
 
 

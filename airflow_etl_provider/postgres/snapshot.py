@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,17 +12,23 @@ from typing import Any, BinaryIO
 import psycopg2
 from psycopg import sql
 
-from airflow_etl_provider.core.columns import Selected
+from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.ports import Cut, Session, Slice
 from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Table
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.relation import Relation
-from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy, session_of
+from airflow_etl_provider.postgres.session import (
+    Endpoint,
+    connect_for_copy,
+    run_patiently,
+    session_of,
+)
 
 #: Rows looked at for each slice, and for all: pages are sampled, and the rows of one page are alike.
-_SAMPLED, _MOST_SAMPLED = 10_000, 300_000
+_SAMPLED, _MOST_SAMPLED, _MOST_PAGES = 10_000, 300_000, 20_000
 _MOST_SLICES = 1000
 #: What all slices may cost the server beside one read of the whole, in the planner's own measure.
 _DEARER = 3.0
@@ -32,7 +38,7 @@ _DEARER = 3.0
 class PostgresSender:
     """Rows of a snapshot, as one ``COPY … TO STDOUT``."""
 
-    connection: psycopg2.extensions.connection
+    connection: psycopg2.extensions.connection = field(repr=False)
     statement: str
     checksum: str | None = None
     estimated_rows: int | None = None
@@ -140,25 +146,36 @@ class PostgresSnapshot:
             if not bounds:
                 return Cut((), f"{about}; they share one value of {columns[0]}")
             slices = _slices(columns[: len(bounds[0])], bounds)
-            if parts == 1:
-                _, dearer = self._plan(reading.query(slices[len(slices) // 2]))
-                if dearer * len(slices) > _DEARER * cost:
+            _, dearer = self._plan(reading.query(slices[len(slices) // 2]))
+            if dearer * len(slices) > _DEARER * cost:
+                if parts == 1:
                     return Cut((), f"{about}; no index finds slices by {columns[0]}")
+                # Each slice reads everything: then no more of them than are read at once.
+                bounds = self._bounds(list(slices[0].by), parts, estimated)
+                slices = _slices(slices[0].by, bounds)
             return Cut(slices, f"{about}, by {', '.join(slices[0].by)}")
 
     def _columns_to_cut_by(self, by: Sequence[str]) -> list[str]:
-        """The cursor, then what tells rows apart: columns that always have a value."""
+        """The cursor, then what tells rows apart: columns that always have a value.
+
+        Only what the source sends as it is, since bounds are kept until the load is staged; and only
+        types whose order does not depend on the search path.
+        """
         reading = self.reading
-        filled = {column.name for column in reading.table.columns if column.not_null}
-        keys = [name for name in by or reading.table.primary_key if name in filled]
+        sent = {c.source for c in reading.columns if c.treatment is Treatment.KEEP}
+        fit = {c.name for c in reading.table.columns if c.not_null and c.builtin and c.name in sent}
+        keys = [name for name in by or reading.table.primary_key if name in fit]
         if reading.cursor is None or reading.window.is_full:
             return keys
         return [reading.cursor, *(key for key in keys if key != reading.cursor)]
 
     def _bounds(self, columns: Sequence[str], count: int, rows: int) -> list[tuple[str, ...]]:
-        percent = 100 * min(_SAMPLED * count, _MOST_SAMPLED) / max(rows, 1)
+        wanted = min(_SAMPLED * count, _MOST_SAMPLED)
+        (pages,) = self._row(queries("catalog")["pages"], {"oid": self.reading.table.oid})
+        percent = min(100 * wanted / max(rows, 1), 100 * _MOST_PAGES / max(pages or 0, 1))
         sample: sql.Composable = sql.SQL("")
-        if percent < 100:
+        # A window of few rows is found faster by its index.
+        if rows > _MOST_SAMPLED and percent < 100:
             sample = sql.SQL(" TABLESAMPLE SYSTEM ({})").format(sql.Literal(round(percent, 6)))
         reading = self.reading
         inside: sql.Composable = sql.SQL("true")
@@ -186,19 +203,18 @@ class PostgresSnapshot:
             first=sql.Identifier(columns[0]),
             count=sql.Literal(count),
         )
-        with self.connection.cursor() as cursor:
-            cursor.execute(statement.as_string(None))
-            return [tuple(row) for row in cursor.fetchall()]
+        return [tuple(row) for row in run_patiently(self.connection, statement)]
 
     def _plan(self, query: sql.Composable) -> tuple[int, float]:
         """Rows and cost as the server's planner expects them."""
         (plan,) = self._row(statements.explain(query))
         return round(plan[0]["Plan"]["Plan Rows"]), plan[0]["Plan"]["Total Cost"]
 
-    def _row(self, statement: sql.Composable) -> tuple[Any, ...]:
-        with self.connection.cursor() as cursor:
-            cursor.execute(statement.as_string(None))
-            return cursor.fetchone() or (None,)
+    def _row(
+        self, statement: sql.Composable, params: Mapping[str, Any] | None = None
+    ) -> tuple[Any, ...]:
+        rows = run_patiently(self.connection, statement, params)
+        return rows[0] if rows else (None,)
 
 
 def canonical_names(connection: psycopg2.extensions.connection, table: Table) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
+import psycopg2
 from psycopg import sql
 
 from airflow_etl_provider.core.columns import Selected, Treatment
@@ -28,6 +29,7 @@ from airflow_etl_provider.postgres.session import (
     connect_for_copy,
     dataset_of,
     end_sessions,
+    run_patiently,
     session_of,
 )
 from airflow_etl_provider.postgres.settle import Settling
@@ -125,7 +127,7 @@ class PostgresSource:
                 (snapshot_at,) = run.fetchone() or (None,)
                 nulls, unreachable = 0, None
                 if cursor is not None and window.nulls is not Nulls.ONLY:
-                    nulls, unreachable = self._outside(run, rows, table, cursor)
+                    nulls, unreachable = self._outside(session, rows, table, cursor)
                 snapshot = PostgresSnapshot(
                     reading,
                     session,
@@ -197,7 +199,11 @@ class PostgresSource:
         return replace(self.endpoint, settings=settings, secrets=secrets)
 
     def _outside(
-        self, run: Any, rows: sql.Composable, table: Table, cursor: str
+        self,
+        session: psycopg2.extensions.connection,
+        rows: sql.Composable,
+        table: Table,
+        cursor: str,
     ) -> tuple[int, int | None]:
         """How many rows have no cursor value, and how many one that lies ahead of the clock.
 
@@ -209,19 +215,16 @@ class PostgresSource:
         ahead = None if self.relation.is_bounded else self._ahead(column)
         cheap = not column.not_null
         if ahead is not None and not cheap:
-            run.execute(
-                queries("catalog")["orders_by_index"].as_string(None),
-                {"oid": table.oid, "column": cursor},
+            ((cheap,),) = run_patiently(
+                session, queries("catalog")["orders_by_index"], {"oid": table.oid, "column": cursor}
             )
-            (cheap,) = run.fetchone() or (False,)
         if not cheap:
             return 0, None
         statement = sql.SQL(
             "SELECT count(*) FILTER (WHERE {c} IS NULL), count(*) FILTER (WHERE {ahead})"
             " FROM {rows} WHERE {c} IS NULL OR {ahead}"
         ).format(c=sql.Identifier(cursor), ahead=ahead or sql.SQL("false"), rows=rows)
-        run.execute(statement.as_string(None))
-        nulls, unreachable = run.fetchone() or (0, 0)
+        ((nulls, unreachable),) = run_patiently(session, statement)
         return nulls, None if ahead is None else unreachable
 
     def _ahead(self, column: catalog.CatalogColumn) -> sql.Composable | None:

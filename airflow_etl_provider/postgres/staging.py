@@ -170,10 +170,10 @@ class PostgresStaging:
         ):
             load = ledger.load(connection, request.load_id, lock=True)
             planned = slices.slices(connection, request.load_id)
-            if load is None or load.staging is None or not planned:
+            if load is None or not planned:
                 return None
             loaded = [part for part in planned if part.rows is not None]
-            if exists(connection, load.staging):
+            if load.staging is not None and exists(connection, load.staging):
                 found = catalog.read_table(connection, load.staging, label=self.endpoint.label)
                 same = load.fingerprint == request.fingerprint and (
                     [c.name for c in found.columns] == [c.name for c in plan.columns]
@@ -181,6 +181,7 @@ class PostgresStaging:
                 if loaded and same and request.resumable and load.window.is_range:
                     for step in statements.move(load.staging, plan.staging):
                         connection.execute(step)
+                    slices.move_staging(connection, request.load_id, plan.staging)
                     return Resumed(
                         window=replace(load.window, nulls=request.nulls),
                         settled=Settled(
@@ -204,12 +205,13 @@ class PostgresStaging:
         settled: Settled,
         cut: Cut,
         *,
+        resumed: bool,
         stop: Stop,
         log: EventLog,
     ) -> Manifest:
         with connect(self.endpoint) as watching:
             filling = Filling(self.endpoint, watching, request, plan, source, stop=stop, log=log)
-            manifest = filling.run(snapshot, settled, cut)
+            manifest = filling.run(snapshot, settled, cut, resumed=resumed)
             with translated_errors(filling.what):
                 ledger.forget_sessions(watching, request.load_id)
         return manifest
@@ -246,8 +248,7 @@ class PostgresStaging:
         with connect(self.endpoint) as connection, translated_errors(f"reading load {load_id}"):
             if catalog.scalar(connection, "SELECT to_regclass('etl.loads')::text") is None:
                 return None
-            found = ledger.load(connection, load_id)
-            return None if found is None else found.state
+            return ledger.state_of(connection, load_id)
 
 
 def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:

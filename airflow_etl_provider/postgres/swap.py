@@ -371,6 +371,10 @@ class Swap:
             position = ledger.enter_publish(connection, manifest, Strategy.SWAP)
             if isinstance(position, Published):
                 return position
+            # The stream's row is locked now: none of its other loads can add rows any more.
+            for change in changes:
+                if change.old is not None:
+                    self._require_nothing_above(change.old, change.range)
             # The ledger is written before the table locks are taken, so that they are held for the
             # catalog changes alone.
             published = ledger.record_published(

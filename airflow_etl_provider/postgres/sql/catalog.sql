@@ -92,6 +92,14 @@ FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.oid = ANY (%(oids)s::oid[])
 ORDER BY 1, 2
 
+-- name: pages
+WITH RECURSIVE tree AS (
+    SELECT %(oid)s::oid AS oid
+    UNION ALL
+    SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
+)
+SELECT coalesce(sum(greatest(c.relpages, 0)), 0)::bigint FROM pg_class AS c JOIN tree USING (oid)
+
 -- name: orders_by_index
 -- Whether a range of the column is found without reading the whole table.
 SELECT EXISTS (

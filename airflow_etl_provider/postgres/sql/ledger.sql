@@ -30,8 +30,13 @@ VALUES (%(load_id)s, %(fence)s, %(stream)s, %(target)s, %(kind)s, 'started', %(d
         %(run_type)s, %(map_index)s, %(try_number)s, %(clear_number)s, %(window_low)s, %(window_high)s,
         %(window_type)s, %(bounds)s, %(moves_watermark)s, %(watermark_low)s)
 ON CONFLICT (load_id) DO UPDATE
-SET state = 'started', error = NULL, try_number = excluded.try_number, fence = excluded.fence
+SET state = 'started', error = NULL, try_number = excluded.try_number, fence = excluded.fence,
+    window_low = excluded.window_low, window_high = excluded.window_high, window_type = excluded.window_type,
+    bounds = excluded.bounds, watermark_low = excluded.watermark_low, moves_watermark = excluded.moves_watermark
 WHERE etl.loads.state IN ('started', 'failed')
+
+-- name: load_state
+SELECT state FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: load
 SELECT load_id, seq, fence, stream, target, kind, state, clear_number, manifest, report, rows_staged, published_at, error,
@@ -71,6 +76,9 @@ WHERE s.load_id = %(load_id)s AND s.slice = %(slice)s AND s.loaded_at IS NULL
 SELECT slice, by, low, high, rows, bytes, checksum::text AS checksum, snapshot_at, loaded_at IS NOT NULL AS is_loaded
 FROM etl.load_slices WHERE load_id = %(load_id)s ORDER BY slice
 
+-- name: move_staging
+UPDATE etl.loads SET staging = %(staging)s WHERE load_id = %(load_id)s
+
 -- name: forget_slices
 DELETE FROM etl.load_slices WHERE load_id = %(load_id)s
 
@@ -80,7 +88,8 @@ DELETE FROM etl.load_slices WHERE load_id = %(load_id)s
 SELECT count(*) > 0 AS newer,
        coalesce(bool_or(window_type IS NULL OR manifest -> 'window' ->> 'nulls' <> 'exclude'), false) AS newer_nulls
 FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s AND snapshot_at > %(snapshot_at)s
+WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s
+  AND coalesce(read_until, snapshot_at) > %(snapshot_at)s
 
 -- name: newer_nulls_load
 SELECT load_id FROM etl.loads
@@ -110,6 +119,7 @@ DELETE FROM etl.sessions WHERE load_id = %(load_id)s
 -- name: mark_staged
 UPDATE etl.loads
 SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, snapshot_at = %(snapshot_at)s,
+    read_until = %(read_until)s,
     rows_staged = %(rows)s, bytes_staged = %(bytes)s, checksum = %(checksum)s, staged_at = clock_timestamp(),
     report = NULL, validated_at = NULL, error = NULL
 WHERE load_id = %(load_id)s AND state = 'started'

@@ -12,7 +12,9 @@ COMMENT ON TABLE etl.load_slices IS 'Slices of a load, half-open in the order of
 
 ALTER TABLE etl.loads
     ADD COLUMN settled text,
-    ADD COLUMN fingerprint text;
+    ADD COLUMN fingerprint text,
+    ADD COLUMN read_until timestamptz;
+COMMENT ON COLUMN etl.loads.read_until IS 'When the last part of the batch was read; snapshot_at is when the first was.';
 COMMENT ON COLUMN etl.loads.fingerprint IS 'Of what is read and how; slices of tries with another one do not belong together.';
 
 INSERT INTO etl.schema_version (version) VALUES (2);

@@ -2,7 +2,7 @@
 SELECT a.attidentity <> '' AS identity,
        pg_get_expr(d.adbin, d.adrelid) AS default_expression,
        coalesce(s.seqcache, 1) = 1 AND coalesce(s.seqincrement, 1) > 0 AS sequence_in_order,
-       EXISTS (SELECT FROM pg_subscription_rel AS r WHERE r.srrelid = a.attrelid) AS replicated,
+       EXISTS (SELECT FROM pg_subscription_rel AS r WHERE r.srrelid = ANY (%(relations)s::oid[])) AS replicated,
        pg_is_in_recovery() AS standby,
        c.relkind IN ('r', 'p') AS is_table
 FROM pg_attribute AS a
@@ -47,7 +47,8 @@ WHERE l.pid <> pg_backend_pid()
   AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND a.usesysid IS NOT NULL
   AND NOT (a.usename = ANY (%(ignore)s))
-  AND NOT (a.usename = current_user AND a.application_name LIKE 'etl:%%')
+  -- Our extracts only read here; what publishes may write into the table.
+  AND NOT (a.usename = current_user AND a.application_name LIKE 'etl:%% extract%%')
 UNION ALL
 SELECT DISTINCT l.virtualtransaction, NULL::int, p.owner::text, NULL, 'prepared', NULL::timestamptz,
        extract(epoch FROM clock_timestamp() - p.prepared)::float, p.gid
