@@ -217,6 +217,8 @@ def run_patiently(
     """
     rows: list[tuple[Any, ...]] = []
     errors: list[Exception] = []
+    # Not the thread's own word: a signal's exception inside join leaves it marked as ended.
+    done = threading.Event()
 
     def run() -> None:
         try:
@@ -225,17 +227,18 @@ def run_patiently(
                 rows.extend(cursor.fetchall())
         except Exception as error:  # noqa: BLE001  (a thread hands every error to its caller)
             errors.append(error)
+        finally:
+            done.set()
 
-    work = threading.Thread(target=run, name="etl-statement", daemon=True)
-    work.start()
+    threading.Thread(target=run, name="etl-statement", daemon=True).start()
     try:
-        while work.is_alive():
-            work.join(_STEP)
+        while not done.wait(_STEP):
+            pass
     finally:
-        while work.is_alive():
+        while not done.is_set():
             with suppress(psycopg2.Error):
                 connection.cancel()
-            work.join(_STEP)
+            done.wait(_STEP)
     if errors:
         raise errors[0]
     return rows

@@ -58,7 +58,11 @@ class _Counting:
 
 
 class _Half(threading.Thread):
-    """One side of the transfer; keeps its error for the caller."""
+    """One side of the transfer; keeps its error for the caller.
+
+    ``done`` says when it is over: a signal's exception inside ``join`` leaves a thread that still runs marked
+    as ended (Python 3.11 and 3.12), and its statement would not be cancelled.
+    """
 
     def __init__(self, work: Callable[[], int], close: Callable[[], None], name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -66,6 +70,7 @@ class _Half(threading.Thread):
         self._close = close
         self.rows = -1
         self.error: Exception | None = None
+        self.done = threading.Event()
 
     def run(self) -> None:
         try:
@@ -76,6 +81,7 @@ class _Half(threading.Thread):
             # A broken peer makes closing fail again; the first error is the one that counts.
             with contextlib.suppress(OSError):
                 self._close()
+            self.done.set()
 
 
 def relay(
@@ -118,12 +124,11 @@ def relay(
     storing.start()
     try:
         for half, other in ((storing, sending), (sending, storing)):
-            while half.is_alive():
-                half.join(_STEP)
+            while not half.done.wait(_STEP):
                 if stop.is_set() or half.error is not None or other.error is not None:
                     break
                 # While rows are still being sent, the target has nothing to say unless it gave up.
-                if sending.rows < 0 and storing.is_alive() and _has_answered(target):
+                if sending.rows < 0 and not storing.done.is_set() and _has_answered(target):
                     break
                 now = time.monotonic()
                 if progress is not None and now - reported >= PROGRESS_EVERY:
@@ -153,10 +158,10 @@ def _has_answered(connection: psycopg2.extensions.connection) -> bool:
 
 
 def _end(half: _Half, cancel: Callable[[], None]) -> None:
-    while half.is_alive():
+    while not half.done.is_set():
         with contextlib.suppress(psycopg2.Error):
             cancel()
-        half.join(_STEP)
+        half.done.wait(_STEP)
 
 
 def _raise_first(sending: _Half, storing: _Half, what: str) -> None:
