@@ -30,6 +30,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_etl_provider.operators.extract",
                     "airflow_etl_provider.operators.validate",
                     "airflow_etl_provider.operators.publish",
+                    "airflow_etl_provider.operators.maintenance",
                 ],
             }
         ],

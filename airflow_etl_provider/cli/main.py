@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from datetime import timedelta
 
-from airflow_etl_provider.cli import doctor, lint, streams, watermark
+from airflow_etl_provider.cli import doctor, lint, maintenance, streams, watermark
 from airflow_etl_provider.cli.answer import FINDING, USAGE, Answer, UsageError
 from airflow_etl_provider.core.errors import EtlError
 
@@ -68,6 +69,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     checked = _add(commands, "lint", lint.lint, "mistakes in pipeline files, with file and line")
     checked.add_argument("folder", metavar="FOLDER")
+    cleaned = _add(
+        commands, "clean", maintenance.clean, "drop staged tables and old versions", database
+    )
+    cleaned.add_argument("--dry-run", action="store_true", help="only say what would go")
+    cleaned.add_argument(
+        "--keep-failed",
+        type=_days,
+        default=timedelta(days=7),
+        metavar="DAYS",
+        help="staged tables of rejected and failed loads (7)",
+    )
+    cleaned.add_argument(
+        "--keep-versions", type=_number, default=1, metavar="N", help="versions per partition (1)"
+    )
+    cleaned.add_argument(
+        "--keep-previous",
+        type=_days,
+        default=timedelta(days=7),
+        metavar="DAYS",
+        help="how long versions stay at most (7)",
+    )
+    cleaned.add_argument(
+        "--keep-bytes", type=_number, metavar="BYTES", help="what all versions may take on disk"
+    )
     group = commands.add_parser("watermark", help="show, rewind, reset or repair a watermark")
     moves = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     shown = _add(moves, "show", streams.show, "position, fence, and the last moves", database)
@@ -141,6 +166,24 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
     return int(text)
+
+
+def _number(text: str) -> int:
+    """A whole number from zero on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from zero on")
+    return int(text)
+
+
+def _days(text: str) -> timedelta:
+    """So many days, or parts of one."""
+    try:
+        length = timedelta(days=float(text))
+    except (ValueError, OverflowError):
+        length = timedelta(-1)
+    if length < timedelta(0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
+    return length
 
 
 def _reasoned(parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 from airflow_etl_provider.cli.answer import UsageError
-from airflow_etl_provider.core.errors import ConfigurationError, StateError
-from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.postgres import ledger
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.ledger import LEDGER_VERSION
-from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.rewind import (
     Connection,
     endpoint_of_dsn,
@@ -64,17 +62,7 @@ def ledger_of(endpoint: Endpoint) -> Iterator[Connection]:
         connect(endpoint) as connection,
         translated_errors(f"reading the ledger on {endpoint.label}"),
     ):
-        if not scalar(connection, queries("ledger")["ledger_exists"], {}):
-            raise StateError(
-                f"there is no ledger (schema etl) on {endpoint.label}",
-                remedy="check that this is the warehouse, not a source; the first load makes the ledger",
-            )
-        version = scalar(connection, queries("rewind")["version"])
-        if version > LEDGER_VERSION:
-            raise StateError(
-                f"the ledger on {endpoint.label} has version {version}; this release knows {LEDGER_VERSION}",
-                remedy="upgrade airflow-etl-provider on this machine",
-            )
+        ledger.require_ledger(connection, label=endpoint.label)
         yield connection
 
 

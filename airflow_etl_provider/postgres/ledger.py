@@ -69,6 +69,33 @@ def ensure_ledger(connection: psycopg.Connection[Any], *, label: str) -> None:
         )
 
 
+def require_ledger(
+    connection: psycopg.Connection[Any], *, label: str, current: bool = False
+) -> None:
+    """For those who look and tidy: there is a ledger that this release can read.
+
+    :param current: an older one, which the next load brings up to date, will not do.
+    :raises StateError: there is none, a newer one, or (with *current*) an older one.
+    """
+    with translated_errors(f"reading the ledger on {label}"):
+        version = _version(connection)
+    if version is None:
+        raise StateError(
+            f"there is no ledger (schema etl) on {label}",
+            remedy="check that this is the warehouse, not a source; the first load makes the ledger",
+        )
+    if version > LEDGER_VERSION:
+        raise StateError(
+            f"the ledger on {label} has version {version}; this release knows {LEDGER_VERSION}",
+            remedy="upgrade airflow-etl-provider on this machine",
+        )
+    if current and version < LEDGER_VERSION:
+        raise StateError(
+            f"the ledger on {label} has version {version}, older than {LEDGER_VERSION}",
+            remedy="the next load brings it up to date",
+        )
+
+
 def _version(connection: psycopg.Connection[Any]) -> int | None:
     # A query of the catalog, not to_regclass, whose answer may come from a cache that is older than the
     # lock under which it is asked again.

@@ -1,0 +1,328 @@
+"""The janitor: staged tables and replaced versions that nobody needs any more.
+
+Only what the ledger registers is dropped, each table in a transaction of its own that first locks the
+loads it belongs to, as whoever stages, publishes or rolls back does, and then looks again. What is in use
+stays for the next time. Tables that the ledger does not know are named and left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from airflow_etl_provider.core.errors import ConfigurationError, Stopped
+from airflow_etl_provider.core.load import LoadState
+from airflow_etl_provider.core.names import TableName, shortened
+from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
+from airflow_etl_provider.postgres.queries import queries
+
+Connection = psycopg.Connection[Any]
+
+_PATIENCE = timedelta(milliseconds=200)
+_FILL = re.compile(r"(.+)_p\d+")
+_OVER = (LoadState.ABANDONED, LoadState.SUPERSEDED, LoadState.ROLLED_BACK, LoadState.PUBLISHED)
+_KEPT_FOR_A_LOOK = (LoadState.REJECTED, LoadState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanOptions:
+    """What stays.
+
+    :param keep_failed: how long the staged tables of rejected and failed loads stay, to be looked at or
+        gone on from.
+    :param keep_versions: replaced versions per partition that stay for a rollback.
+    :param keep_previous: how long they stay at most.
+    :param keep_bytes: what all of them may take on disk together, in bytes; the newest stay.
+    """
+
+    keep_failed: timedelta = timedelta(days=7)
+    keep_versions: int = 1
+    keep_previous: timedelta = timedelta(days=7)
+    keep_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, length in (
+            ("keep_failed", self.keep_failed),
+            ("keep_previous", self.keep_previous),
+        ):
+            if length < timedelta(0):
+                raise ConfigurationError(f"{name} is a length of time, not {length}")
+        for name, number in (
+            ("keep_versions", self.keep_versions),
+            ("keep_bytes", self.keep_bytes),
+        ):
+            if number is not None and number < 0:
+                raise ConfigurationError(f"{name} is a number from 0 on, not {number}")
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A registered table, why it may go, and after an attempt why it did not.
+
+    ``bytes`` on disk, with indexes; ``None`` where somebody holds the table.
+    """
+
+    table: TableName
+    load_ids: tuple[str, ...]
+    why: str
+    bytes: int | None
+    stays: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "table": str(self.table),
+            "load_ids": list(self.load_ids),
+            "why": self.why,
+            "bytes": self.bytes,
+            "stays": self.stays,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What was dropped (with ``dry_run``: what would be), what was in use, and what nobody registered."""
+
+    dropped: tuple[Leftover, ...]
+    busy: tuple[Leftover, ...]
+    unregistered: tuple[TableName, ...]
+    dry_run: bool
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk of what was dropped."""
+        return sum(leftover.bytes or 0 for leftover in self.dropped)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "dry_run": self.dry_run,
+            "dropped": [leftover.as_json() for leftover in self.dropped],
+            "bytes": self.bytes,
+            "busy": [leftover.as_json() for leftover in self.busy],
+            "unregistered": [str(table) for table in self.unregistered],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    name: TableName
+    oid: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a load says about a table; without ``why`` it still needs it."""
+
+    load_id: str
+    why: str | None
+
+
+def clean(
+    connection: Connection,
+    options: CleanOptions,
+    *,
+    stop: Stop,
+    log: EventLog,
+    dry_run: bool = False,
+) -> Cleaned:
+    """Drop what nobody needs any more.
+
+    Staged tables of loads that are published, abandoned, superseded or rolled back go at once, those of
+    rejected and failed ones after ``keep_failed``; replaced versions beyond any of the limits. Never an
+    attached partition, a table of a load that is not finished, or one outside the staging schema. No table
+    is waited for longer than an instant.
+
+    :param connection: in autocommit; its ``lock_timeout`` is set.
+    :param dry_run: drop nothing, and say what would go.
+    :raises StateError: there is no ledger here, or not of this release.
+    :raises Stopped: it was told to stop; what was dropped until then is gone.
+    """
+    label = f"database {connection.info.dbname}"
+    ledger.require_ledger(connection, label=label, current=True)
+    with translated_errors(f"looking for leftovers on {label}"):
+        connection.execute(
+            "SELECT set_config('lock_timeout', %s, false)",
+            (str(round(_PATIENCE.total_seconds() * 1000)),),
+        )
+        tables, claims = _looked_at(connection, options)
+    dropped, busy = [], []
+    for table in tables.values():
+        mine = claims.get(table.name.name, [])
+        why = _verdict(mine)
+        if why is None:
+            continue
+        leftover = Leftover(table.name, tuple(sorted({c.load_id for c in mine})), why, table.bytes)
+        if dry_run:
+            dropped.append(leftover)
+            continue
+        if stop.is_set():
+            raise Stopped(
+                f"cleaning was stopped on request; {len(dropped)} tables are gone, the rest stays"
+            )
+        with translated_errors(f"dropping {table.name}"):
+            gone, stays = _drop(connection, table, leftover, options)
+        if gone:
+            dropped.append(leftover)
+            log("leftover dropped", table=str(table.name), why=why, bytes=table.bytes)
+        elif stays is not None:
+            busy.append(replace(leftover, stays=stays))
+            log("leftover stays", table=str(table.name), reason=stays)
+    unknown = tuple(table.name for name, table in tables.items() if name not in claims)
+    if unknown:
+        log("tables that no load registered", tables=[str(table) for table in unknown])
+    return Cleaned(tuple(dropped), tuple(busy), unknown, dry_run)
+
+
+def _verdict(claims: Sequence[_Claim]) -> str | None:
+    """Why a table may go; ``None`` where any load needs it, or none knows it."""
+    reasons = [claim.why for claim in claims]
+    return None if not reasons or None in reasons else reasons[0]
+
+
+def _looked_at(
+    connection: Connection, options: CleanOptions
+) -> tuple[dict[str, _Table], dict[str, list[_Claim]]]:
+    """The tables of the staging schema and what loads say about them, in one snapshot; sizes come after."""
+    named = queries("clean")
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        with connection.cursor(row_factory=dict_row) as cursor:
+            found = cursor.execute(named["tables"], {"schema": STAGING_SCHEMA}).fetchall()
+            loads = cursor.execute(named["staged"], {"load_ids": None}).fetchall()
+            versions = cursor.execute(named["versions"], {"load_ids": None}).fetchall()
+    names = {row["name"] for row in found}
+    kept = [row for row in versions if _in_staging(row["previous"]) in names]
+    registered = {_in_staging(row["previous"]) for row in kept}
+    claims: dict[str, list[_Claim]] = {}
+    for name, claim in _staged_claims(loads, names, options):
+        claims.setdefault(name, []).append(claim)
+    tables = {
+        row["name"]: _Table(
+            TableName(STAGING_SCHEMA, row["name"]),
+            row["oid"],
+            _size(connection, row["oid"])
+            if row["name"] in claims or row["name"] in registered
+            else None,
+        )
+        for row in found
+    }
+    sizes = {name: table.bytes or 0 for name, table in tables.items()}
+    for name, claim in _version_claims(kept, sizes, options):
+        claims.setdefault(name, []).append(claim)
+    return tables, claims
+
+
+def _in_staging(text: str) -> str | None:
+    table = TableName.parse(text)
+    return table.name if table.schema == STAGING_SCHEMA else None
+
+
+def _staged_claims(
+    loads: Sequence[Mapping[str, Any]], names: set[str], options: CleanOptions
+) -> Iterator[tuple[str, _Claim]]:
+    """What each load says about its staged table, and about those that were filled from it."""
+    fills: dict[str, list[str]] = {}
+    for name in names:
+        match = _FILL.fullmatch(name)
+        if match is not None:
+            fills.setdefault(match[1], []).append(name)
+    for load in loads:
+        staged = _in_staging(load["staging"])
+        if staged is None:
+            continue
+        claim = _Claim(load["load_id"], _over(load, options))
+        for name in (staged, *fills.get(shortened(staged, room=6), ())):
+            if name in names:
+                yield name, claim
+
+
+def _over(load: Mapping[str, Any], options: CleanOptions) -> str | None:
+    """Why a load needs its staged table no longer."""
+    state = LoadState(load["state"])
+    if state in _OVER:
+        return f"staged by a load that is {state}"
+    if state in _KEPT_FOR_A_LOOK and load["age_s"] >= options.keep_failed.total_seconds():
+        return f"staged by a load that is {state} since more than {options.keep_failed}"
+    return None
+
+
+def _version_claims(
+    versions: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], options: CleanOptions
+) -> Iterator[tuple[str, _Claim]]:
+    """What the limits say about each replaced version that is there, newest first."""
+    kept: dict[str, int] = {}
+    total = 0
+    for row in versions:
+        name, partition = TableName.parse(row["previous"]).name, row["partition"]
+        why = None
+        if kept.get(partition, 0) >= options.keep_versions:
+            why = f"a version of {partition} beyond the newest {options.keep_versions}"
+        elif row["age_s"] >= options.keep_previous.total_seconds():
+            why = (
+                f"a version of {partition} that was replaced more than {options.keep_previous} ago"
+            )
+        elif options.keep_bytes is not None and total + sizes[name] > options.keep_bytes:
+            why = f"a version of {partition} beyond {options.keep_bytes:,} bytes of all versions"
+        else:
+            total += sizes[name]
+        kept[partition] = kept.get(partition, 0) + 1
+        yield name, _Claim(row["load_id"], why)
+
+
+def _size(connection: Connection, oid: int) -> int | None:
+    try:
+        size: int | None = scalar(connection, queries("clean")["size"], {"oid": oid})
+    except psycopg.errors.LockNotAvailable:
+        return None
+    return size
+
+
+def _drop(
+    connection: Connection, table: _Table, leftover: Leftover, options: CleanOptions
+) -> tuple[bool, str | None]:
+    """Whether the table was dropped, and if not why it stays; neither if others were first."""
+    name = {"schema": table.name.schema, "name": table.name.name, "oid": table.oid}
+    try:
+        with connection.transaction():
+            connection.execute(
+                queries("clean")["hold_loads"], {"load_ids": list(leftover.load_ids)}
+            )
+            if not _still_over(connection, table, leftover, options):
+                return False, "a load has taken it up meanwhile"
+            connection.execute(statements.lock(table.name, "ACCESS EXCLUSIVE"))
+            if connection.execute(queries("clean")["may_go"], name).fetchone() != (True,):
+                return False, None
+            connection.execute(sql.SQL("DROP TABLE {}").format(statements.ident(table.name)))
+    except psycopg.errors.UndefinedTable:
+        return False, None
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+        return False, "it is in use"
+    except psycopg.errors.DependentObjectsStillExist:
+        return False, "a view or another object depends on it"
+    except psycopg.errors.InsufficientPrivilege:
+        return False, f"role {connection.info.user} does not own it"
+    return True, None
+
+
+def _still_over(
+    connection: Connection, table: _Table, leftover: Leftover, options: CleanOptions
+) -> bool:
+    """Under the locks of its loads: none of them needs the table, and one still names it."""
+    ids = {"load_ids": list(leftover.load_ids)}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        loads = cursor.execute(queries("clean")["staged"], ids).fetchall()
+        versions = cursor.execute(queries("clean")["versions"], ids).fetchall()
+    staged = [claim.why for _, claim in _staged_claims(loads, {table.name.name}, options)]
+    is_version = any(TableName.parse(row["previous"]) == table.name for row in versions)
+    return None not in staged and (bool(staged) or is_version)

@@ -1,0 +1,35 @@
+-- name: tables
+-- What stands in the staging schema; what is attached somewhere is readers' and none of ours.
+SELECT c.relname::text AS name, c.oid::bigint AS oid, c.relkind = 'r' AS is_table
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relkind IN ('r', 'p', 'f', 'm') AND NOT c.relispartition
+ORDER BY c.relname
+
+-- name: staged
+-- Loads that name a staged table, and how long ago the last thing happened to those that are not finished well.
+SELECT l.load_id::text AS load_id, l.state, l.staging,
+       extract(epoch FROM clock_timestamp() - greatest(
+           l.started_at, l.staged_at, l.validated_at,
+           (SELECT max(s.loaded_at) FROM etl.load_slices AS s WHERE s.load_id = l.load_id)))::float8 AS age_s
+FROM etl.loads AS l
+WHERE l.staging IS NOT NULL AND (%(load_ids)s::uuid[] IS NULL OR l.load_id = ANY (%(load_ids)s::uuid[]))
+
+-- name: versions
+SELECT p.load_id::text AS load_id, p.partition, p.previous,
+       extract(epoch FROM clock_timestamp() - p.published_at)::float8 AS age_s
+FROM etl.load_partitions AS p
+WHERE p.previous IS NOT NULL AND (%(load_ids)s::uuid[] IS NULL OR p.load_id = ANY (%(load_ids)s::uuid[]))
+ORDER BY p.published_at DESC, p.partition
+
+-- name: hold_loads
+-- Whoever stages, publishes or rolls back one of them locks it first.
+SELECT load_id FROM etl.loads WHERE load_id = ANY (%(load_ids)s::uuid[]) ORDER BY load_id FOR UPDATE
+
+-- name: size
+SELECT pg_total_relation_size(%(oid)s::oid::regclass)
+
+-- name: may_go
+-- Under the table's lock: it is still the one that was looked at, and nobody's partition.
+SELECT c.oid = %(oid)s AND NOT c.relispartition
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
