@@ -8,7 +8,6 @@ than that; attempts go on, with pauses, until the deadline.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,14 +16,8 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import dict_row
 
-from airflow_etl_provider.core.errors import (
-    ConfigurationError,
-    ContractError,
-    LockBudgetExceeded,
-    Stopped,
-)
+from airflow_etl_provider.core.errors import ContractError, Stopped
 from airflow_etl_provider.core.load import (
     Manifest,
     PartitionRange,
@@ -35,7 +28,7 @@ from airflow_etl_provider.core.load import (
 from airflow_etl_provider.core.names import TableName, short_id, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import PublishOptions, brake
-from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
     Table,
@@ -65,9 +58,6 @@ from airflow_etl_provider.postgres.twin import (
     parent_indexes,
     working_name,
 )
-
-_PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
-_REPORT_EVERY = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,58 +149,34 @@ class Swap:
             with translated_errors(f"preparing {table} for partition {part.name}"):
                 indexes = [*shared, *own_indexes(self._connection, old)]
                 finish(self._connection, table, part, self._target, old, indexes)
-        deadline = time.monotonic() + self._options.lock_deadline.total_seconds()
-        reported = time.monotonic()
-        attempt = 0
-        while True:
-            if self._stop.is_set():
-                raise Stopped(
-                    f"publishing load {self._manifest.load_id} was stopped; nothing was changed"
-                )
-            attempt += 1
-            changes: list[_Change] = []
-            try:
-                changes = self._changes(tables)
-                return self._exchange(changes, dimensions_first=attempt % 2 == 1)
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
-                blockers = self._blockers(changes)
-            except psycopg.errors.DeadlockDetected:
-                blockers = "a deadlock, which the server resolved at our expense"
-            now = time.monotonic()
-            if now >= deadline:
-                raise LockBudgetExceeded(
-                    f"load {self._manifest.load_id} could not get its locks on {self._target.name} in {attempt} "
-                    f"attempts; blocked by {blockers}",
-                    remedy="the load stays validated: a retry publishes it without reading again; end the session "
-                    "that blocks (SELECT pg_terminate_backend(pid)) or raise lock_deadline",
-                )
-            if attempt == 1 or now - reported >= _REPORT_EVERY:
-                reported = now
-                self._log(
-                    "waiting for locks",
-                    table=str(self._target.name),
-                    attempt=attempt,
-                    blocked_by=blockers,
-                )
-            time.sleep(
-                min(random.uniform(_PAUSE_LEAST, _PAUSE_LEAST * 2 ** min(attempt, 6)), _PAUSE_MOST)
-            )
+        changes: list[_Change] = []
+
+        def attempt(number: int) -> Published:
+            changes[:] = self._changes(tables)
+            return self._exchange(changes, dimensions_first=number % 2 == 1)
+
+        return locking.in_attempts(
+            attempt,
+            lambda: locking.blockers(
+                self._connection,
+                self._target,
+                [change.old.oid for change in changes if change.old is not None],
+            ),
+            what=f"publishing load {self._manifest.load_id}",
+            table=self._target.name,
+            deadline=self._options.lock_deadline,
+            remedy="the load stays validated: a retry publishes it without reading again; end the session "
+            "that blocks (SELECT pg_terminate_backend(pid)) or raise lock_deadline",
+            stop=self._stop,
+            log=self._log,
+        )
 
     # -- before the locks -------------------------------------------------------------------------
 
     def _inspect(self) -> None:
         require_range_partitioned(self._target, self._manifest.partition_column or "")
         refuse_unswappable(self._connection, self._target)
-        patience = scalar(
-            self._connection,
-            "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'",
-        )
-        if self._options.lock_budget.total_seconds() >= patience:
-            raise ConfigurationError(
-                f"lock_budget ({self._options.lock_budget.total_seconds():g} s) must stay below the server's "
-                f"deadlock_timeout ({patience:g} s), or readers are shot in deadlocks with us",
-                remedy="lower lock_budget",
-            )
+        locking.require_budget(self._connection, self._options.lock_budget)
 
     def _existing(self) -> dict[str, Partition]:
         return {
@@ -382,11 +348,11 @@ class Swap:
             )
             until = time.monotonic() + self._options.lock_budget.total_seconds()
             for table, mode in self._locks(changes, dimensions_first=dimensions_first):
-                self._limit(until)
+                locking.limit(connection, until)
                 connection.execute(statements.lock(table, mode))
                 locked = locked or time.monotonic()
             self._require_unmoved(changes)
-            self._limit(until)
+            locking.limit(connection, until)
             connection.execute(steps)
             if self._stop.is_set():
                 raise Stopped(
@@ -400,47 +366,25 @@ class Swap:
             partitions=tuple(replace(part, lock_ms=lock_ms) for part in published.partitions),
         )
 
-    def _limit(self, until: float) -> None:
-        """Give the next statements what remains of the budget."""
-        remaining = max(round((until - time.monotonic()) * 1000), 1)
-        self._connection.execute(
-            "SELECT set_config('lock_timeout', %(ms)s, true), set_config('statement_timeout', %(ms)s, true)",
-            {"ms": str(remaining)},
-        )
-
     def _locks(
         self, changes: Sequence[_Change], *, dimensions_first: bool
     ) -> list[tuple[TableName, str]]:
-        """All locks: parent, partitions by bound, DEFAULT, and the tables that foreign keys refer to.
-
-        Those come before the others or after them, by turns: readers lock in the order of their own FROM,
-        so no one order always works. ATTACH alone needs a weaker lock of the parent.
-        """
+        """All locks in their order; where nothing is replaced, ATTACH alone needs a weaker one of the parent."""
         if not changes:
             return []
-        replaced = sorted(
-            (change for change in changes if change.old is not None), key=lambda c: c.range.low
+        replaced = [
+            change.old.table
+            for change in sorted(changes, key=lambda change: change.range.low)
+            if change.old is not None
+        ]
+        return locking.in_order(
+            self._connection,
+            self._target,
+            parent_mode="ACCESS EXCLUSIVE" if replaced else "SHARE UPDATE EXCLUSIVE",
+            replaced=replaced,
+            new=[change.new for change in changes],
+            dimensions_first=dimensions_first,
         )
-        parent = "ACCESS EXCLUSIVE" if replaced else "SHARE UPDATE EXCLUSIVE"
-        locks = [(self._target.name, parent)]
-        locks += [
-            (change.old.table, "ACCESS EXCLUSIVE") for change in replaced if change.old is not None
-        ]
-        locks += [
-            (partition.table, "ACCESS EXCLUSIVE")
-            for partition in read_partitions(self._connection, self._target)
-            if partition.is_default
-        ]
-        locks += [(change.new, "ACCESS EXCLUSIVE") for change in changes]
-        dimensions = [(table, "ACCESS EXCLUSIVE") for table, _ in self._dimensions()]
-        return [*dimensions, *locks] if dimensions_first else [*locks, *dimensions]
-
-    def _dimensions(self) -> list[tuple[TableName, int]]:
-        """The tables that the target's foreign keys refer to; ATTACH locks them."""
-        rows = self._connection.execute(
-            queries("catalog")["referenced_tables"], {"oid": self._target.oid}
-        ).fetchall()
-        return [(TableName(schema, name), oid) for schema, name, oid in rows]
 
     def _require_unmoved(self, changes: Sequence[_Change]) -> None:
         """Under the locks: the partitions are those that were looked at."""
@@ -499,23 +443,4 @@ class Swap:
         return TableName(
             STAGING_SCHEMA,
             f"{shortened(change.range.name, room=17)}_{short_id(self._manifest.load_id)}",
-        )
-
-    def _blockers(self, changes: Sequence[_Change]) -> str:
-        """Who holds locks on the tables, as a person would tell a colleague."""
-        oids = [
-            self._target.oid,
-            *(change.old.oid for change in changes if change.old is not None),
-            *(partition.oid for partition in self._existing().values() if partition.is_default),
-            *(oid for _, oid in self._dimensions()),
-        ]
-        with self._connection.cursor(row_factory=dict_row) as cursor:
-            rows = cursor.execute(queries("catalog")["blockers"], {"oids": oids}).fetchall()
-        return (
-            "; ".join(
-                f"pid {row['pid']} (user {row['user']}, application {row['application'] or 'unnamed'!s}, "
-                f"{row['state']}, for {row['age_s'] or 0:.0f} s, {row['mode']} on {row['relation']})"
-                for row in rows
-            )
-            or "sessions that have gone meanwhile"
         )

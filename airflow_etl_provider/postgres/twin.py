@@ -95,10 +95,10 @@ def finish(
             for (own,) in connection.execute(queries("twin")["before_attach"], params).fetchall():
                 connection.execute(own)
         for number, index in enumerate(indexes):
-            for step in _build_index(table, working_name(table, number), index):
+            for step in build_index(table, working_name(table, number), index):
                 connection.execute(step)
         for name, definition in foreign:
-            connection.execute(_add_constraint(table, name, definition))
+            connection.execute(add_constraint(table, name, definition))
         connection.execute(statements.bound_check(table, parent.partition_columns[0], part))
     connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
 
@@ -212,9 +212,10 @@ def _free(
     return next(found for found in candidates if found not in taken and found not in chosen)
 
 
-def _build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]:
+def build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]:
+    """The statements that give *table* such an index, and the constraint that stands on it."""
     if index.constraint_type == "x":
-        return [_add_constraint(table, name, index.constraint_definition or "")]
+        return [add_constraint(table, name, index.constraint_definition or "")]
     steps: list[sql.Composed] = [
         sql.SQL("CREATE {}INDEX {} ON {} {}").format(
             sql.SQL("UNIQUE " if index.is_unique else ""),
@@ -248,7 +249,7 @@ def _build_index(table: TableName, name: str, index: Index) -> list[sql.Composed
     return steps
 
 
-def _add_constraint(table: TableName, name: str, definition: str) -> sql.Composed:
+def add_constraint(table: TableName, name: str, definition: str) -> sql.Composed:
     """*definition* is the server's own rendering of a constraint."""
     return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
         statements.ident(table), sql.Identifier(name), sql.SQL(definition)

@@ -1,0 +1,150 @@
+"""Locks that readers hardly notice: one budget for an attempt, then everybody is let through.
+
+A budget bounds the waiting and the work of an attempt together, so that readers queue behind it no longer
+than that; attempts go on, with pauses, until a deadline.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import dict_row
+
+from airflow_etl_provider.core.errors import ConfigurationError, LockBudgetExceeded, Stopped
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.postgres.catalog import Table, read_partitions, scalar
+from airflow_etl_provider.postgres.queries import queries
+
+_PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
+_REPORT_EVERY = 30.0
+
+Result = TypeVar("Result")
+
+
+def require_budget(connection: psycopg.Connection[Any], budget: timedelta) -> None:
+    """:raises ConfigurationError: a budget as long as the server's ``deadlock_timeout``."""
+    patience = scalar(
+        connection,
+        "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'deadlock_timeout'",
+    )
+    if budget.total_seconds() >= patience:
+        raise ConfigurationError(
+            f"lock_budget ({budget.total_seconds():g} s) must stay below the server's "
+            f"deadlock_timeout ({patience:g} s), or readers are shot in deadlocks with us",
+            remedy="lower lock_budget",
+        )
+
+
+def in_attempts(
+    attempt: Callable[[int], Result],
+    blockers: Callable[[], str],
+    *,
+    what: str,
+    table: TableName,
+    deadline: timedelta,
+    remedy: str,
+    stop: Stop,
+    log: EventLog,
+) -> Result:
+    """What *attempt* returns, which is told its number from 1 on, once it gets its locks.
+
+    :param blockers: names who was in the way, when an attempt has failed.
+    :param what: is done: ``publishing load …``.
+    :param remedy: for when the deadline has passed.
+    :raises LockBudgetExceeded: the locks were not granted up to *deadline*.
+    :raises Stopped: it was told to stop between two attempts.
+    """
+    until = time.monotonic() + deadline.total_seconds()
+    reported = time.monotonic()
+    number = 0
+    while True:
+        if stop.is_set():
+            raise Stopped(f"{what} was stopped; nothing was changed")
+        number += 1
+        try:
+            return attempt(number)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+            blocked_by = blockers()
+        except psycopg.errors.DeadlockDetected:
+            blocked_by = "a deadlock, which the server resolved at our expense"
+        now = time.monotonic()
+        if now >= until:
+            raise LockBudgetExceeded(
+                f"{what} could not get its locks on {table} in {number} attempts; blocked by {blocked_by}",
+                remedy=remedy,
+            )
+        if number == 1 or now - reported >= _REPORT_EVERY:
+            reported = now
+            log("waiting for locks", table=str(table), attempt=number, blocked_by=blocked_by)
+        time.sleep(
+            min(random.uniform(_PAUSE_LEAST, _PAUSE_LEAST * 2 ** min(number, 6)), _PAUSE_MOST)
+        )
+
+
+def limit(connection: psycopg.Connection[Any], until: float) -> None:
+    """Give the next statements of the transaction what remains of the budget that ends at *until*."""
+    remaining = max(round((until - time.monotonic()) * 1000), 1)
+    connection.execute(
+        "SELECT set_config('lock_timeout', %(ms)s, true), set_config('statement_timeout', %(ms)s, true)",
+        {"ms": str(remaining)},
+    )
+
+
+def in_order(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    *,
+    parent_mode: str,
+    replaced: Sequence[TableName],
+    new: Sequence[TableName],
+    dimensions_first: bool,
+) -> list[tuple[TableName, str]]:
+    """All locks: parent, *replaced* partitions by bound, DEFAULT, *new*, and what foreign keys refer to.
+
+    Those come before the others or after them, by turns: readers lock in the order of their own FROM,
+    so no one order always works.
+    """
+    locks = [(target.name, parent_mode)]
+    locks += [(table, "ACCESS EXCLUSIVE") for table in replaced]
+    locks += [
+        (partition.table, "ACCESS EXCLUSIVE")
+        for partition in read_partitions(connection, target)
+        if partition.is_default
+    ]
+    locks += [(table, "ACCESS EXCLUSIVE") for table in new]
+    dimensions = [(table, "ACCESS EXCLUSIVE") for table, _ in _dimensions(connection, target)]
+    return [*dimensions, *locks] if dimensions_first else [*locks, *dimensions]
+
+
+def _dimensions(connection: psycopg.Connection[Any], target: Table) -> list[tuple[TableName, int]]:
+    """The tables that the target's foreign keys refer to; ATTACH locks them."""
+    rows = connection.execute(
+        queries("catalog")["referenced_tables"], {"oid": target.oid}
+    ).fetchall()
+    return [(TableName(schema, name), oid) for schema, name, oid in rows]
+
+
+def blockers(connection: psycopg.Connection[Any], target: Table, tables: Sequence[int]) -> str:
+    """Who holds locks on *target* and *tables* (oids), as a person would tell a colleague."""
+    oids = [
+        target.oid,
+        *tables,
+        *(part.oid for part in read_partitions(connection, target) if part.is_default),
+        *(oid for _, oid in _dimensions(connection, target)),
+    ]
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(queries("catalog")["blockers"], {"oids": oids}).fetchall()
+    return (
+        "; ".join(
+            f"pid {row['pid']} (user {row['user']}, application {row['application'] or 'unnamed'!s}, "
+            f"{row['state']}, for {row['age_s'] or 0:.0f} s, {row['mode']} on {row['relation']})"
+            for row in rows
+        )
+        or "sessions that have gone meanwhile"
+    )
