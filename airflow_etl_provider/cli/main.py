@@ -93,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     cleaned.add_argument(
         "--keep-bytes", type=_number, metavar="BYTES", help="what all versions may take on disk"
     )
+    back = _add(commands, "rollback", maintenance.rollback, "take a published swap back", database)
+    back.add_argument("load_id", metavar="LOAD_ID")
+    back.add_argument(
+        "--move-watermark",
+        action="store_true",
+        help="also set the position back to where the load's window begins",
+    )
+    _asked(back)
     group = commands.add_parser("watermark", help="show, rewind, reset or repair a watermark")
     moves = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     shown = _add(moves, "show", streams.show, "position, fence, and the last moves", database)
@@ -187,9 +195,13 @@ def _days(text: str) -> timedelta:
 
 
 def _reasoned(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reason", required=True, help="recorded with the move")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    _asked(parser)
     _api(parser)
+
+
+def _asked(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", required=True, help="recorded in the ledger")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _api(parser: argparse.ArgumentParser) -> None:

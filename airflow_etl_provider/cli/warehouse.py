@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -104,3 +105,17 @@ def actor() -> str:
     except (OSError, KeyError):
         user = "somebody"
     return f"{user}@{socket.gethostname()} by airflow-etl"
+
+
+def confirm(arguments: argparse.Namespace, what: str, question: str) -> None:
+    """Ask, unless ``--yes`` was given.
+
+    :raises UsageError: nobody is there to ask, or the answer was no.
+    """
+    if arguments.yes:
+        return
+    if arguments.json or not sys.stdin.isatty():
+        raise UsageError(f"{what}: add --yes where nobody can be asked")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was changed")

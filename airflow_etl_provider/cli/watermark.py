@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from airflow_etl_provider.cli.answer import FINDING, OK, Answer, UsageError
+from airflow_etl_provider.cli.answer import FINDING, OK, Answer
 from airflow_etl_provider.cli.variables import HostVariables, RestVariables
-from airflow_etl_provider.cli.warehouse import actor, endpoint_of, ledger_of, stream_of
+from airflow_etl_provider.cli.warehouse import actor, confirm, endpoint_of, ledger_of, stream_of
 from airflow_etl_provider.core.errors import EtlError
 from airflow_etl_provider.core.load import StreamPosition
 from airflow_etl_provider.core.watermark import follow
@@ -116,15 +115,9 @@ def _silent(event: str, **fields: object) -> None:
 
 
 def _confirm(arguments: argparse.Namespace, stream: dict[str, Any]) -> None:
-    """:raises UsageError: nobody is there to ask, or the answer was no."""
-    if arguments.yes:
-        return
-    if arguments.json or not sys.stdin.isatty():
-        raise UsageError("this moves a watermark: add --yes where nobody can be asked")
     goal = "no position (everything is loaded again)" if arguments.to is None else arguments.to
-    question = (
-        f"{stream['stream']} -> {stream['target']}: from {stream['position']} to {goal}? [y/N] "
+    confirm(
+        arguments,
+        "this moves a watermark",
+        f"{stream['stream']} -> {stream['target']}: from {stream['position']} to {goal}?",
     )
-    print(question, end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was changed")

@@ -1,4 +1,4 @@
-"""Keeping a warehouse in order: what loads leave behind."""
+"""Keeping a warehouse in order: what loads leave behind, and loads that should not have been published."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from airflow_etl_provider.operators.run import (
     run_info,
 )
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
+from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
 from airflow_etl_provider.postgres.session import connect
 
 if TYPE_CHECKING:
@@ -81,6 +82,72 @@ class WarehouseCleanOperator(BaseOperator):
                     dry_run=self.only_look,
                 )
         return cleaned.as_json()
+
+    def on_kill(self) -> None:
+        self._stopper.stop()
+
+
+class PartitionRollbackOperator(BaseOperator):
+    """Put back the partitions that a published swap replaced, all of them or none, in one transaction.
+
+    The load becomes ``rolled_back``, its window is no longer covered, and what it had published is kept
+    aside until the janitor takes it. A retry of what is already rolled back does nothing. Refused where a
+    version is gone or a later load has published the partition. Returns what was done (small JSON).
+
+    :param target_conn_id: PostgreSQL connection of the warehouse. (templated)
+    :param load_id: the load to take back, as ``airflow-etl loads`` and publish show it. (templated)
+    :param reason: why; recorded with the load. (templated)
+    :param move_watermark: also set the stream's position back to where the load's window begins; the
+        Variable follows with the stream's next run.
+    :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
+        ``deadlock_timeout``.
+    :param lock_deadline: how long attempts go on; then the task fails as transient, and nothing is changed.
+    """
+
+    template_fields: Sequence[str] = ("target_conn_id", "load_id", "reason")
+
+    def __init__(
+        self,
+        *,
+        target_conn_id: str,
+        load_id: str,
+        reason: str,
+        move_watermark: bool = False,
+        lock_budget: timedelta = timedelta(milliseconds=300),
+        lock_deadline: timedelta = timedelta(minutes=30),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.target_conn_id = target_conn_id
+        self.load_id = load_id
+        self.reason = reason
+        self.move_watermark = move_watermark
+        self.lock_budget = lock_budget
+        self.lock_deadline = lock_deadline
+        self._stopper = Stopper()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        die_with_supervisor()
+        run = run_info(context)
+        with airflow_errors():
+            options = RollbackOptions(
+                move_watermark=self.move_watermark,
+                lock_budget=self.lock_budget,
+                lock_deadline=self.lock_deadline,
+            )
+            name = application_name("rollback", self.load_id, run)
+            endpoint = EtlPostgresHook(postgres_conn_id=self.target_conn_id).endpoint(name)
+            with connect(endpoint) as connection:
+                done = rollback(
+                    connection,
+                    self.load_id,
+                    self.reason,
+                    f"{run.dag_id} {run.run_id}",
+                    options=options,
+                    stop=self._stopper,
+                    log=event_log(__name__),
+                )
+        return done.as_json()
 
     def on_kill(self) -> None:
         self._stopper.stop()

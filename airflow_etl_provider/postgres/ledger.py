@@ -47,6 +47,9 @@ LEDGER_VERSION = 2
 #: What ``etl.loads.bounds`` says of a load that holds only rows without a cursor value.
 NULLS_ONLY = "nulls"
 
+#: States whose ``error`` says who or what ended the load.
+_EXPLAINED = (LoadState.ABANDONED, LoadState.ROLLED_BACK)
+
 #: Two-key advisory locks of this package: class id, then a hash of what is locked.
 _LOCK_CLASS = 0x45544C
 _LOCK_LEDGER = 1
@@ -488,8 +491,8 @@ def enter_publish(
         return published_before(connection, manifest, at)
     if current is None or current.state is not LoadState.VALIDATED:
         state = "unknown" if current is None else current.state.value
-        if current is not None and current.state is LoadState.ABANDONED and current.error:
-            state = f"abandoned ({current.error})"
+        if current is not None and current.error and current.state in _EXPLAINED:
+            state = f"{state} ({current.error})"
         raise StateError(
             f"load {manifest.load_id} of stream {manifest.stream} is {state}, not validated, so it is not published",
             remedy=_state_remedy(None if current is None else current.state),

@@ -97,7 +97,7 @@ def rewind(
     _require(reason, "reason", "say why, for those who wonder later what happened")
     _require(actor, "actor", "say who moves the watermark")
     with translated_errors(f"moving the watermark of stream {stream}"), connection.transaction():
-        row = _lock(connection, stream)
+        row = lock_stream(connection, stream)
         goal, forward = (None, False) if to is None else _goal(connection, row, to)
         if forward and not allow_forward:
             raise ConfigurationError(
@@ -107,7 +107,7 @@ def rewind(
                 "(--allow-forward)",
             )
         abandoned = [] if forward else _undo_above(connection, row, goal)
-        moved = _move(connection, row, goal, reason.strip(), actor.strip())
+        moved = move_position(connection, row, goal, reason.strip(), actor.strip())
     log.info(
         "watermark reset" if goal is None else "watermark rewound",
         stream=stream,
@@ -124,7 +124,8 @@ def _require(text: str, name: str, remedy: str) -> None:
         raise ConfigurationError(f"a rewind needs a {name}", remedy=remedy)
 
 
-def _lock(connection: Connection, stream: str) -> dict[str, Any]:
+def lock_stream(connection: Connection, stream: str) -> dict[str, Any]:
+    """Lock the row of *stream*, which every publish locks first, to the end of the transaction."""
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(queries("rewind")["lock"], {"stream": stream}).fetchone()
     if row is None:
@@ -206,13 +207,14 @@ def _undo_above(connection: Connection, row: Mapping[str, Any], goal: str | None
     return [load_id for (load_id,) in found]
 
 
-def _move(
+def move_position(
     connection: Connection,
     row: Mapping[str, Any],
     goal: str | None,
     reason: str,
     actor: str,
 ) -> StreamPosition:
+    """Set the position of a locked stream to *goal*, raise its fence and record the move."""
     named = queries("rewind")
     with connection.cursor(row_factory=dict_row) as cursor:
         moved = cursor.execute(
@@ -259,7 +261,7 @@ class PostgresStoreBinding:
             translated_errors(f"binding stream {stream} to store {store}"),
             connection.transaction(),
         ):
-            _lock(connection, stream)
+            lock_stream(connection, stream)
             connection.execute(queries("rewind")["bind_store"], {"stream": stream, "store": store})
 
     def position(self, stream: str) -> StreamPosition | None:

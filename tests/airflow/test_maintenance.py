@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from airflow_etl_provider.operators.maintenance import WarehouseCleanOperator
-from tests.airflow.shop import Shop
+from airflow_etl_provider.operators.maintenance import (
+    PartitionRollbackOperator,
+    WarehouseCleanOperator,
+)
+from tests.airflow.shop import Shop, month
 
 
 def test_a_task_that_cleans(shop: Shop) -> None:
@@ -19,3 +22,35 @@ def test_a_task_that_cleans(shop: Shop) -> None:
     again = shop.airflow.run(dag, None)
     assert again.xcom("clean")["dropped"] == []
     assert shop.rows() == 1000
+
+
+def test_a_load_is_taken_back_and_its_window_loaded_anew(shop: Shop) -> None:
+    """Publish alone is refused afterwards, with the way on; extract and downstream load the window."""
+    shop.load(1)
+    dag = shop.pipeline()
+    shop.source.run("UPDATE orders SET amount = -1")
+    wrong = shop.airflow.run(dag, month(1))
+    load_id = wrong.xcom("publish")["load_id"]
+    with shop.dag() as back:
+        PartitionRollbackOperator(
+            task_id="back",
+            target_conn_id="dwh",
+            load_id=f"{{{{ '{load_id}' }}}}",
+            reason="wrong amounts in {{ dag.dag_id }}",
+        )
+    ran = shop.airflow.run(back, None)
+    assert ran.state == "success", ran.errors
+    assert list(ran.xcom("back")["kept"]) == ["a.orders_2013_01"]
+    negative = "SELECT count(*) FROM a.orders WHERE amount < 0"
+    assert shop.warehouse.value(negative) == 0
+    error = shop.warehouse.value("SELECT error FROM etl.loads WHERE state = 'rolled_back'")
+    assert error == (f"rolled back by {ran.dag_id} {ran.run_id}: wrong amounts in {ran.dag_id}")
+
+    alone = shop.airflow.clear(dag, wrong, "publish")
+    assert alone.state == "failed"
+    assert "clear extract and downstream" in str(alone.errors["publish"])
+    shop.source.run("UPDATE orders SET amount = 1")
+    anew = shop.airflow.clear(dag, wrong, "extract", "validate", "publish")
+    assert anew.state == "success", anew.errors
+    assert anew.xcom("publish")["load_id"] != load_id
+    assert shop.warehouse.value("SELECT count(*) FROM a.orders WHERE amount = 1") == 1000

@@ -132,7 +132,7 @@ WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
 -- name: mark_failed
 UPDATE etl.loads
 SET state = CASE WHEN state = 'started' THEN 'failed' ELSE state END, error = %(error)s
-WHERE load_id = %(load_id)s AND state NOT IN ('published', 'abandoned')
+WHERE load_id = %(load_id)s AND state NOT IN ('published', 'abandoned', 'rolled_back')
   AND (%(try_number)s::int IS NULL OR try_number = %(try_number)s::int)
 
 -- name: mark_published

@@ -69,3 +69,51 @@ class TestClean:
         code, data = ask("clean")
         assert code == 1
         assert "no ledger" in data["error"]
+
+
+class TestRollback:
+    @pytest.fixture
+    def last(self, pipe, warehouse18):
+        """The id of the load that is live."""
+        return warehouse18.value("SELECT load_id::text FROM etl.loads ORDER BY seq DESC LIMIT 1")
+
+    def test_a_load_is_taken_back(self, ask, pipe, last):
+        """Seen in the list of loads, with who and why; a second time it says that it is done."""
+        before = pipe.rows()
+        code, data = ask("rollback", last, "--reason", "wrong rates", "--yes")
+        assert (code, data["load_id"], data["already_rolled_back"]) == (0, last, False)
+        assert list(data["kept"]) == ["a.t_2013_01"]
+        assert pipe.rows() != before
+        (load, *_) = ask("loads", "t")[1]
+        assert load["state"] == "rolled_back"
+        assert load["error"].startswith("rolled back by ")
+        assert load["error"].endswith(": wrong rates")
+        assert ask("coverage", "t")[1]["covered"] == []
+        code, text = ask("rollback", last, "--reason", "again", "--yes", people=True)
+        assert code == 0
+        assert "was rolled back before" in text
+
+    def test_the_watermark_with_it(self, ask, pipe, last):
+        data = ask("rollback", last, "--reason", "x", "--yes", "--move-watermark")[1]
+        assert (data["watermark_moved"], data["position"]) == (True, "2013-01-01 00:00:00+00")
+        assert pipe.position() == "2013-01-01 00:00:00+00"
+
+    def test_for_people(self, ask, pipe, last):
+        code, text = ask("rollback", last, "--reason", "x", "--yes", people=True)
+        assert code == 0
+        assert "a.t_2013_01" in text
+        assert "next: " in text
+
+    def test_nobody_to_ask(self, ask, pipe, last):
+        before = pipe.picture()
+        code, data = ask("rollback", last, "--reason", "x")
+        assert code == 2
+        assert "--yes" in data["error"]
+        assert pipe.picture() == before
+
+    def test_a_refusal_says_what_to_do(self, ask, pipe, warehouse18):
+        first = warehouse18.value("SELECT load_id::text FROM etl.loads ORDER BY seq LIMIT 1")
+        code, data = ask("rollback", first, "--reason", "x", "--yes")
+        assert code == 1
+        assert data["error"]
+        assert data["remedy"]

@@ -43,6 +43,8 @@ def run(capsys, *argv):
         ["clean", "--dsn", "dbname=a", "--keep-versions", "-1"],
         ["clean", "--dsn", "dbname=a", "--keep-failed", "soon"],
         ["clean", "--dsn", "dbname=a", "--keep-previous=-1"],
+        ["rollback", "--dsn", "dbname=a", "--reason", "x"],
+        ["rollback", "01a1fc5d-3b34-7778-b26a-09de6eb1fdb8", "--dsn", "dbname=a"],
         ["lint"],
         ["lint", "/no/such/folder"],
     ],

@@ -1,0 +1,709 @@
+"""Taking a swap back: the versions that a load replaced become what readers see again.
+
+The way back is the way in. What a version lacks after its time aside (columns, keys, indexes, the CHECK
+that lets ATTACH skip its scan) is given to it before the locks; under them only the catalog changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from airflow_etl_provider.core.errors import (
+    ConfigurationError,
+    ContractError,
+    EtlError,
+    StateError,
+    Stopped,
+)
+from airflow_etl_provider.core.load import (
+    Load,
+    LoadState,
+    PartitionRange,
+    PublishedPartition,
+    Strategy,
+    StreamPosition,
+)
+from airflow_etl_provider.core.names import TableName, short_id, shortened
+from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.postgres import ledger, locking, statements
+from airflow_etl_provider.postgres.catalog import (
+    Partition,
+    Table,
+    read_partitions,
+    read_table,
+    scalar,
+)
+from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
+from airflow_etl_provider.postgres.partitions import (
+    exclude_from_default,
+    refuse_default_rows,
+    refuse_dependents,
+    refuse_unswappable,
+)
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.rewind import lock_stream, move_position
+from airflow_etl_provider.postgres.swap import release
+from airflow_etl_provider.postgres.twin import (
+    Index,
+    add_constraint,
+    build_index,
+    final_index_names,
+    own_indexes,
+    parent_indexes,
+)
+
+Connection = psycopg.Connection[Any]
+
+#: What somebody else at the same tables does to us: looked at again, it is done or said what is wrong.
+_RACES = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.DuplicateColumn,
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.InternalError_,
+)
+_ROUNDS = 5
+_RELOAD = "clear extract and downstream to load the window anew"
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackOptions:
+    """How a rollback may behave.
+
+    :param move_watermark: also set the stream's position back to where the load's window begins, if it is
+        above that.
+    :param lock_budget: longest time one attempt may spend waiting for and holding table locks.
+    :param lock_deadline: how long attempts go on.
+    """
+
+    move_watermark: bool = False
+    lock_budget: timedelta = timedelta(milliseconds=300)
+    lock_deadline: timedelta = timedelta(minutes=30)
+
+    def __post_init__(self) -> None:
+        if self.lock_budget <= timedelta(0) or self.lock_deadline < self.lock_budget:
+            raise ConfigurationError(
+                f"lock_budget ({self.lock_budget}) must be positive and at most lock_deadline ({self.lock_deadline})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The outcome of a rollback.
+
+    ``kept`` says by partition where the version that was taken back stays, detached. ``already`` says that
+    an earlier call had done it: nothing was done now.
+    """
+
+    load_id: str
+    stream: str
+    target: TableName
+    kept: Mapping[str, str | None]
+    position: StreamPosition
+    moved: bool = False
+    already: bool = False
+    lock_ms: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "load_id": self.load_id,
+            "stream": self.stream,
+            "target": str(self.target),
+            "kept": dict(self.kept),
+            "position": self.position.position,
+            "fence": self.position.fence,
+            "watermark_moved": self.moved,
+            "already_rolled_back": self.already,
+            "lock_ms": round(self.lock_ms, 2),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Return:
+    """One partition: what is attached now, and what comes back."""
+
+    current: Partition
+    range: PartitionRange
+    previous: TableName
+    oid: int
+    kept: TableName
+    foreign_keys: Mapping[str, str]
+
+
+def rollback(
+    connection: Connection,
+    load_id: str,
+    reason: str,
+    actor: str,
+    *,
+    options: RollbackOptions,
+    stop: Stop,
+    log: EventLog,
+) -> RolledBack:
+    """Put back the partitions that a published swap replaced, all of them or none.
+
+    In one transaction with the swap of the partitions: the load becomes ``rolled_back`` with *reason* and
+    *actor*, its window is no longer covered, and the versions that it had published are kept in the place
+    of those that came back. A second rollback of the same load does nothing.
+
+    :param connection: in autocommit; its ``lock_timeout`` is set.
+    :raises ConfigurationError: no reason, no load id, or the window has no start to move the watermark to.
+    :raises StateError: the load is not published, was no swap, has nothing to go back to, or a later load
+        has published one of its partitions since.
+    :raises ContractError: a version no longer fits the target as it is now.
+    :raises CatalogError: the target cannot be swapped.
+    :raises LockBudgetExceeded: readers held their locks up to the deadline; nothing was changed.
+    """
+    for name, text in (("reason", reason), ("actor", actor)):
+        if not text.strip():
+            raise ConfigurationError(
+                f"a rollback needs a {name}",
+                remedy="say why and who, for those who wonder later what happened",
+            )
+    try:
+        load_id = str(UUID(load_id))
+    except ValueError:
+        raise ConfigurationError(
+            f"{load_id!r} is not the id of a load", remedy="airflow-etl loads STREAM lists them"
+        ) from None
+    label = f"database {connection.info.dbname}"
+    ledger.require_ledger(connection, label=label, current=True)
+    why = f"rolled back by {actor.strip()}: {reason.strip()}"
+    with translated_errors(f"rolling back load {load_id}"):
+        load = _require(connection, load_id, options)
+        if load.state is LoadState.ROLLED_BACK:
+            return _already(connection, load)
+        target = read_table(connection, load.target, label=label)
+        work = _Rollback(connection, load, target, why, reason, actor, options, stop, log)
+        done = work.run()
+    if not done.already:
+        log(
+            "load rolled back",
+            load_id=load_id,
+            table=str(done.target),
+            partitions=sorted(done.kept),
+            lock_ms=round(done.lock_ms, 1),
+            watermark=done.position.position,
+        )
+        _release(connection, done, log)
+    return done
+
+
+def _require(
+    connection: Connection, load_id: str, options: RollbackOptions, *, lock: bool = False
+) -> Load:
+    """The load, published by a swap or rolled back already.
+
+    :raises StateError: anything else.
+    """
+    load = ledger.load(connection, load_id, lock=lock)
+    if load is None:
+        raise StateError(
+            f"the ledger knows no load {load_id}", remedy="airflow-etl loads STREAM lists them"
+        )
+    if load.state is LoadState.ROLLED_BACK:
+        return load
+    if load.state is not LoadState.PUBLISHED:
+        raise StateError(
+            f"load {load_id} of stream {load.stream} is {load.state}, not published: there is nothing to roll back",
+            remedy="a load that is not published has changed nothing that readers see",
+        )
+    strategy = scalar(connection, queries("rollback")["strategy"], {"load_id": load_id})
+    if strategy != Strategy.SWAP:
+        raise StateError(
+            f"load {load_id} was published by {strategy}, which keeps no older version",
+            remedy=f"mend the source, then {_RELOAD}",
+        )
+    if options.move_watermark and load.window.low is None:
+        raise ConfigurationError(
+            f"the window of load {load_id} has no start to move the watermark of {load.stream} to",
+            remedy=f"airflow-etl watermark reset {load.stream} lets it load everything again",
+        )
+    return load
+
+
+def _already(connection: Connection, load: Load) -> RolledBack:
+    rows = connection.execute(
+        queries("rollback")["partitions"], {"load_id": load.load_id}
+    ).fetchall()
+    return RolledBack(
+        load.load_id,
+        load.stream,
+        load.target,
+        {name: previous for name, previous, _ in rows},
+        ledger.position_of(connection, load.stream),
+        already=True,
+    )
+
+
+def _release(connection: Connection, done: RolledBack, log: EventLog) -> None:
+    """Let go of the rows that the versions taken back refer to."""
+    for name, kept in done.kept.items():
+        part = PublishedPartition(name, "", 0, 0, 0, kept, 0.0)
+        try:
+            with translated_errors(f"dropping foreign keys of {kept}"):
+                release(connection, done.load_id, part)
+        except EtlError as error:
+            # The load is rolled back; until the version goes, what it refers to cannot be deleted.
+            log("foreign keys of a kept version stay", table=kept, reason=error.what)
+
+
+class _Rollback:
+    """One rollback; *connection* is in autocommit and belongs to the caller."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        load: Load,
+        target: Table,
+        why: str,
+        reason: str,
+        actor: str,
+        options: RollbackOptions,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        self._connection = connection
+        self._load = load
+        self._target = target
+        self._why = why
+        self._reason = reason
+        self._actor = actor
+        self._options = options
+        self._stop = stop
+        self._log = log
+        self._budget_ms = round(options.lock_budget.total_seconds() * 1000)
+
+    def run(self) -> RolledBack:
+        refuse_unswappable(self._connection, self._target)
+        locking.require_budget(self._connection, self._options.lock_budget)
+        self._connection.execute(
+            "SELECT set_config('lock_timeout', %s, false)", (str(self._budget_ms),)
+        )
+        looked_at: list[_Return] = []
+
+        def attempt(number: int) -> RolledBack:
+            for _ in range(_ROUNDS - 1):
+                try:
+                    return self._attempt(looked_at, number)
+                except _RACES:
+                    continue
+            return self._attempt(looked_at, number)
+
+        return locking.in_attempts(
+            attempt,
+            lambda: locking.blockers(
+                self._connection,
+                self._target,
+                [oid for found in looked_at for oid in (found.current.oid, found.oid)],
+            ),
+            what=f"rolling back load {self._load.load_id}",
+            table=self._target.name,
+            deadline=self._options.lock_deadline,
+            remedy="nothing was changed: end the session that blocks (SELECT pg_terminate_backend(pid)), "
+            "then roll back again",
+            stop=self._stop,
+            log=self._log,
+        )
+
+    def _attempt(self, looked_at: list[_Return], number: int) -> RolledBack:
+        load = _require(self._connection, self._load.load_id, self._options)
+        if load.state is LoadState.ROLLED_BACK:
+            return _already(self._connection, load)
+        looked_at[:] = self._returns()
+        for found in looked_at:
+            self._prepare(found)
+        return self._exchange(looked_at, dimensions_first=number % 2 == 1)
+
+    # -- before the locks -------------------------------------------------------------------------
+
+    def _returns(self) -> list[_Return]:
+        """What comes back for what, in the order of the bounds.
+
+        :raises StateError: a partition has no version to go back to, or was published since.
+        """
+        load_id = self._load.load_id
+        rows = self._connection.execute(
+            queries("rollback")["partitions"], {"load_id": load_id}
+        ).fetchall()
+        if not rows:
+            raise StateError(
+                f"load {load_id} replaced no partition: it held no rows",
+                remedy=_RELOAD.capitalize(),
+            )
+        attached = {part.table: part for part in read_partitions(self._connection, self._target)}
+        found = []
+        for partition, previous, rebuild in rows:
+            name = TableName.parse(partition)
+            current = attached.get(name)
+            if current is None or current.low is None or current.high is None:
+                raise StateError(
+                    f"{partition} is no longer a partition of {self._target.name}, so nothing can take its place",
+                    remedy="attach it again, or load the window anew",
+                )
+            if previous is None:
+                raise StateError(
+                    f"load {load_id} made partition {partition}, which replaced nothing: there is no version to "
+                    "go back to",
+                    remedy=f"mend the source, then {_RELOAD}",
+                )
+            found.append(self._return(current, current.low, current.high, previous, rebuild))
+        self._refuse_later(found)
+        order = {part.oid: place for place, part in enumerate(attached.values())}
+        return sorted(found, key=lambda one: (one.range.low, order[one.current.oid]))
+
+    def _return(
+        self,
+        current: Partition,
+        low: str,
+        high: str,
+        previous: str,
+        rebuild: Mapping[str, Any] | None,
+    ) -> _Return:
+        table = TableName.parse(previous)
+        row = self._table(table)
+        if row is None or row["attached"]:
+            raise StateError(
+                f"the version of {current.table} that load {self._load.load_id} replaced ({previous}) is gone",
+                remedy=f"mend the source, then {_RELOAD}; publish and clean keep more with keep_versions",
+            )
+        name = current.table.name
+        return _Return(
+            current=current,
+            range=PartitionRange(name, low, high),
+            previous=table,
+            oid=row["oid"],
+            kept=TableName(
+                STAGING_SCHEMA, f"{shortened(name, room=20)}_{short_id(self._load.load_id)}_rb"
+            ),
+            foreign_keys=(rebuild or {}).get("foreign_keys", {}),
+        )
+
+    def _table(self, table: TableName) -> dict[str, Any] | None:
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(
+                queries("rollback")["table"], {"schema": table.schema, "name": table.name}
+            ).fetchone()
+
+    def _refuse_later(self, found: Sequence[_Return]) -> None:
+        """:raises StateError: a later load has published a partition, whose rows would be lost."""
+        params = {"load_id": self._load.load_id}
+        later = self._connection.execute(queries("rollback")["swapped_since"], params).fetchone()
+        if later is not None:
+            raise self._later(later[0], later[1])
+        statement = queries("rollback")["changed_since"].format(
+            t=cursor_type_sql(self._load.window.type or "")
+        )
+        for one in found:
+            later = self._connection.execute(
+                statement, {**params, "low": one.range.low, "high": one.range.high}
+            ).fetchone()
+            if later is not None:
+                raise self._later(later[0], str(one.current.table))
+
+    def _later(self, load_id: str, partition: str) -> StateError:
+        return StateError(
+            f"load {load_id} has published {partition} since load {self._load.load_id} did: its rows would be lost",
+            remedy=f"roll back load {load_id} first, or mend the source and load the window anew",
+        )
+
+    def _prepare(self, found: _Return) -> None:
+        """Give a version what its siblings have got since; what an earlier attempt did is not done again.
+
+        :raises ContractError: its rows do not fit what the target asks for now.
+        """
+        connection = self._connection
+        refuse_dependents(connection, [found.current])
+        column = self._target.partition_columns[0]
+        refuse_default_rows(connection, self._target, column, [found.range])
+        exclude_from_default(
+            connection, self._target, column, [found.range], lock_timeout_ms=self._budget_ms
+        )
+        try:
+            self._mend_columns(found)
+            self._mend_constraints(found)
+            with connection.transaction():
+                for number, (index, own) in enumerate(self._indexes(found)):
+                    if own is None:
+                        name = f"{shortened(found.previous.name, room=5)}_r{number}"
+                        for step in build_index(found.previous, name, index):
+                            connection.execute(step)
+            known = {
+                "schema": found.previous.schema,
+                "name": found.previous.name,
+                "constraint": statements.BOUND_CHECK,
+            }
+            if not scalar(connection, queries("catalog")["has_constraint"], known):
+                with connection.transaction():
+                    connection.execute(
+                        statements.bound_check(found.previous, column, found.range)
+                        + sql.SQL(" NOT VALID")
+                    )
+            self._validate(found.previous, statements.BOUND_CHECK)
+        except psycopg.errors.IntegrityError as error:
+            raise ContractError(
+                f"rows of {found.previous} do not fit {self._target.name} as it is now: {error.diag.message_primary}",
+                remedy=f"mend the table's rows, or {_RELOAD}",
+            ) from None
+
+    def _ask(self, name: str, found: _Return) -> list[dict[str, Any]]:
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(
+                queries("rollback")[name],
+                {"parent": self._target.oid, "oid": found.oid, "table": str(found.previous)},
+            ).fetchall()
+
+    def _mend_columns(self, found: _Return) -> None:
+        other = self._ask("columns_that_differ", found)
+        if other:
+            column = other[0]
+            raise ContractError(
+                f"column {column['name']} of {found.previous} is {column['was']}, of {self._target.name} "
+                f"{column['is']}: the version no longer fits",
+                remedy=f"change the column of {found.previous}, or {_RELOAD}",
+            )
+        with self._connection.transaction():
+            before = self._table(found.previous)
+            for column in self._ask("columns_to_add", found):
+                # The server's own rendering.
+                self._connection.execute(sql.SQL(column["statement"]))
+                if self._table(found.previous) != before:
+                    # Readers with an older snapshot would find a table that was written anew empty.
+                    raise ContractError(
+                        f"{self._target.name} has got column {column['name']}, for which {found.previous} would "
+                        "have to be written anew",
+                        remedy=_RELOAD.capitalize(),
+                    )
+            for column in self._ask("columns_to_require", found):
+                self._connection.execute(sql.SQL(column["statement"]))
+
+    def _mend_constraints(self, found: _Return) -> None:
+        """Add without a scan, then validate under a lock that stops nobody."""
+        connection, table = self._connection, found.previous
+        for check in self._ask("checks_to_add", found):
+            self._add(table, check["name"], check["definition"])
+        known = {
+            definition.removesuffix(" NOT VALID"): name
+            for name, definition in connection.execute(
+                queries("catalog")["foreign_keys_of"], {"schema": table.schema, "name": table.name}
+            )
+        }
+        wanted = dict(
+            connection.execute(
+                queries("catalog")["foreign_keys"], {"oid": self._target.oid}
+            ).fetchall()
+        )
+        for name, definition in wanted.items():
+            if definition in known:
+                self._validate(table, known[definition])
+            else:
+                self._add(table, name, definition)
+        for name, definition in found.foreign_keys.items():
+            if definition in known or definition in wanted.values():
+                continue
+            try:
+                self._add(table, name, definition)
+            except (
+                psycopg.errors.IntegrityError,
+                psycopg.errors.UndefinedTable,
+                psycopg.errors.UndefinedColumn,
+                psycopg.errors.InvalidForeignKey,
+            ):
+                self._drop_if_there(table, name)
+                self._log(
+                    "a foreign key that the target no longer has was not given back",
+                    table=str(table),
+                    name=name,
+                )
+
+    def _add(self, table: TableName, name: str, definition: str) -> None:
+        known = {"schema": table.schema, "name": table.name, "constraint": name}
+        if not scalar(self._connection, queries("catalog")["has_constraint"], known):
+            with self._connection.transaction():
+                self._connection.execute(
+                    add_constraint(table, name, definition.removesuffix(" NOT VALID"))
+                    + sql.SQL(" NOT VALID")
+                )
+        self._validate(table, name)
+
+    def _validate(self, table: TableName, name: str) -> None:
+        with self._connection.transaction():
+            self._connection.execute(statements.validate_constraint(table, name))
+
+    def _drop_if_there(self, table: TableName, name: str) -> None:
+        with self._connection.transaction():
+            self._connection.execute(
+                sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
+                    statements.ident(table), sql.Identifier(name)
+                )
+            )
+
+    def _indexes(self, found: _Return) -> list[tuple[Index, Index | None]]:
+        """The indexes that the partition must have, each with the one of the version that is the same."""
+        connection = self._connection
+        left = own_indexes(connection, replace(found.current, oid=found.oid))
+        pairs: list[tuple[Index, Index | None]] = []
+        for index in [
+            *parent_indexes(connection, self._target),
+            *own_indexes(connection, found.current),
+        ]:
+            same = next((own for own in left if _alike(own, index)), None)
+            if same is not None:
+                left.remove(same)
+            pairs.append((index, same))
+        return pairs
+
+    # -- under the locks --------------------------------------------------------------------------
+
+    def _exchange(self, found: Sequence[_Return], *, dimensions_first: bool) -> RolledBack:
+        connection, load_id = self._connection, self._load.load_id
+        steps = statements.script([step for one in found for step in self._steps(one)])
+        locked = time.monotonic()
+        with connection.transaction():
+            stream = lock_stream(connection, self._load.stream)
+            load = _require(connection, load_id, self._options, lock=True)
+            if load.state is LoadState.ROLLED_BACK:
+                return _already(connection, load)
+            moved = self._record(found, stream)
+            locks = locking.in_order(
+                connection,
+                self._target,
+                parent_mode="ACCESS EXCLUSIVE",
+                replaced=[one.current.table for one in found],
+                new=[one.previous for one in found],
+                dimensions_first=dimensions_first,
+            )
+            until = time.monotonic() + self._options.lock_budget.total_seconds()
+            for number, (table, mode) in enumerate(locks):
+                locking.limit(connection, until)
+                connection.execute(statements.lock(table, mode))
+                if number == 0:
+                    locked = time.monotonic()
+            self._require_unmoved(found)
+            locking.limit(connection, until)
+            connection.execute(steps)
+            if self._stop.is_set():
+                raise Stopped(f"rolling back load {load_id} was stopped; nothing was changed")
+        return RolledBack(
+            load_id,
+            self._load.stream,
+            self._target.name,
+            {str(one.current.table): str(one.kept) for one in found},
+            ledger.position_of(connection, self._load.stream),
+            moved=moved,
+            lock_ms=(time.monotonic() - locked) * 1000,
+        )
+
+    def _record(self, found: Sequence[_Return], stream: Mapping[str, Any]) -> bool:
+        """Write the ledger, before the table locks; whether the watermark was moved."""
+        connection, named = self._connection, queries("rollback")
+        params = {"load_id": self._load.load_id, "stream": self._load.stream, "why": self._why}
+        for name in ("mark", "uncover", "supersede_letters"):
+            connection.execute(named[name], params)
+        for one in found:
+            connection.execute(
+                named["keep"],
+                {**params, "partition": str(one.current.table), "kept": str(one.kept)},
+            )
+        window = self._load.window
+        if not self._options.move_watermark or stream["position"] is None:
+            return False
+        above = scalar(
+            connection,
+            named["is_above"].format(t=cursor_type_sql(window.type or "")),
+            {"position": stream["position"], "low": window.low},
+        )
+        if above:
+            reason = f"load {self._load.load_id} was rolled back: {self._reason.strip()}"
+            move_position(connection, stream, window.low, reason, self._actor.strip())
+        return bool(above)
+
+    def _require_unmoved(self, found: Sequence[_Return]) -> None:
+        """Under the locks: current and previous versions are those that were looked at, and no load came between."""
+        attached = {
+            part.table: part.oid for part in read_partitions(self._connection, self._target)
+        }
+        for one in found:
+            row = self._table(one.previous)
+            if (
+                attached.get(one.current.table) != one.current.oid
+                or row is None
+                or row["oid"] != one.oid
+            ):
+                raise StateError(
+                    f"partition {one.current.table} was replaced by somebody else while load {self._load.load_id} "
+                    "was being rolled back",
+                    remedy="roll back again: it looks at the table anew",
+                )
+        self._refuse_later(found)
+
+    def _steps(self, found: _Return) -> list[sql.Composable]:
+        """The catalog changes for one partition, in order; written before any lock is taken."""
+        connection, parent, final = self._connection, self._target.name, found.current.table
+        owned = connection.execute(
+            queries("catalog")["child_index_names"], {"oid": found.current.oid}
+        ).fetchall()
+        steps: list[sql.Composable] = [statements.detach(parent, final)]
+        steps += [
+            statements.rename_index(
+                final.schema, name, f"{shortened(found.kept.name, room=5)}_i{n}"
+            )
+            for n, (_, name) in enumerate(owned)
+        ]
+        steps += statements.move(final, found.kept)
+        steps += [
+            sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(
+                statements.ident(found.previous), sql.Identifier(column["name"])
+            )
+            for column in self._ask("columns_to_drop", found)
+        ]
+        steps.append(statements.attach(parent, found.previous, found.range))
+        steps.append(
+            sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
+                statements.ident(found.previous), sql.Identifier(statements.BOUND_CHECK)
+            )
+        )
+        steps += statements.move(found.previous, final)
+        pairs = self._indexes(found)
+        names = final_index_names(
+            connection, [index for index, _ in pairs], found.current, parent, final
+        )
+        steps += [
+            statements.rename_index(final.schema, own.name, name)
+            for (_, own), name in zip(pairs, names, strict=True)
+            if own is not None and own.name != name
+        ]
+        moves = connection.execute(
+            queries("rollback")["move_statistics"],
+            {
+                "current": found.current.oid,
+                "previous": found.oid,
+                "schema": final.schema,
+                "suffix": short_id(self._load.load_id),
+            },
+        )
+        # The server's own rendering.
+        steps += [sql.SQL(step) for (step,) in moves]
+        return steps
+
+
+def _alike(one: Index, other: Index) -> bool:
+    """Whether ATTACH takes one index for the other."""
+    return (one.definition, one.is_unique, one.constraint_type, one.constraint_definition) == (
+        other.definition,
+        other.is_unique,
+        other.constraint_type,
+        other.constraint_definition,
+    )

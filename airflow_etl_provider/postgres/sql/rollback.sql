@@ -1,0 +1,130 @@
+-- name: partitions
+SELECT partition, previous, rebuild FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
+
+-- name: strategy
+SELECT strategy FROM etl.loads WHERE load_id = %(load_id)s
+
+-- name: swapped_since
+-- A load that has published one of the partitions after this one did, and still stands.
+SELECT p.load_id::text AS load_id, p.partition
+FROM etl.load_partitions AS mine
+JOIN etl.load_partitions AS p ON p.partition = mine.partition AND p.published_at > mine.published_at
+JOIN etl.loads AS l ON l.load_id = p.load_id AND l.state = 'published'
+WHERE mine.load_id = %(load_id)s AND p.load_id <> mine.load_id
+ORDER BY p.published_at DESC LIMIT 1
+
+-- name: changed_since
+-- A load that has changed rows of the partition in place since; only events are known to stay in their window.
+SELECT l.load_id::text AS load_id
+FROM etl.loads AS mine
+JOIN etl.loads AS l ON l.target = mine.target AND l.published_at > mine.published_at
+WHERE mine.load_id = %(load_id)s AND l.state = 'published' AND l.strategy <> 'swap'
+  AND l.rows_inserted + l.rows_updated + l.rows_deleted > 0
+  AND CASE WHEN l.strategy = 'delete_insert' AND l.window_type = mine.window_type AND l.bounds <> 'nulls'
+           THEN coalesce(l.window_low::{t} < %(high)s::{t}, true)
+                AND coalesce(l.window_high::{t} > %(low)s::{t}
+                             OR right(l.bounds, 1) = ']' AND l.window_high::{t} = %(low)s::{t}, true)
+           ELSE true END
+ORDER BY l.published_at DESC LIMIT 1
+
+-- name: mark
+UPDATE etl.loads SET state = 'rolled_back', error = %(why)s WHERE load_id = %(load_id)s AND state = 'published'
+
+-- name: uncover
+DELETE FROM etl.coverage WHERE stream = %(stream)s AND load_id = %(load_id)s
+
+-- name: supersede_letters
+UPDATE etl.dead_letters SET status = 'superseded', resolved_at = clock_timestamp(), resolution = %(why)s
+WHERE load_id = %(load_id)s AND status IN ('held', 'pending')
+
+-- name: keep
+-- The version that was taken back is kept in the place of the one that came back, and ages from now on.
+UPDATE etl.load_partitions SET previous = %(kept)s, rebuild = NULL, published_at = clock_timestamp()
+WHERE load_id = %(load_id)s AND partition = %(partition)s
+
+-- name: is_above
+SELECT %(position)s::{t} > %(low)s::{t}
+
+-- name: table
+SELECT c.oid::bigint AS oid, c.relispartition AS attached, pg_relation_filenode(c.oid)::bigint AS file
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind = 'r'
+
+-- What the parent has got, changed or lost while a version was kept aside; the server writes the statements.
+
+-- name: columns_to_add
+SELECT a.attname::text AS name,
+       format('ALTER TABLE %%s ADD COLUMN %%I %%s%%s%%s%%s', %(table)s::text, a.attname,
+              format_type(a.atttypid, a.atttypmod),
+              CASE WHEN a.attcollation <> t.typcollation THEN format(' COLLATE %%s', a.attcollation::regcollation) END,
+              CASE WHEN a.attgenerated <> ''
+                   THEN format(' GENERATED ALWAYS AS (%%s) %%s', pg_get_expr(d.adbin, d.adrelid),
+                               CASE a.attgenerated WHEN 's' THEN 'STORED' ELSE 'VIRTUAL' END)
+                   WHEN d.oid IS NOT NULL THEN format(' DEFAULT %%s', pg_get_expr(d.adbin, d.adrelid)) END,
+              CASE WHEN a.attnotnull THEN ' NOT NULL' END) AS statement
+FROM pg_attribute AS a
+JOIN pg_type AS t ON t.oid = a.atttypid
+LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped
+  AND NOT EXISTS (SELECT FROM pg_attribute AS own
+                  WHERE own.attrelid = %(oid)s AND own.attname = a.attname AND NOT own.attisdropped)
+ORDER BY a.attnum
+
+-- name: columns_to_drop
+SELECT own.attname::text AS name FROM pg_attribute AS own
+WHERE own.attrelid = %(oid)s AND own.attnum > 0 AND NOT own.attisdropped
+  AND NOT EXISTS (SELECT FROM pg_attribute AS a
+                  WHERE a.attrelid = %(parent)s AND a.attname = own.attname AND NOT a.attisdropped)
+ORDER BY own.attnum
+
+-- name: columns_that_differ
+SELECT a.attname::text AS name, format_type(own.atttypid, own.atttypmod) AS was,
+       format_type(a.atttypid, a.atttypmod) AS is
+FROM pg_attribute AS a
+JOIN pg_attribute AS own ON own.attrelid = %(oid)s AND own.attname = a.attname AND NOT own.attisdropped
+WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped
+  AND (a.atttypid, a.atttypmod, a.attcollation, a.attgenerated)
+      IS DISTINCT FROM (own.atttypid, own.atttypmod, own.attcollation, own.attgenerated)
+ORDER BY a.attnum
+
+-- name: columns_to_require
+SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET NOT NULL', %(table)s::text, a.attname) AS statement
+FROM pg_attribute AS a
+JOIN pg_attribute AS own ON own.attrelid = %(oid)s AND own.attname = a.attname AND NOT own.attisdropped
+WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT own.attnotnull
+ORDER BY a.attnum
+
+-- name: checks_to_add
+SELECT con.conname::text AS name, pg_get_constraintdef(con.oid) AS definition
+FROM pg_constraint AS con
+WHERE con.conrelid = %(parent)s AND con.contype = 'c' AND NOT con.connoinherit
+  AND NOT EXISTS (SELECT FROM pg_constraint AS own
+                  WHERE own.conrelid = %(oid)s AND own.contype = 'c' AND own.conname = con.conname
+                    AND own.convalidated)
+ORDER BY con.conname
+
+-- name: move_statistics
+-- Statistics objects do not follow their tables: those of the current version go aside under another name, those
+-- of the one that comes back take their old names again.
+SELECT s FROM (
+    SELECT 1 AS place, x.stxname AS name,
+           format('ALTER STATISTICS %%I.%%I RENAME TO %%I; ALTER STATISTICS %%I.%%I SET SCHEMA etl_staging',
+                  n.nspname, x.stxname, aside.name, n.nspname, aside.name) AS s
+    FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace,
+         LATERAL (SELECT left(x.stxname, 40) || '_' || %(suffix)s::text || '_rb' AS name) AS aside
+    WHERE x.stxrelid = %(current)s
+    UNION ALL
+    SELECT 2, x.stxname,
+           format('ALTER STATISTICS %%I.%%I SET SCHEMA %%I; ALTER STATISTICS %%I.%%I RENAME TO %%I',
+                  n.nspname, x.stxname, %(schema)s::text, %(schema)s::text, x.stxname,
+                  left(x.stxname, -1 - length(%(suffix)s::text)))
+    FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
+    WHERE x.stxrelid = %(previous)s AND n.nspname = 'etl_staging'
+      AND right(x.stxname, 1 + length(%(suffix)s::text)) = '_' || %(suffix)s::text
+    UNION ALL
+    SELECT 3, x.stxname,
+           format('ALTER STATISTICS %%I.%%I SET SCHEMA %%I', n.nspname, x.stxname, %(schema)s::text)
+    FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
+    WHERE x.stxrelid = %(previous)s AND n.nspname = 'etl_staging'
+      AND right(x.stxname, 1 + length(%(suffix)s::text)) <> '_' || %(suffix)s::text
+) AS statements ORDER BY place, name

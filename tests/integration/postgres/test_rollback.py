@@ -1,0 +1,533 @@
+"""A swap taken back: readers see the version before it, the ledger says so, and the window is open again."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from datetime import timedelta
+
+import pytest
+from uuid6 import uuid7
+
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    ContractError,
+    LockBudgetExceeded,
+    StateError,
+    Stopped,
+    TransientError,
+)
+from airflow_etl_provider.core.load import Strategy
+from airflow_etl_provider.postgres.clean import CleanOptions, clean
+from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
+from airflow_etl_provider.postgres.session import connect
+from airflow_etl_provider.testing import RecordedEvents
+from tests.builders import (
+    APRIL,
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    fill,
+    in_background,
+    reader,
+    simple,
+    wait_until,
+)
+
+JAN, FEB, MAR, APR = (f"2013-0{month}-01 00:00:00+00" for month in (1, 2, 3, 4))
+SHORT = {"lock_budget": timedelta(milliseconds=100), "lock_deadline": timedelta(milliseconds=300)}
+
+
+def rolled_back(pipe, load, *, reason="wrong rates", actor="ada", stop=None, log=None, **options):
+    with connect(pipe.warehouse.endpoint()) as connection:
+        return rollback(
+            connection,
+            getattr(load, "load_id", load),
+            reason,
+            actor,
+            options=RollbackOptions(**options),
+            stop=stop or threading.Event(),
+            log=log or RecordedEvents(),
+        )
+
+
+def cleaned(pipe, **options):
+    with connect(pipe.warehouse.endpoint()) as connection:
+        return clean(
+            connection, CleanOptions(**options), stop=threading.Event(), log=RecordedEvents()
+        )
+
+
+def everything(pipe):
+    """All that a rollback may change, the ledger included."""
+    return pipe.picture(), [
+        pipe.warehouse.run(f"SELECT t::text FROM etl.{table} AS t ORDER BY 1")
+        for table in ("streams", "coverage", "watermark_moves", "loads", "load_partitions")
+    ]
+
+
+def twice(pipe, low=JANUARY, high=FEBRUARY, **options):
+    """A window loaded, changed at the source and loaded again: the first rows, and the second load."""
+    pipe.load(low, high)
+    before = pipe.rows()
+    pipe.source.run("UPDATE t SET v = v || ' wrong'")
+    load = pipe.load(low, high, options=options)
+    assert pipe.rows() != before
+    return before, load
+
+
+@pytest.fixture
+def pipe(source18, warehouse18):
+    made = simple(source18, warehouse18)
+    fill(source18, JANUARY, APRIL, 90)
+    return made
+
+
+def attached(pipe):
+    return pipe.warehouse.run(
+        "SELECT relid::regclass::text FROM pg_partition_tree('a.t') WHERE isleaf ORDER BY 1"
+    )
+
+
+def test_the_version_before_is_back(source, warehouse):
+    """Rows, ledger and coverage change together; the version taken back is kept; a reload publishes anew."""
+    pipe = simple(source, warehouse)
+    fill(source, JANUARY, MARCH, 60)
+    pipe.load(FEBRUARY, MARCH)
+    before, load = twice(pipe)
+    catalog = attached(pipe)
+    done = rolled_back(pipe, load)
+    assert pipe.rows() == before
+    assert attached(pipe) == catalog
+    assert pipe.state(load.load_id) == "rolled_back"
+    assert [(low, high) for low, high, _ in pipe.coverage()] == [(FEB, MAR)]
+    assert warehouse.value("SELECT error FROM etl.loads WHERE load_id = %s", (load.load_id,)) == (
+        "rolled back by ada: wrong rates"
+    )
+    assert list(done.kept) == ["a.t_2013_01"]
+    assert (done.already, done.moved, done.position.position) == (False, False, MAR)
+    assert pipe.left_in_staging() == {done.kept["a.t_2013_01"].removeprefix("etl_staging.")}
+    assert 0 < done.lock_ms < 300
+    again = pipe.load(JANUARY, FEBRUARY)
+    assert not again.already
+    pipe.load(FEBRUARY, MARCH)
+    assert pipe.rows() == pipe.source_rows()
+
+
+def test_once_is_enough(pipe):
+    """A second rollback of the same load says so and changes nothing."""
+    _, load = twice(pipe)
+    first = rolled_back(pipe, load)
+    before = everything(pipe)
+    log = RecordedEvents()
+    second = rolled_back(pipe, load, log=log)
+    assert (second.already, second.kept) == (True, first.kept)
+    assert everything(pipe) == before
+    assert log.events == []
+
+
+def test_two_at_once(pipe):
+    """One does it, the other finds it done."""
+    before, load = twice(pipe)
+    with (
+        in_background(lambda: rolled_back(pipe, load)) as one,
+        in_background(lambda: rolled_back(pipe, load)) as two,
+    ):
+        pass
+    assert {one.result().already, two.result().already} == {False, True}
+    assert pipe.rows() == before
+
+
+def test_several_partitions_come_back_together(pipe):
+    before, load = twice(pipe, JANUARY, MARCH)
+    done = rolled_back(pipe, load)
+    assert len(done.kept) == 2
+    assert pipe.rows() == before
+
+
+def test_one_after_the_other(pipe, source18):
+    """The last load first; then the one before it, if its version was kept."""
+    first, second = twice(pipe, keep_versions=9)
+    middle = pipe.rows()
+    source18.run("UPDATE t SET v = v || ' again'")
+    third = pipe.load(JANUARY, FEBRUARY, options={"keep_versions": 9})
+    with pytest.raises(StateError, match=third.load_id):
+        rolled_back(pipe, second)
+    rolled_back(pipe, third)
+    assert pipe.rows() == middle
+    rolled_back(pipe, second)
+    assert pipe.rows() == first
+
+
+class TestTheWatermark:
+    def test_it_moves_back_when_told(self, pipe):
+        """To where the window begins, recorded, and the store follows with the next run."""
+        _, load = twice(pipe)
+        done = rolled_back(pipe, load, move_watermark=True)
+        assert (done.moved, done.position.position, done.position.fence) == (True, JAN, 2)
+        assert pipe.warehouse.run(
+            "SELECT position_from, position_to, fence, reason, actor FROM etl.watermark_moves"
+            " ORDER BY fence DESC LIMIT 1"
+        ) == [(FEB, JAN, 2, f"load {load.load_id} was rolled back: wrong rates", "ada")]
+        pipe.load(JANUARY, FEBRUARY)
+        assert (pipe.position(), pipe.store.read("t").value) == (FEB, FEB)
+
+    def test_what_is_published_above_is_not_loaded_again(self, pipe):
+        _, load = twice(pipe)
+        pipe.load(FEBRUARY, MARCH)
+        rolled_back(pipe, load, move_watermark=True)
+        assert pipe.position() == JAN
+        pipe.load(JANUARY, FEBRUARY)
+        assert pipe.position() == MAR
+
+    def test_it_never_moves_forward(self, pipe):
+        """A load ahead of the position leaves it where it is."""
+        pipe.load(JANUARY, FEBRUARY)
+        _, load = twice(pipe, MARCH, APRIL)
+        done = rolled_back(pipe, load, move_watermark=True)
+        assert (done.moved, done.position.position, done.position.fence) == (False, FEB, 1)
+
+
+class TestRefusals:
+    def refused(self, pipe, load, error=StateError, **given):
+        before = everything(pipe)
+        with pytest.raises(error) as raised:
+            rolled_back(pipe, load, **given)
+        assert raised.value.remedy
+        assert everything(pipe) == before
+        return str(raised.value)
+
+    def test_a_load_that_is_not_there(self, pipe):
+        pipe.load(JANUARY, FEBRUARY)
+        assert "knows no load" in self.refused(pipe, str(uuid7()))
+        assert "not the id of a load" in self.refused(pipe, "7", ConfigurationError)
+
+    def test_no_reason(self, pipe):
+        _, load = twice(pipe)
+        assert "needs a reason" in self.refused(pipe, load, ConfigurationError, reason=" ")
+
+    def test_a_load_that_is_not_published(self, pipe):
+        assert "is validated" in self.refused(pipe, pipe.staged(JANUARY, FEBRUARY))
+
+    def test_a_load_that_was_no_swap(self, pipe):
+        load = pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.DELETE_INSERT})
+        assert "delete_insert" in self.refused(pipe, load)
+
+    def test_a_partition_that_was_new(self, pipe):
+        assert "replaced nothing" in self.refused(pipe, pipe.load(JANUARY, FEBRUARY))
+
+    def test_a_version_that_is_gone(self, pipe):
+        _, load = twice(pipe)
+        cleaned(pipe, keep_versions=0)
+        assert "is gone" in self.refused(pipe, load)
+
+    def test_a_partition_that_is_gone(self, pipe):
+        _, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t DETACH PARTITION a.t_2013_01")
+        assert "no longer a partition" in self.refused(pipe, load)
+
+    def test_rows_that_were_changed_in_place_since(self, pipe):
+        """They would be lost; a window beside the partition is not in the way."""
+        before, load = twice(pipe)
+        pipe.load(FEBRUARY, MARCH, options={"strategy": Strategy.DELETE_INSERT})
+        later = pipe.load(JANUARY, JANUARY + timedelta(days=3))
+        assert later.strategy == "delete_insert"
+        assert later.load_id in self.refused(pipe, load)
+        pipe.warehouse.run(
+            "UPDATE etl.loads SET state = 'superseded' WHERE load_id = %s", (later.load_id,)
+        )
+        rolled_back(pipe, load)
+        assert [row for row in pipe.rows() if row in before] == before
+
+    def test_a_view_on_the_partition(self, pipe):
+        _, load = twice(pipe)
+        pipe.warehouse.run("CREATE VIEW a.w AS SELECT * FROM a.t_2013_01")
+        assert "a.w" in self.refused(pipe, load, CatalogError)
+
+
+def test_publish_alone_afterwards_is_refused(pipe):
+    """With who did it and why, which the attempt does not wipe out; extract and downstream load anew."""
+    pipe.load(JANUARY, FEBRUARY)
+    pipe.source.run("UPDATE t SET v = 'wrong'")
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    load = pipe.publish(manifest)
+    rolled_back(pipe, load)
+    with pytest.raises(StateError) as raised:
+        pipe.publish(manifest)
+    assert "rolled_back (rolled back by ada: wrong rates)" in raised.value.what
+    assert "clear extract and downstream" in raised.value.remedy
+    assert "wrong rates" in pipe.warehouse.value(
+        "SELECT error FROM etl.loads WHERE load_id = %s", (load.load_id,)
+    )
+
+
+class TestWhatHappenedMeanwhile:
+    def test_a_column_that_was_added(self, source, warehouse):
+        pipe = simple(source, warehouse)
+        fill(source, JANUARY, FEBRUARY, 30)
+        _, load = twice(pipe)
+        warehouse.run(
+            "ALTER TABLE a.t ADD w text COLLATE \"C\" NOT NULL DEFAULT 'x', ADD y int, ADD CHECK (y > 0)"
+        )
+        rolled_back(pipe, load)
+        assert warehouse.run("SELECT DISTINCT w, y, v LIKE '%wrong' FROM a.t") == [
+            ("x", None, False)
+        ]
+
+    def test_a_column_whose_values_would_have_to_be_written(self, pipe):
+        """Readers with an older snapshot would find the table empty."""
+        before, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t ADD w bigint DEFAULT (random() * 9)::int")
+        with pytest.raises(ContractError, match="written anew"):
+            rolled_back(pipe, load)
+        assert len(pipe.rows()) == len(before)
+
+    def test_a_column_that_must_have_a_value(self, pipe):
+        _, load = twice(pipe)
+        pipe.warehouse.run(
+            "ALTER TABLE a.t ADD w int; UPDATE a.t SET w = 1; ALTER TABLE a.t ALTER w SET NOT NULL"
+        )
+        with pytest.raises(ContractError, match="do not fit"):
+            rolled_back(pipe, load)
+
+    def test_a_column_that_was_dropped(self, pipe):
+        _, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t ADD w int, DROP v")
+        rolled_back(pipe, load)
+        assert pipe.warehouse.value("SELECT count(*) FROM a.t") == 31
+
+    def test_a_column_of_another_type(self, pipe):
+        _, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t ALTER v TYPE varchar(90)")
+        with pytest.raises(ContractError, match="character varying"):
+            rolled_back(pipe, load)
+
+    def test_an_index_that_was_added(self, source, warehouse):
+        """Built aside; every index of the parent has one of the partition, under the usual names."""
+        pipe = simple(source, warehouse)
+        fill(source, JANUARY, FEBRUARY, 30)
+        before, load = twice(pipe)
+        warehouse.run("CREATE INDEX ON a.t (v); CREATE UNIQUE INDEX once ON a.t (ts, id, v)")
+        query = (
+            "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid), inhparent::regclass::text"
+            " FROM pg_index LEFT JOIN pg_inherits ON inhrelid = indexrelid"
+            " WHERE indrelid = 'a.t_2013_01'::regclass ORDER BY 1"
+        )
+        expected = warehouse.run(query)
+        rolled_back(pipe, load)
+        assert warehouse.run(query) == expected
+        assert pipe.rows() == before
+
+    def test_a_check_of_the_target_that_rows_break(self, pipe):
+        _, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t ADD CONSTRAINT told CHECK (v LIKE '%wrong')")
+        with pytest.raises(ContractError, match="told"):
+            rolled_back(pipe, load)
+
+    def test_a_foreign_key(self, source, warehouse):
+        """Dropped from versions that are kept, given back and validated before the locks."""
+        pipe = simple(source, warehouse)
+        warehouse.run(
+            "CREATE TABLE a.dim (v text PRIMARY KEY); INSERT INTO a.dim VALUES ('x'), ('y');"
+            "ALTER TABLE a.t ADD CONSTRAINT dims FOREIGN KEY (v) REFERENCES a.dim"
+        )
+        fill(source, JANUARY, FEBRUARY, 10)
+        source.run("UPDATE t SET v = 'x'")
+        pipe.load(JANUARY, FEBRUARY)
+        source.run("UPDATE t SET v = 'y'")
+        load = pipe.load(JANUARY, FEBRUARY)
+        kept = rolled_back(pipe, load).kept["a.t_2013_01"]
+        keys = "SELECT count(*), bool_and(convalidated) FROM pg_constraint WHERE contype = 'f' AND conrelid = %s::regclass"
+        assert warehouse.run(keys, ("a.t_2013_01",)) == [(1, True)]
+        assert warehouse.run(keys, (kept,)) == [(0, None)]
+        warehouse.run("DELETE FROM a.dim WHERE v = 'y'")
+        assert warehouse.run("SELECT DISTINCT v FROM a.t") == [("x",)]
+
+    def test_a_dimension_row_that_is_gone(self, pipe, warehouse18):
+        """The version no longer fits: said, and nothing changed."""
+        warehouse18.run("CREATE TABLE a.dim (v text PRIMARY KEY)")
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.source.run("UPDATE t SET v = 'x'")
+        load = pipe.load(JANUARY, FEBRUARY)
+        warehouse18.run(
+            "INSERT INTO a.dim VALUES ('x'); ALTER TABLE a.t ADD FOREIGN KEY (v) REFERENCES a.dim"
+        )
+        with pytest.raises(ContractError, match="foreign key"):
+            rolled_back(pipe, load)
+        assert pipe.state(load.load_id) == "published"
+
+    def test_a_foreign_key_that_the_target_no_longer_has(self, pipe, warehouse18):
+        warehouse18.run(
+            "CREATE TABLE a.dim (v text PRIMARY KEY); INSERT INTO a.dim VALUES ('x');"
+            "ALTER TABLE a.t ADD FOREIGN KEY (v) REFERENCES a.dim"
+        )
+        pipe.source.run("UPDATE t SET v = 'x'")
+        pipe.load(JANUARY, FEBRUARY)
+        load = pipe.load(JANUARY, FEBRUARY)
+        warehouse18.run("ALTER TABLE a.t DROP CONSTRAINT t_v_fkey; DROP TABLE a.dim")
+        log = RecordedEvents()
+        rolled_back(pipe, load, log=log)
+        assert "a foreign key that the target no longer has was not given back" in log.names()
+
+    def test_a_default_partition(self, source, warehouse):
+        pipe = simple(source, warehouse)
+        warehouse.run(
+            "CREATE TABLE a.rest PARTITION OF a.t DEFAULT; INSERT INTO a.rest VALUES (-1, '1999-01-01', 'old')"
+        )
+        fill(source, JANUARY, FEBRUARY, 30)
+        before, load = twice(pipe)
+        rolled_back(pipe, load)
+        assert pipe.rows() == before
+
+
+def test_nothing_is_scanned_under_the_lock(pipe, warehouse18):
+    """The CHECK that was added aside says what ATTACH would look for."""
+    _, load = twice(pipe)
+    notices = []
+    with connect(warehouse18.endpoint()) as connection:
+        connection.execute("SET client_min_messages = debug1")
+        connection.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+        rollback(
+            connection,
+            load.load_id,
+            "x",
+            "ada",
+            options=RollbackOptions(),
+            stop=threading.Event(),
+            log=RecordedEvents(),
+        )
+    assert any("implied by existing constraints" in notice for notice in notices)
+    attaching = notices.index(next(n for n in notices if "implied by existing" in n))
+    assert not any("verifying table" in notice for notice in notices[attaching:])
+
+
+@pytest.mark.parametrize("name", ["a.t", "a.t_2013_01", "a.rest"])
+def test_a_reader_in_the_way(pipe, warehouse18, name):
+    """Named when the deadline passes, and nothing changed; once it ends, the rollback goes through."""
+    warehouse18.run("CREATE TABLE a.rest PARTITION OF a.t DEFAULT")
+    before, load = twice(pipe)
+    was = everything(pipe)
+    with reader(warehouse18, f"SELECT count(*) FROM {name}") as session:
+        with pytest.raises(LockBudgetExceeded) as raised:
+            rolled_back(pipe, load, **SHORT)
+        assert f"pid {session.info.backend_pid}" in str(raised.value)
+        assert everything(pipe) == was
+    rolled_back(pipe, load, **SHORT)
+    assert pipe.rows() == before
+
+
+def test_a_reader_of_the_version_that_comes_back(pipe, warehouse18):
+    before, load = twice(pipe)
+    with (
+        reader(warehouse18, f"SELECT count(*) FROM {load.partitions[0].previous}") as session,
+        pytest.raises(LockBudgetExceeded, match=f"pid {session.info.backend_pid}"),
+    ):
+        rolled_back(pipe, load, **SHORT)
+    rolled_back(pipe, load, **SHORT)
+    assert pipe.rows() == before
+
+
+def test_it_goes_on_until_the_reader_has_ended(pipe, warehouse18):
+    """Other readers get through between its attempts."""
+    before, load = twice(pipe)
+    log = RecordedEvents()
+    with ExitStack() as stack:
+        stack.enter_context(reader(warehouse18, "SELECT count(*) FROM a.t"))
+        blocking = stack.pop_all()
+        with in_background(lambda: rolled_back(pipe, load, log=log)) as rolling, blocking:
+            wait_until(lambda: "waiting for locks" in log.names(), "the reader is in the way")
+            assert pipe.warehouse.value("SELECT count(*) FROM a.t") == 31
+    rolling.result()
+    assert pipe.rows() == before
+
+
+def test_a_session_killed_at_the_exchange(pipe, warehouse18):
+    """Nothing changed for readers or ledger, and the next rollback goes through."""
+    before, load = twice(pipe)
+    was = everything(pipe)
+    warehouse18.run(
+        "CREATE FUNCTION public.die() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF current_query() LIKE '%DETACH PARTITION%' THEN PERFORM pg_terminate_backend(pg_backend_pid());"
+        " END IF; END $$;"
+        "CREATE EVENT TRIGGER die ON ddl_command_end EXECUTE FUNCTION public.die()"
+    )
+    with pytest.raises(TransientError):
+        rolled_back(pipe, load)
+    warehouse18.run("DROP FUNCTION public.die CASCADE")
+    assert everything(pipe) == was
+    rolled_back(pipe, load)
+    assert pipe.rows() == before
+
+
+def test_a_stop_while_waiting(pipe, warehouse18):
+    _, load = twice(pipe)
+    stop = threading.Event()
+    with (
+        reader(warehouse18, "SELECT count(*) FROM a.t"),
+        pytest.raises(Stopped, match="nothing was changed"),
+    ):
+        rolled_back(pipe, load, stop=stop, log=lambda event, **_: stop.set())
+
+
+def test_what_was_taken_back_is_kept_and_cleaned(pipe):
+    """For keep_previous from the rollback on, then it goes like any other version."""
+    before, load = twice(pipe)
+    pipe.warehouse.run(
+        "UPDATE etl.load_partitions SET published_at = published_at - interval '30 days'"
+    )
+    kept = rolled_back(pipe, load).kept["a.t_2013_01"].removeprefix("etl_staging.")
+    done = cleaned(pipe)
+    assert (done.dropped, done.unregistered) == ((), ())
+    assert pipe.left_in_staging() == {kept}
+    assert [item.table.name for item in cleaned(pipe, keep_versions=0).dropped] == [kept]
+    assert pipe.rows() == before
+
+
+def test_what_was_taken_back_goes_after_the_next_publish(pipe):
+    """keep_versions counts it."""
+    _, load = twice(pipe)
+    rolled_back(pipe, load)
+    again = pipe.load(JANUARY, FEBRUARY)
+    assert pipe.left_in_staging() == {again.partitions[0].previous.removeprefix("etl_staging.")}
+    rolled_back(pipe, again)
+
+
+def test_a_twin_again(source, warehouse):
+    """Statistics, triggers, comments and names of a partition of many parts are as before the load."""
+    pipe = simple(source, warehouse)
+    fill(source, JANUARY, FEBRUARY, 30)
+    pipe.load(JANUARY, FEBRUARY)
+    warehouse.run(
+        "CREATE STATISTICS a.both (dependencies) ON id, v FROM a.t_2013_01;"
+        "CREATE STATISTICS a.all_of_them (ndistinct) ON id, v FROM a.t;"
+        "CREATE INDEX own ON a.t_2013_01 (lower(v)); COMMENT ON TABLE a.t_2013_01 IS 'mine'"
+    )
+    queries = (
+        "SELECT stxnamespace::regnamespace::text, stxname::text FROM pg_statistic_ext WHERE stxrelid = 'a.t_2013_01'::regclass ORDER BY 2",
+        "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'a.t_2013_01'::regclass ORDER BY 1",
+        "SELECT obj_description('a.t_2013_01'::regclass)",
+        "SELECT conname::text, contype::text FROM pg_constraint WHERE conrelid = 'a.t_2013_01'::regclass ORDER BY 1",
+    )
+    before = [warehouse.run(query) for query in queries]
+    for _ in range(2):
+        source.run("UPDATE t SET v = v || '.'")
+        rolled_back(pipe, pipe.load(JANUARY, FEBRUARY))
+        assert [warehouse.run(query) for query in queries] == before
+    assert pipe.load(JANUARY, FEBRUARY).rows_inserted == 30
+
+
+def test_beside_a_publish_of_the_same_window(pipe):
+    """Whichever is first, no rows are lost in silence: the later load stands, or the older version does."""
+    before, load = twice(pipe)
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    with (
+        in_background(lambda: pipe.publish(manifest)) as publishing,
+        in_background(lambda: rolled_back(pipe, load)) as rolling,
+    ):
+        wait_until(lambda: publishing.done() and rolling.done(), "both end")
+    if publishing.exception() is None:
+        assert pipe.rows() != before
+    else:
+        assert rolling.exception() is None
+        assert pipe.rows() == before
