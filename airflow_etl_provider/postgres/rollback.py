@@ -572,10 +572,15 @@ class _Rollback:
         steps = statements.script([step for one in found for step in self._steps(one)])
         locked = time.monotonic()
         with connection.transaction():
+            # Every publish locks its stream first: none comes between the look at later loads and the swap.
+            connection.execute(
+                queries("rollback")["hold_streams"], {"target": str(self._target.name)}
+            )
             stream = lock_stream(connection, self._load.stream)
             load = _require(connection, load_id, self._options, lock=True)
             if load.state is LoadState.ROLLED_BACK:
                 return _already(connection, load)
+            self._refuse_later(found)
             moved = self._record(found, stream)
             locks = locking.in_order(
                 connection,
@@ -631,7 +636,7 @@ class _Rollback:
         return bool(above)
 
     def _require_unmoved(self, found: Sequence[_Return]) -> None:
-        """Under the locks: current and previous versions are those that were looked at, and no load came between."""
+        """Under the locks: current and previous versions are those that were looked at."""
         attached = {
             part.table: part.oid for part in read_partitions(self._connection, self._target)
         }
@@ -647,7 +652,6 @@ class _Rollback:
                     "was being rolled back",
                     remedy="roll back again: it looks at the table anew",
                 )
-        self._refuse_later(found)
 
     def _steps(self, found: _Return) -> list[sql.Composable]:
         """The catalog changes for one partition, in order; written before any lock is taken."""

@@ -27,6 +27,9 @@ WHERE mine.load_id = %(load_id)s AND l.state = 'published' AND l.strategy <> 'sw
            ELSE true END
 ORDER BY l.published_at DESC LIMIT 1
 
+-- name: hold_streams
+SELECT stream FROM etl.streams WHERE target = %(target)s ORDER BY stream FOR UPDATE
+
 -- name: mark
 UPDATE etl.loads SET state = 'rolled_back', error = %(why)s WHERE load_id = %(load_id)s AND state = 'published'
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from psycopg import sql
 
 from airflow_etl_provider.core.errors import CatalogError, EtlError, ShrinkBrake
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.postgres.clean import CleanOptions, clean
+from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
+from airflow_etl_provider.postgres.session import connect
+from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import APRIL, FEBRUARY, JANUARY, MARCH, Pipeline, fill, simple
 
 #: What can be said about a table apart from its own name and bounds.
@@ -428,6 +434,21 @@ def test_hostile_identifiers_everywhere(source, warehouse):
         pipe.load(JANUARY, FEBRUARY)
     pipe.load(JANUARY, APRIL)
     assert pipe.rows() == pipe.source_rows()
+    load = pipe.load(JANUARY, MARCH)
+    with connect(warehouse.endpoint()) as connection:
+        warehouse.run(
+            sql.SQL("ALTER TABLE {} ADD {} text COLLATE {} DEFAULT {}").format(
+                target, sql.Identifier('n%s"{}'), sql.Identifier("C"), sql.Literal("'%s{}")
+            )
+        )
+        stop, log = threading.Event(), RecordedEvents()
+        options = RollbackOptions()
+        done = rollback(connection, load.load_id, "%s", "{}", options=options, stop=stop, log=log)
+        assert len(done.kept) == 2
+        cleaned = clean(connection, CleanOptions(keep_versions=0), stop=stop, log=log)
+    assert {str(item.table) for item in cleaned.dropped} >= set(done.kept.values())
+    assert (cleaned.busy, cleaned.unregistered) == ((), ())
+    assert len(pipe.rows()) == len(pipe.source_rows())
     assert warehouse.value("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
 
 
