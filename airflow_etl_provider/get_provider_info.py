@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_GUIDE = "https://pypi.org/project/airflow-etl-provider/"
+_GUIDE = "https://www.postgresql.org/docs/current/ddl-partitioning.html"
 
 
 def get_provider_info() -> dict[str, Any]:
