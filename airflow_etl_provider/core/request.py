@@ -162,7 +162,7 @@ class ExtractRequest:
         version beside the older one; a table that is read whole has no such bound.
         """
         return self.mode in (WindowMode.INTERVAL, WindowMode.WATERMARK) and (
-            self.kind is Kind.EVENTS or self.cursor in self.keys or self._sends_cursor
+            self.kind is Kind.EVENTS or self.target_cursor in self.keys or self._sends_cursor
         )
 
     @property

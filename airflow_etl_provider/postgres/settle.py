@@ -98,7 +98,7 @@ class Settling:
         self._options = options
         self._timezone = timezone
         self._earlier = earlier
-        self._since = datetime.now(UTC)
+        self._since: datetime | None = None
         self._give_up = (
             None
             if options.patience is None
@@ -380,7 +380,8 @@ class Settling:
         :param high: the bound that they were noted for.
         """
         started: str = scalar(self._connection, queries("settle")["started"])
-        since = self._since
+        # From the first wait for transactions on, whatever was waited for the clock before.
+        since = self._since = self._since or datetime.now(UTC)
         if above is not None:
             noted = [t for t in noted if not self._began_above(t, above)]
         numbers = {transaction.number for transaction in noted}

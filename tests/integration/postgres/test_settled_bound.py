@@ -86,6 +86,22 @@ def test_an_interval_waits_for_a_transaction_from_before_its_end(
     assert pipe.rows() == pipe.source_rows()
 
 
+def test_the_wait_for_the_clock_does_not_count_against_the_timeout(
+    source18: Any, warehouse18: Any
+) -> None:
+    """Rule A2: the timeout begins when the window could be settled, not while the clock is on its way."""
+    pipe = entities(source18, warehouse18)
+    pipe.settle = SettleOptions(margin=timedelta(seconds=1.5), timeout=timedelta(seconds=1))
+    with source18.connect() as slow:
+        slow.execute("BEGIN; INSERT INTO t (id) VALUES (1)")
+        end = datetime.now(UTC) + timedelta(milliseconds=20)
+        wait_until(lambda: datetime.now(UTC) > end, "the end of the interval")
+        with in_background(lambda: pipe.load(end - timedelta(days=1), end)) as loading:
+            wait_until(lambda: waits(pipe), "the wait for the open transaction")
+            slow.execute("COMMIT")
+        assert loading.result().rows_inserted == 1
+
+
 def test_a_transaction_that_began_above_the_interval_is_not_waited_for(
     source18: Any, warehouse18: Any
 ) -> None:
