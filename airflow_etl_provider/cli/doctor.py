@@ -10,6 +10,7 @@ from typing import Any
 from airflow_etl_provider.cli.answer import FINDING, OK, Answer
 from airflow_etl_provider.cli.warehouse import endpoint_of
 from airflow_etl_provider.core.errors import EtlError
+from airflow_etl_provider.core.names import quoted
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.ledger import LEDGER_VERSION
@@ -149,7 +150,7 @@ def _ledger(connection: Connection, server: dict[str, Any]) -> Iterator[Check]:
             "there is none (schema etl)",
             "the first load makes it"
             if server["may_create"]
-            else f"GRANT CREATE ON DATABASE {server['database']} TO {server['role']}, or let an owner run "
+            else f"GRANT CREATE ON DATABASE {quoted(server['database'])} TO {quoted(server['role'])}, or let an owner run "
             "the files ledger_v*.sql in airflow_etl_provider/postgres/sql in their order",
         )
         return
@@ -162,8 +163,8 @@ def _ledger(connection: Connection, server: dict[str, Any]) -> Iterator[Check]:
             "ledger rights",
             "finding",
             f"role {server['role']} lacks {lacks}",
-            f"GRANT USAGE, CREATE ON SCHEMA etl, etl_staging TO {server['role']}; GRANT SELECT, INSERT, UPDATE, "
-            f"DELETE ON ALL TABLES IN SCHEMA etl TO {server['role']}",
+            f"GRANT USAGE, CREATE ON SCHEMA etl, etl_staging TO {quoted(server['role'])}; GRANT SELECT, INSERT, UPDATE, "
+            f"DELETE ON ALL TABLES IN SCHEMA etl TO {quoted(server['role'])}",
         )
         return
     version = scalar(connection, queries("rewind")["version"])

@@ -34,7 +34,7 @@ from airflow_etl_provider.core.load import (
     Strategy,
     StreamPosition,
 )
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import Session
 from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres.catalog import scalar
@@ -134,7 +134,7 @@ def _upgrade(connection: psycopg.Connection[Any], label: str) -> int:
             ) from None
         raise CatalogError(
             f"the ledger (schemas etl and etl_staging) is missing on {label} and role {user} may not create it",
-            remedy=f"GRANT CREATE ON DATABASE {database} TO {user}; or let an owner run "
+            remedy=f"GRANT CREATE ON DATABASE {quoted(database)} TO {quoted(user)}; or let an owner run "
             "airflow_etl_provider/postgres/sql/ledger_v1.sql and the versions after it once, and grant both "
             "schemas to the role",
         ) from None

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
 from airflow_etl_provider.core.load import Manifest, PartitionRange
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.partition import PartitionSpec, Period
 from airflow_etl_provider.core.window import Interval, bound_text
 from airflow_etl_provider.postgres import statements
@@ -339,7 +339,7 @@ def refuse_unswappable(connection: psycopg.Connection[Any], target: Table) -> No
         user = connection.info.user
         raise CatalogError(
             f"role {user} does not own {target.name}, and only its owner may attach partitions",
-            remedy=f"ALTER TABLE {target.name} OWNER TO {user}, or GRANT the owner's role TO {user}",
+            remedy=f"ALTER TABLE {target.name} OWNER TO {quoted(user)}, or GRANT the owner's role TO {quoted(user)}",
         )
     if missing_privileges(connection, target, ("SELECT",)):
         raise CatalogError(f"role {connection.info.user} may not read {target.name}")

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
+from airflow_etl_provider.core.names import quoted
 from airflow_etl_provider.core.ports import EventLog, Session, SourceColumn, SourceShape, Stop
 from airflow_etl_provider.core.settle import Settled, SettleOptions, Wait
 from airflow_etl_provider.core.window import Nulls, Window
@@ -61,7 +62,7 @@ class PostgresSource:
             ):
                 raise CatalogError(
                     f"role {connection.info.user} may not read {self.relation} on {self.endpoint.label}",
-                    remedy=f"GRANT SELECT ON {self.relation} TO {connection.info.user}",
+                    remedy=f"GRANT SELECT ON {self.relation} TO {quoted(connection.info.user)}",
                 )
             return SourceShape(
                 name=self._name,
