@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg.rows import dict_row
@@ -18,13 +19,28 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.errors import ConfigurationError, LockBudgetExceeded, Stopped
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.postgres.catalog import Table, read_partitions, scalar
+from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.statements import lock
 
 _PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
 _REPORT_EVERY = 30.0
 
 Result = TypeVar("Result")
+
+
+class Relation(Protocol):
+    """A table as the server knows it."""
+
+    @property
+    def name(self) -> TableName: ...
+
+    @property
+    def oid(self) -> int: ...
+
+
+class PartitionMoved(Exception):
+    """A partition is no longer the one that an attempt was made for."""
 
 
 def require_budget(connection: psycopg.Connection[Any], budget: timedelta) -> None:
@@ -73,6 +89,8 @@ def in_attempts(
             blocked_by = blockers()
         except psycopg.errors.DeadlockDetected:
             blocked_by = "a deadlock, which the server resolved at our expense"
+        except PartitionMoved as moved:
+            blocked_by = str(moved)
         now = time.monotonic()
         if now >= until:
             raise LockBudgetExceeded(
@@ -98,31 +116,45 @@ def limit(connection: psycopg.Connection[Any], until: float) -> None:
 
 def in_order(
     connection: psycopg.Connection[Any],
-    target: Table,
+    parents: Sequence[tuple[Relation, str]],
     *,
-    parent_mode: str,
     replaced: Sequence[TableName],
     new: Sequence[TableName],
     dimensions_first: bool,
 ) -> list[tuple[TableName, str]]:
-    """All locks: parent, *replaced* partitions by bound, DEFAULT, *new*, and what foreign keys refer to.
+    """All locks: *parents* (each with its mode), *replaced* partitions, DEFAULT, *new*, and what foreign keys
+    refer to.
 
     Those come before the others or after them, by turns: readers lock in the order of their own FROM,
     so no one order always works.
     """
-    locks = [(target.name, parent_mode)]
+    locks = [(parent.name, mode) for parent, mode in parents]
     locks += [(table, "ACCESS EXCLUSIVE") for table in replaced]
     locks += [
-        (partition.table, "ACCESS EXCLUSIVE")
-        for partition in read_partitions(connection, target)
-        if partition.is_default
+        (table, "ACCESS EXCLUSIVE")
+        for parent, _ in parents
+        for table, _ in _defaults(connection, parent.oid)
+        if table not in replaced
     ]
     locks += [(table, "ACCESS EXCLUSIVE") for table in new]
-    dimensions = [(table, "ACCESS EXCLUSIVE") for table, _ in _dimensions(connection, target)]
-    return [*dimensions, *locks] if dimensions_first else [*locks, *dimensions]
+    dimensions = {
+        table: "ACCESS EXCLUSIVE"
+        for parent, _ in parents
+        for table, _ in _dimensions(connection, parent)
+    }
+    known = sorted(dimensions.items(), key=lambda lock: str(lock[0]))
+    return [*known, *locks] if dimensions_first else [*locks, *known]
 
 
-def _dimensions(connection: psycopg.Connection[Any], target: Table) -> list[tuple[TableName, int]]:
+def _defaults(connection: psycopg.Connection[Any], oid: int) -> list[tuple[TableName, int]]:
+    """The DEFAULT partition of a parent; one query, however many partitions there are."""
+    rows = connection.execute(queries("catalog")["default_partition"], {"oid": oid}).fetchall()
+    return [(TableName(schema, name), found) for schema, name, found in rows]
+
+
+def _dimensions(
+    connection: psycopg.Connection[Any], target: Relation
+) -> list[tuple[TableName, int]]:
     """The tables that the target's foreign keys refer to; ATTACH locks them."""
     rows = connection.execute(
         queries("catalog")["referenced_tables"], {"oid": target.oid}
@@ -130,14 +162,41 @@ def _dimensions(connection: psycopg.Connection[Any], target: Table) -> list[tupl
     return [(TableName(schema, name), oid) for schema, name, oid in rows]
 
 
-def blockers(connection: psycopg.Connection[Any], target: Table, tables: Sequence[int]) -> str:
-    """Who holds locks on *target* and *tables* (oids), as a person would tell a colleague."""
-    oids = [
+def _oids(
+    connection: psycopg.Connection[Any], target: Relation, tables: Sequence[int]
+) -> list[int]:
+    """Whatever an exchange of *tables* (oids) locks."""
+    return [
         target.oid,
         *tables,
-        *(part.oid for part in read_partitions(connection, target) if part.is_default),
+        *(oid for _, oid in _defaults(connection, target.oid)),
         *(oid for _, oid in _dimensions(connection, target)),
     ]
+
+
+def ask_autovacuum_to_leave(
+    connection: psycopg.Connection[Any], target: Relation, tables: Sequence[int]
+) -> None:
+    """Make autovacuum workers on these tables give way, which they do only after ``deadlock_timeout``.
+
+    They would outlast every attempt whose budget is shorter. The lock asked for stops neither readers nor
+    writers, and is let go at once; a vacuum against wraparound does not yield, and is named as a blocker.
+    """
+    found = connection.execute(
+        queries("catalog")["autovacuumed"], {"oids": _oids(connection, target, tables)}
+    ).fetchall()
+    for schema, name in found:
+        with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
+            connection.execute(
+                "SELECT set_config('lock_timeout', (setting::int + 2000)::text, true)"
+                " FROM pg_settings WHERE name = 'deadlock_timeout'"
+            )
+            connection.execute(lock(TableName(schema, name), "SHARE UPDATE EXCLUSIVE"))
+
+
+def blockers(connection: psycopg.Connection[Any], target: Relation, tables: Sequence[int]) -> str:
+    """Who holds locks on *target* and *tables* (oids), as a person would tell a colleague."""
+    oids = _oids(connection, target, tables)
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(queries("catalog")["blockers"], {"oids": oids}).fetchall()
     return (

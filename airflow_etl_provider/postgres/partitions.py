@@ -23,8 +23,16 @@ from airflow_etl_provider.postgres.catalog import (
     scalar,
 )
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.locking import Relation
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
+
+#: Releases before 14.14, 15.9, 16.5 and 17.1 could lose the triggers of foreign keys with DETACH.
+_LOSES_FOREIGN_KEYS = frozenset(
+    major * 10000 + minor
+    for major, mended in ((14, 14), (15, 9), (16, 5), (17, 1))
+    for minor in range(mended)
+)
 
 
 def expected_partitions(
@@ -282,37 +290,53 @@ def exclude_from_default(
     *,
     lock_timeout_ms: int,
 ) -> None:
-    """Let the DEFAULT partition's constraints say that it holds no row of *wanted*.
+    """Let the DEFAULT partition's constraints say that it holds no row of *wanted*."""
+    keep_out_of_default(
+        connection,
+        target,
+        [(statements.excluding_name(part), statements.holds(column, part)) for part in wanted],
+        lock_timeout_ms=lock_timeout_ms,
+    )
+
+
+def keep_out_of_default(
+    connection: psycopg.Connection[Any],
+    parent: Relation,
+    conditions: Sequence[tuple[str, sql.Composable]],
+    *,
+    lock_timeout_ms: int,
+) -> None:
+    """Let the DEFAULT partition's constraints, each with its name, say that no row of it fulfils *conditions*.
 
     ATTACH would otherwise scan it under its lock. The constraint is added without a scan, under a lock of
     an instant, and validated under one that stops nobody; it stays, since the partitions do. An empty
     DEFAULT needs none.
     """
-    for partition in read_partitions(connection, target):
-        if not partition.is_default or not partition.is_leaf:
-            continue
-        filled = scalar(
-            connection,
-            sql.SQL("SELECT EXISTS (SELECT FROM {})").format(statements.ident(partition.table)),
+    found = connection.execute(
+        queries("catalog")["default_partition"], {"oid": parent.oid}
+    ).fetchall()
+    for schema, table_name, oid in found:
+        table = TableName(schema, table_name)
+        is_leaf = scalar(
+            connection, "SELECT relkind = 'r' FROM pg_class WHERE oid = %(oid)s", {"oid": oid}
         )
-        for part in wanted if filled else ():
-            name = statements.excluding_name(part)
-            known = {
-                "schema": partition.table.schema,
-                "name": partition.table.name,
-                "constraint": name,
-            }
+        filled = is_leaf and scalar(
+            connection, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(statements.ident(table))
+        )
+        for name, condition in conditions if filled else ():
+            known = {"schema": schema, "name": table_name, "constraint": name}
             if not scalar(connection, queries("catalog")["has_constraint"], known):
                 with connection.transaction():
                     connection.execute(
                         "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
                     )
-                    connection.execute(statements.excluding_check(partition.table, column, part))
-            connection.execute(statements.validate_constraint(partition.table, name))
+                    connection.execute(statements.excluding_check(table, name, condition))
+            connection.execute(statements.validate_constraint(table, name))
 
 
-def refuse_unswappable(connection: psycopg.Connection[Any], target: Table) -> None:
-    """:raises CatalogError: no partition of *target* can be exchanged by this role, or at all."""
+def obstacles(connection: psycopg.Connection[Any], target: Table) -> list[CatalogError]:
+    """Why no partition of *target* can be exchanged by this role, or at all; with what would help."""
+    found = []
     referencing = [
         row[0]
         for row in connection.execute(
@@ -320,26 +344,49 @@ def refuse_unswappable(connection: psycopg.Connection[Any], target: Table) -> No
         )
     ]
     if referencing:
-        raise CatalogError(
-            f"{', '.join(referencing)} reference {target.name} by foreign key: PostgreSQL lets no "
-            "referenced partition be detached",
-            remedy=f"drop those foreign keys, or load {target.name} by another way than swap",
+        found.append(
+            CatalogError(
+                f"{', '.join(referencing)} reference {target.name} by foreign key: PostgreSQL lets no "
+                "referenced partition be detached",
+                remedy=f"drop those foreign keys, or load {target.name} by another way than swap",
+            )
         )
     published = [
         row[0]
         for row in connection.execute(queries("catalog")["publications"], {"oid": target.oid})
     ]
     if published:
-        raise CatalogError(
-            f"{target.name} is in publication {', '.join(published)}: subscribers would not see a swap",
-            remedy="take it out of the publication, or load it by another way than swap",
+        found.append(
+            CatalogError(
+                f"{target.name} is in publication {', '.join(published)}: subscribers would not see a swap",
+                remedy="take it out of the publication, or load it by another way than swap",
+            )
         )
-    owner = scalar(connection, queries("catalog")["may_own"], {"oid": target.oid})
-    if not owner:
+    if not scalar(connection, queries("catalog")["may_own"], {"oid": target.oid}):
         user = connection.info.user
-        raise CatalogError(
-            f"role {user} does not own {target.name}, and only its owner may attach partitions",
-            remedy=f"ALTER TABLE {target.name} OWNER TO {quoted(user)}, or GRANT the owner's role TO {quoted(user)}",
+        found.append(
+            CatalogError(
+                f"role {user} does not own {target.name}, and only its owner may attach partitions",
+                remedy=f"ALTER TABLE {target.name} OWNER TO {quoted(user)}, or GRANT the owner's role TO {quoted(user)}",
+            )
         )
     if missing_privileges(connection, target, ("SELECT",)):
-        raise CatalogError(f"role {connection.info.user} may not read {target.name}")
+        found.append(CatalogError(f"role {connection.info.user} may not read {target.name}"))
+    minor = connection.info.server_version
+    if minor in _LOSES_FOREIGN_KEYS and scalar(
+        connection, queries("catalog")["refers_to_partitioned"], {"oid": target.oid}
+    ):
+        found.append(
+            CatalogError(
+                f"this release of the server ({minor // 10000}.{minor % 10000}) may leave a detached partition without "
+                f"its foreign keys, and {target.name} refers to a partitioned table",
+                remedy="upgrade the server to its latest minor release, or load by another way than swap",
+            )
+        )
+    return found
+
+
+def refuse_unswappable(connection: psycopg.Connection[Any], target: Table) -> None:
+    """:raises CatalogError: no partition of *target* can be exchanged by this role, or at all."""
+    for obstacle in obstacles(connection, target):
+        raise obstacle

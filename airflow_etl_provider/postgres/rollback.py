@@ -325,6 +325,9 @@ class _Rollback:
         looked_at[:] = self._returns()
         for found in looked_at:
             self._prepare(found)
+        locking.ask_autovacuum_to_leave(
+            self._connection, self._target, [found.current.oid for found in looked_at]
+        )
         return self._exchange(looked_at, dimensions_first=number % 2 == 1)
 
     # -- before the locks -------------------------------------------------------------------------
@@ -448,7 +451,9 @@ class _Rollback:
             if not scalar(connection, queries("catalog")["has_constraint"], known):
                 with connection.transaction():
                     connection.execute(
-                        statements.bound_check(found.previous, column, found.range)
+                        statements.bound_check(
+                            found.previous, statements.holds(column, found.range)
+                        )
                         + sql.SQL(" NOT VALID")
                     )
             self._validate(found.previous, statements.BOUND_CHECK)
@@ -584,8 +589,7 @@ class _Rollback:
             moved = self._record(found, stream)
             locks = locking.in_order(
                 connection,
-                self._target,
-                parent_mode="ACCESS EXCLUSIVE",
+                [(self._target, "ACCESS EXCLUSIVE")],
                 replaced=[one.current.table for one in found],
                 new=[one.previous for one in found],
                 dimensions_first=dimensions_first,

@@ -204,30 +204,33 @@ def comment(table: TableName, text: str) -> sql.Composed:
     return sql.SQL("COMMENT ON TABLE {} IS {}").format(ident(table), sql.Literal(text))
 
 
-def bound_check(table: TableName, column: str, partition: PartitionRange) -> sql.Composed:
+def holds(column: str, partition: PartitionRange) -> sql.Composed:
+    """Which rows belong into a partition by RANGE, as its bound says it."""
+    return sql.SQL("{} IS NOT NULL AND {}").format(
+        sql.Identifier(column), in_range(column, partition.low, partition.high)
+    )
+
+
+def bound_check(table: TableName, condition: sql.Composable) -> sql.Composed:
     """The CHECK that lets ATTACH skip its scan: it says what the partition's bound says."""
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} IS NOT NULL AND {})").format(
-        ident(table),
-        sql.Identifier(BOUND_CHECK),
-        sql.Identifier(column),
-        in_range(column, partition.low, partition.high),
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({})").format(
+        ident(table), sql.Identifier(BOUND_CHECK), condition
     )
 
 
 def excluding_name(partition: PartitionRange) -> str:
     """The name of the constraint that keeps *partition*'s rows out of DEFAULT, the same for the same bounds."""
-    text = f"{partition.low} {partition.high}".encode()
-    return f"etl_not_{hashlib.blake2s(text, digest_size=8).hexdigest()}"
+    return excluding_name_of(f"{partition.low} {partition.high}")
 
 
-def excluding_check(table: TableName, column: str, partition: PartitionRange) -> sql.Composed:
-    return sql.SQL(
-        "ALTER TABLE {} ADD CONSTRAINT {} CHECK (NOT ({} IS NOT NULL AND {})) NOT VALID"
-    ).format(
-        ident(table),
-        sql.Identifier(excluding_name(partition)),
-        sql.Identifier(column),
-        in_range(column, partition.low, partition.high),
+def excluding_name_of(bound: str) -> str:
+    return f"etl_not_{hashlib.blake2s(bound.encode(), digest_size=8).hexdigest()}"
+
+
+def excluding_check(table: TableName, name: str, condition: sql.Composable) -> sql.Composed:
+    """The CHECK that says of DEFAULT that it holds no such row."""
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK (NOT ({})) NOT VALID").format(
+        ident(table), sql.Identifier(name), condition
     )
 
 
@@ -237,9 +240,21 @@ def validate_constraint(table: TableName, name: str) -> sql.Composed:
     )
 
 
+def range_clause(partition: PartitionRange) -> sql.Composed:
+    """What ATTACH says of a partition by RANGE."""
+    return sql.SQL("FOR VALUES FROM ({}) TO ({})").format(
+        sql.Literal(partition.low), sql.Literal(partition.high)
+    )
+
+
 def attach(parent: TableName, child: TableName, partition: PartitionRange) -> sql.Composed:
-    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
-        ident(parent), ident(child), sql.Literal(partition.low), sql.Literal(partition.high)
+    return attach_as(parent, child, range_clause(partition))
+
+
+def attach_as(parent: TableName, child: TableName, clause: sql.Composable) -> sql.Composed:
+    """*clause* is ``FOR VALUES …`` or ``DEFAULT``."""
+    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
+        ident(parent), ident(child), clause
     )
 
 

@@ -3,7 +3,7 @@ it replaces has of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,19 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from airflow_etl_provider.core.load import PartitionRange
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.postgres import statements
-from airflow_etl_provider.postgres.catalog import Partition, Table, scalar
+from airflow_etl_provider.postgres.catalog import Partition, scalar
+from airflow_etl_provider.postgres.locking import Relation
 from airflow_etl_provider.postgres.queries import queries
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The table that a partition hangs on: the target, or a partition of it that is partitioned itself."""
+
+    name: TableName
+    oid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Index:
     of_parent: bool
 
 
-def parent_indexes(connection: psycopg.Connection[Any], parent: Table) -> list[Index]:
+def parent_indexes(connection: psycopg.Connection[Any], parent: Relation) -> list[Index]:
     """The indexes that every partition of *parent* has."""
     return _indexes(connection, queries("catalog")["parent_indexes"], {"oid": parent.oid}, True)
 
@@ -72,41 +80,55 @@ def working_name(table: TableName, number: int) -> str:
 def finish(
     connection: psycopg.Connection[Any],
     table: TableName,
-    part: PartitionRange,
-    parent: Table,
+    condition: sql.Composable,
+    parent: Relation,
     old: Partition | None,
     indexes: Sequence[Index],
+    *,
+    in_attempts: Callable[[Callable[[int], None]], None],
 ) -> None:
-    """Give *table* all that can be given before it is attached, in one transaction, then analyze it.
+    """Give *table* all that can be given before it is attached, then analyze it.
 
-    A try before this one may have done it: the bound's CHECK comes last and tells.
+    A try before this one may have done it, or a part of it: what is there is left as it is.
+
+    :param condition: which rows the partition's bound lets in.
+    :param in_attempts: runs what needs a lock on tables that foreign keys refer to, until it is granted.
     """
-    known = {
-        "schema": table.schema,
-        "name": table.name,
-        "constraint": statements.BOUND_CHECK,
-    }
-    if scalar(connection, queries("catalog")["has_constraint"], known):
-        return
-    foreign = connection.execute(queries("catalog")["foreign_keys"], {"oid": parent.oid}).fetchall()
-    with connection.transaction():
-        if old is not None:
-            params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
-            for (own,) in connection.execute(queries("twin")["before_attach"], params).fetchall():
-                connection.execute(own)
-        for number, index in enumerate(indexes):
-            for step in build_index(table, working_name(table, number), index):
-                connection.execute(step)
-        for name, definition in foreign:
-            connection.execute(add_constraint(table, name, definition))
-        connection.execute(statements.bound_check(table, parent.partition_columns[0], part))
+    known = {"schema": table.schema, "name": table.name}
+    has_constraint = queries("catalog")["has_constraint"]
+    if not scalar(connection, has_constraint, {**known, "constraint": statements.BOUND_CHECK}):
+        with connection.transaction():
+            if old is not None:
+                params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
+                own_steps = connection.execute(queries("twin")["before_attach"], params)
+                for (own,) in own_steps.fetchall():
+                    connection.execute(own)
+            for number, index in enumerate(indexes):
+                for step in build_index(table, working_name(table, number), index):
+                    connection.execute(step)
+            connection.execute(statements.bound_check(table, condition))
+    like = parent.oid if old is None else old.oid
+    foreign = connection.execute(queries("twin")["foreign_keys"], {"oid": like}).fetchall()
+    for name, definition in foreign:
+        if not scalar(connection, has_constraint, {**known, "constraint": name}):
+            # Added without a look at the rows, under a lock of an instant, which writers of the other
+            # table could hold up; checked under one that stops nobody.
+            step = add_constraint(table, name, f"{definition} NOT VALID")
+
+            def add(_: int, step: sql.Composed = step) -> None:
+                with connection.transaction():
+                    connection.execute("SET LOCAL lock_timeout = '300ms'")
+                    connection.execute(step)
+
+            in_attempts(add)
+        connection.execute(statements.validate_constraint(table, name))
     connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
 
 
 def last_touches(
     connection: psycopg.Connection[Any],
     old: Partition | None,
-    parent: Table,
+    parent: Relation,
     final: TableName,
     kept_suffix: str,
 ) -> list[sql.Composable]:

@@ -193,6 +193,10 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE con.conrelid = %(oid)s AND con.contype = 'f' AND con.conparentid = 0 AND con.confrelid <> con.conrelid
 ORDER BY 1, 2
 
+-- name: refers_to_partitioned
+SELECT EXISTS (SELECT FROM pg_constraint AS con JOIN pg_class AS c ON c.oid = con.confrelid
+               WHERE con.conrelid = %(oid)s AND con.contype = 'f' AND c.relkind = 'p')
+
 -- name: persistence
 SELECT c.relpersistence::text
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -202,8 +206,32 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 SELECT CASE WHEN pg_get_userbyid(relowner) <> current_user THEN pg_get_userbyid(relowner)::text END
 FROM pg_class WHERE oid = %(oid)s
 
+-- name: attached
+SELECT i.inhparent::bigint, n.nspname::text, c.relname::text, c.oid::bigint
+FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE i.inhparent = ANY (%(parents)s::oid[]) AND c.relname = ANY (%(names)s)
+
+-- name: default_partition
+SELECT n.nspname::text, c.relname::text, c.oid::bigint
+FROM pg_partitioned_table AS p JOIN pg_class AS c ON c.oid = p.partdefid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE p.partrelid = %(oid)s
+
+-- name: autovacuumed
+-- Tables that a background worker has locked; sessions of users have a usesysid.
+SELECT DISTINCT n.nspname::text, c.relname::text
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a ON a.pid = l.pid
+JOIN pg_class AS c ON c.oid = l.relation
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.relation = ANY (%(oids)s::oid[]) AND l.granted AND l.mode = 'ShareUpdateExclusiveLock'
+  AND a.usesysid IS NULL AND c.relkind = 'r'
+ORDER BY 1, 2
+
 -- name: blockers
-SELECT a.pid, a.usename::text AS "user", a.application_name AS application,
+SELECT a.pid, coalesce(a.usename::text, 'the server''s own') AS "user",
+       CASE WHEN a.usesysid IS NULL THEN coalesce(a.backend_type, 'autovacuum worker') ELSE a.application_name END
+           AS application,
        extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start))::float AS age_s,
        l.mode, l.relation::regclass::text AS relation, a.state
 FROM pg_locks AS l

@@ -74,6 +74,30 @@ SELECT s FROM (
                              WHERE a.attrelid = x.stxrelid AND a.attnum = ANY (x.stxkeys::int2[])))
 ) AS statements ORDER BY place
 
+-- name: foreign_keys
+-- Those of the table and those it has from its parent; not the rows that stand for partitions of what is referenced.
+SELECT con.conname::text AS name, regexp_replace(pg_get_constraintdef(con.oid), ' NOT VALID$', '') AS definition
+FROM pg_constraint AS con
+WHERE con.conrelid = %(oid)s AND con.contype = 'f'
+  AND NOT EXISTS (SELECT FROM pg_constraint AS of WHERE of.oid = con.conparentid AND of.conrelid = con.conrelid)
+ORDER BY con.conname
+
+-- name: columns_differ
+-- What ATTACH would refuse, with the name of the column.
+SELECT CASE WHEN n.attname IS NULL THEN format('column %%I was added', p.attname)
+            WHEN p.attname IS NULL THEN format('column %%I was dropped or renamed', n.attname)
+            WHEN n.attgenerated <> p.attgenerated THEN format('column %%I is generated otherwise', p.attname)
+            ELSE format('column %%I is now %%s, not %%s', p.attname, format_type(p.atttypid, p.atttypmod),
+                        format_type(n.atttypid, n.atttypmod)) END
+FROM (SELECT * FROM pg_attribute WHERE attrelid = %(parent)s AND attnum > 0 AND NOT attisdropped) AS p
+FULL JOIN (SELECT a.* FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+           JOIN pg_namespace AS s ON s.oid = c.relnamespace
+           WHERE s.nspname = %(schema)s AND c.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped) AS n
+     ON n.attname = p.attname
+WHERE (n.atttypid, n.atttypmod, n.attcollation, n.attgenerated)
+      IS DISTINCT FROM (p.atttypid, p.atttypmod, p.attcollation, p.attgenerated)
+ORDER BY 1
+
 -- name: problems
 -- What cannot follow, with the name of the thing.
 SELECT DISTINCT format('%%s %%s shows partition %%s by name and would go on showing the replaced rows',
