@@ -28,6 +28,7 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
 from airflow_etl_provider.core.partition import Every
+from airflow_etl_provider.core.publish import OnLockDeadline, OnOldSnapshot
 from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
@@ -430,7 +431,8 @@ class Target(_Model):
     strategy: Strategy = Field(
         default=Strategy.AUTO,
         description="how rows become visible: auto (chosen by kind and window), swap (events: whole "
-        "partitions are exchanged), delete_insert (events: the window's rows are replaced in place), "
+        "partitions are exchanged), swap_merge (partitions are built anew from what stays and the batch, and "
+        "exchanged), delete_insert (events: the window's rows are replaced in place), "
         "merge (entities: updated and inserted by key) or replace (the whole table is compared, and "
         "the difference written)",
     )
@@ -455,6 +457,25 @@ class Target(_Model):
         default=timedelta(minutes=30),
         description="how long a publish tries again before its task fails: seconds or ISO 8601",
         examples=["PT30M"],
+    )
+    on_lock_deadline: OnLockDeadline = Field(
+        default=OnLockDeadline.FAIL,
+        description="what follows then: fail, or merge to write in place, which waits for no reader",
+    )
+    old_snapshot_deadline: Wait = Field(
+        default=timedelta(minutes=30),
+        description="how long swap_merge waits for transactions that began before it built the partitions, and "
+        "would find them empty: seconds or ISO 8601",
+        examples=["PT30M"],
+    )
+    on_old_snapshot: OnOldSnapshot = Field(
+        default=OnOldSnapshot.FAIL,
+        description="what follows then: fail, or publish all the same",
+    )
+    readers_on_standby: Flag = Field(
+        default=False,
+        description="true where streaming standbys have readers, whom the replay of a swap stops or cancels: "
+        "auto then writes in place",
     )
     audit: Literal["required", "none"] = Field(
         default="required", description="required, or none to publish unaudited, which is recorded"

@@ -55,6 +55,10 @@ _MISFITS = {
         "swap exchanges partitions, which snapshots do not have",
         "write auto or replace",
     ),
+    (Kind.SNAPSHOTS, Strategy.SWAP_MERGE): (
+        "swap_merge would keep rows that the source no longer has",
+        "write auto or replace, or set kind: entities",
+    ),
     (Kind.SNAPSHOTS, Strategy.DELETE_INSERT): (
         "delete_insert replaces the rows of a window, which snapshots do not have",
         "write auto or replace",

@@ -42,7 +42,10 @@ from airflow_etl_provider.core.window import FULL, Nulls, Window, bound_text, re
 
 @dataclass(frozen=True, slots=True)
 class StagingPlan:
-    """How a batch will be staged: decided from both catalogs before anything is created."""
+    """How a batch will be staged: decided from both catalogs before anything is created.
+
+    ``logged`` is false where subscribers of the target's database would be sent the staged table.
+    """
 
     window: Window
     columns: tuple[Selected, ...]
@@ -51,6 +54,7 @@ class StagingPlan:
     staging: TableName
     partition_column: str | None
     partitions: tuple[PartitionRange, ...]
+    logged: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Strategy(StrEnum):
 
     AUTO = "auto"
     SWAP = "swap"
+    SWAP_MERGE = "swap_merge"
     DELETE_INSERT = "delete_insert"
     MERGE = "merge"
     REPLACE = "replace"

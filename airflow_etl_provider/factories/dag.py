@@ -169,6 +169,10 @@ def _load(
         keep_versions=target.keep_versions,
         lock_budget=target.lock_budget,
         lock_deadline=target.lock_deadline,
+        on_lock_deadline=target.on_lock_deadline.value,
+        old_snapshot_deadline=target.old_snapshot_deadline,
+        on_old_snapshot=target.on_old_snapshot.value,
+        readers_on_standby=target.readers_on_standby,
         audit=target.audit,
     )
     extract >> validate >> publish

@@ -9,6 +9,7 @@ from typing import Any
 from airflow_etl_provider.config.models import Pipeline, Stream
 from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.publish import REBUILD_ROWS, REBUILD_SHARE
 from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.window import humane
@@ -20,6 +21,7 @@ _KINDS = {
 }
 _STRATEGIES = {
     Strategy.SWAP: "whole partitions are built aside and exchanged",
+    Strategy.SWAP_MERGE: "touched partitions are built anew from what stays of them and the batch, and exchanged",
     Strategy.DELETE_INSERT: "the rows of the window are replaced in place",
     Strategy.MERGE: "rows are updated and inserted by key; a row that is gone from the source stays",
     Strategy.REPLACE: "the whole table is compared, and only the difference is written",
@@ -93,7 +95,7 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     yield f"| strategy | {_strategy(stream)} |"
     if Strategy.MERGE not in _strategies(stream):
         yield f"| stopped when | a publish would lose more than {target.max_shrink:.0%} of the rows it replaces |"
-    if Strategy.SWAP in _strategies(stream):
+    if {Strategy.SWAP, Strategy.SWAP_MERGE} & set(_strategies(stream)):
         yield f"| kept for a rollback | {target.keep_versions} replaced version(s) of each exchanged partition |"
     yield ""
     if source.query is not None:
@@ -202,6 +204,11 @@ def _strategy(stream: Stream) -> str:
     dropped = stream.selection.personal.get(stream.source.cursor or "") is Treatment.DROP
     if first is Strategy.MERGE and stream.window is not WindowMode.FULL and not dropped:
         what += f"; one whose `{stream.target_cursor}` is newer in the target is not overwritten"
+    if stream.target.strategy is Strategy.AUTO and stream.target.partition is not None:
+        what += (
+            f"; where at least {REBUILD_SHARE:.0%} of the rows of the touched partitions change (and "
+            f"{REBUILD_ROWS:,}), these are built anew and exchanged"
+        )
     return f"{stream.target.strategy}: {what}"
 
 

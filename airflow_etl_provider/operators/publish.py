@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk import BaseOperator
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, LoadState, Manifest, Published, Strategy
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.core.publish import (
+    OnLockDeadline,
+    OnOldSnapshot,
+    PublishOptions,
+    publish,
+)
 from airflow_etl_provider.core.watermark import follow
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
@@ -42,11 +48,14 @@ if TYPE_CHECKING:
 AUDITS = ("required", "none")
 _PASSED = ("passed", "warned")
 
+Choice = TypeVar("Choice", bound=StrEnum)
+
 
 class PartitionSwapOperator(BaseOperator):
     """Make an audited batch what readers see, in one short transaction.
 
-    ``swap`` builds whole partitions aside and exchanges them; ``delete_insert`` replaces the rows of a
+    ``swap`` builds whole partitions aside and exchanges them; ``swap_merge`` does so with what stays of
+    the old partitions and the batch; ``delete_insert`` replaces the rows of a
     window in place; ``merge`` updates and inserts by key; ``replace`` applies the difference between a
     snapshot and a small table. Data, ledger and coverage commit together, and the
     watermark Variable follows; a retry of what is already published does nothing. Returns what was
@@ -57,8 +66,9 @@ class PartitionSwapOperator(BaseOperator):
 
     :param batch: what validate (or, with ``audit="none"``, extract) returned. (templated)
     :param report: what validate returned for *staged_table*, where publish is used alone. (templated)
-    :param strategy: ``auto``, ``swap``, ``delete_insert``, ``merge`` or ``replace``; ``auto`` says in the
-        log what it chose and why.
+    :param strategy: ``auto``, ``swap``, ``swap_merge``, ``delete_insert``, ``merge`` or ``replace``; ``auto``
+        says in the log what it chose and why: by kind and window, by the share of the touched partitions
+        that changes, and by what hangs on the table.
     :param keys: columns that identify a row, for ``replace``; default: the batch's keys, then the
         target's primary key, then whole rows.
     :param max_shrink: largest share of rows (0 to 1) that a publish may take away.
@@ -67,6 +77,12 @@ class PartitionSwapOperator(BaseOperator):
         ``deadlock_timeout``.
     :param lock_deadline: how long attempts go on; then the task fails as transient, and the load stays
         ``validated``.
+    :param on_lock_deadline: ``fail``, or ``merge`` to write in place after all, which waits for no reader.
+    :param old_snapshot_deadline: how long ``swap_merge`` waits for transactions whose snapshot is older
+        than the partitions that it has built, and which would find them empty.
+    :param on_old_snapshot: what follows then: ``fail``, or ``publish`` all the same.
+    :param readers_on_standby: streaming standbys have readers, whom the replay of a swap stops or cancels:
+        ``auto`` then writes in place.
     :param audit: ``required``, or ``none`` to publish without one, which is recorded.
     :param staged_table: ``schema.table`` to publish where there is no batch. (templated)
     :param target: ``schema.table`` to publish into, with *staged_table*. (templated)
@@ -92,6 +108,10 @@ class PartitionSwapOperator(BaseOperator):
         keep_versions: int = 1,
         lock_budget: timedelta = timedelta(milliseconds=300),
         lock_deadline: timedelta = timedelta(minutes=30),
+        on_lock_deadline: str = "fail",
+        old_snapshot_deadline: timedelta = timedelta(minutes=30),
+        on_old_snapshot: str = "fail",
+        readers_on_standby: bool = False,
         audit: str = "required",
         staged_table: str | None = None,
         target: str | None = None,
@@ -111,6 +131,10 @@ class PartitionSwapOperator(BaseOperator):
         self.keep_versions = keep_versions
         self.lock_budget = lock_budget
         self.lock_deadline = lock_deadline
+        self.on_lock_deadline = on_lock_deadline
+        self.old_snapshot_deadline = old_snapshot_deadline
+        self.on_old_snapshot = on_old_snapshot
+        self.readers_on_standby = readers_on_standby
         self.audit = audit
         self.staged_table = staged_table
         self.target = target
@@ -162,12 +186,7 @@ class PartitionSwapOperator(BaseOperator):
         return operator_lineage(publish_lineage(self._manifest, self._published, self._dataset))
 
     def _options(self) -> PublishOptions:
-        try:
-            strategy = Strategy(self.strategy)
-        except ValueError:
-            raise ConfigurationError(
-                f"strategy={self.strategy!r} is unknown", remedy=f"use one of {', '.join(Strategy)}"
-            ) from None
+        strategy = _one_of(Strategy, "strategy", self.strategy)
         if self.audit not in AUDITS:
             raise ConfigurationError(
                 f"audit={self.audit!r} is unknown", remedy=f"use one of {', '.join(AUDITS)}"
@@ -178,6 +197,10 @@ class PartitionSwapOperator(BaseOperator):
             max_shrink=self.max_shrink,
             lock_budget=self.lock_budget,
             lock_deadline=self.lock_deadline,
+            on_lock_deadline=_one_of(OnLockDeadline, "on_lock_deadline", self.on_lock_deadline),
+            old_snapshot_deadline=self.old_snapshot_deadline,
+            on_old_snapshot=_one_of(OnOldSnapshot, "on_old_snapshot", self.on_old_snapshot),
+            readers_on_standby=self.readers_on_standby,
             keep_versions=self.keep_versions,
         )
 
@@ -257,3 +280,13 @@ class PartitionSwapOperator(BaseOperator):
                 remedy="mend the rows or the suite, and clear validate and publish",
             )
         return report
+
+
+def _one_of(kind: type[Choice], name: str, given: str) -> Choice:
+    """:raises ConfigurationError: *given* is none of them."""
+    try:
+        return kind(given)
+    except ValueError:
+        raise ConfigurationError(
+            f"{name}={given!r} is unknown", remedy=f"use one of {', '.join(kind)}"
+        ) from None

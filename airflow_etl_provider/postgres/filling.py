@@ -181,7 +181,10 @@ class Filling:
             statements.create_twin(plan.staging, request.target)
             if plan.direct
             else statements.create_staging(
-                plan.staging, request.target, [column.name for column in plan.columns]
+                plan.staging,
+                request.target,
+                [column.name for column in plan.columns],
+                logged=plan.logged,
             )
         )
         comment = (

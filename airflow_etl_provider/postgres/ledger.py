@@ -43,7 +43,7 @@ from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
 
 STAGING_SCHEMA = "etl_staging"
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
 #: What ``etl.loads.bounds`` says of a load that holds only rows without a cursor value.
 NULLS_ONLY = "nulls"
 
@@ -51,7 +51,7 @@ NULLS_ONLY = "nulls"
 _EXPLAINED = (LoadState.ABANDONED, LoadState.ROLLED_BACK)
 
 #: Two-key advisory locks of this package: class id, then a hash of what is locked.
-_LOCK_CLASS = 0x45544C
+ADVISORY_CLASS = 0x45544C
 _LOCK_LEDGER = 1
 
 
@@ -113,7 +113,9 @@ def _upgrade(connection: psycopg.Connection[Any], label: str) -> int:
     try:
         with connection.transaction():
             # Parallel first loads: one creates, the others wait and find it.
-            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, _LOCK_LEDGER))
+            connection.execute(
+                "SELECT pg_advisory_xact_lock(%s, %s)", (ADVISORY_CLASS, _LOCK_LEDGER)
+            )
             # Behind a long publish nobody shall queue: the load is tried again.
             connection.execute("SET LOCAL lock_timeout = '5s'")
             found = _version(connection)

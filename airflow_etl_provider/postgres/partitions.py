@@ -43,10 +43,11 @@ def expected_partitions(
     interval: Interval,
     timezone: str,
 ) -> tuple[PartitionRange, ...]:
-    """The partitions that *interval* covers, existing or still to be made; none unless it covers them whole.
+    """The partitions that *interval* covers, existing or still to be made; none unless it covers them whole,
+    and each is one table.
 
     :raises ConfigurationError: a partition is missing and *spec* does not say how long one is.
-    :raises CatalogError: existing partitions are cut differently from *spec*, or cannot be swapped.
+    :raises CatalogError: existing partitions are cut differently from *spec*.
     """
     column = target.column(target.partition_columns[0], use="the partition column")
     existing = read_partitions(connection, target)
@@ -67,12 +68,13 @@ def expected_partitions(
         if overlapping and not _same(connection, overlapping[0], whole, column.type):
             return ()
         wanted = [whole]
-    return tuple(
-        PartitionRange(
-            _existing_name(connection, target, part, existing, column.type), part.low, part.high
-        )
-        for part in wanted
-    )
+    found = []
+    for part in wanted:
+        name = _existing_name(connection, target, part, existing, column.type)
+        if name is None:
+            return ()
+        found.append(PartitionRange(name, part.low, part.high))
+    return tuple(found)
 
 
 def make_missing_partitions(
@@ -157,8 +159,11 @@ def _existing_name(
     wanted: PartitionRange,
     existing: Sequence[Partition],
     column_type: str,
-) -> str:
-    """The name of the partition with exactly the wanted bounds, or the name to make it under."""
+) -> str | None:
+    """The name of the partition with exactly the wanted bounds, or the name to make it under.
+
+    ``None`` where it is no table that could be exchanged: partitioned itself, or in another schema.
+    """
     overlapping = _overlapping(connection, existing, wanted, column_type)
     if not overlapping:
         if not wanted.name:
@@ -177,12 +182,7 @@ def _existing_name(
             remedy="let partition.every and partition.timezone say how the table is really partitioned",
         )
     if not first.is_leaf or first.table.schema != target.name.schema:
-        raise CatalogError(
-            f"partition {first.table} of {target.name} is partitioned itself or lives in another schema, "
-            "so it cannot be swapped as one table",
-            remedy="swap at the level of its leaves, or move it into the parent's schema",
-        )
-    refuse_dependents(connection, [first])
+        return None
     return first.table.name
 
 

@@ -23,8 +23,8 @@ from airflow_etl_provider.postgres.catalog import Table, scalar
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.partitions import (
     expected_partitions,
+    obstacles,
     refuse_default_rows,
-    refuse_unswappable,
 )
 
 
@@ -138,7 +138,9 @@ def partitions_of(
 ) -> tuple[PartitionRange, ...]:
     """The partitions that the window covers whole; none where partitions do not matter.
 
-    :raises CatalogError: the target is not partitioned as was said, or cannot be swapped.
+    None either where they cannot be exchanged: publish then writes in place, or says why it does not swap.
+
+    :raises CatalogError: the target is not partitioned as was said, or its DEFAULT partition is in the way.
     """
     if request.partition is not None:
         catalog.require_range_partitioned(target, request.partition.column)
@@ -152,8 +154,8 @@ def partitions_of(
     found = expected_partitions(
         connection, target, spec=request.partition, interval=interval, timezone=request.timezone
     )
-    if found:
-        refuse_unswappable(connection, target)
+    if obstacles(connection, target):
+        return ()
     refuse_default_rows(connection, target, request.target_cursor, found)
     return found
 

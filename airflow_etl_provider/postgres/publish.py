@@ -16,14 +16,16 @@ from airflow_etl_provider.core.load import (
     StreamPosition,
 )
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.core.publish import PublishOptions
+from airflow_etl_provider.core.publish import Facts, PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
+from airflow_etl_provider.postgres.survey import survey
 from airflow_etl_provider.postgres.swap import Swap, release, staged_tables
+from airflow_etl_provider.postgres.swap_merge import SwapMerge, filled_tables
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +89,11 @@ class PostgresPublisher:
     ) -> Published:
         if strategy is Strategy.SWAP:
             return Swap(self.endpoint, connection, manifest, target, options, stop, log).run()
+        if strategy is Strategy.SWAP_MERGE and target.partition_strategy is None:
+            raise CatalogError(
+                f"{target.name} is not partitioned, so no partition of it can be swapped",
+                remedy="use strategy='merge' (entities) or 'delete_insert' (events)",
+            )
         made = make_missing_partitions(
             connection,
             manifest,
@@ -95,7 +102,18 @@ class PostgresPublisher:
         )
         if made:
             log("partitions made", partitions=[str(name) for name in made])
+        if strategy is Strategy.SWAP_MERGE:
+            return SwapMerge(self.endpoint, connection, manifest, target, options, stop, log).run()
         return InPlace(connection, manifest, target, options, stop).run(strategy)
+
+    def facts(self, manifest: Manifest, options: PublishOptions) -> Facts:
+        what = f"looking at {manifest.target} for load {manifest.load_id}"
+        with connect(self.endpoint) as connection, translated_errors(what):
+            if not exists(connection, manifest.staging):
+                # Published before, or gone: publish says which.
+                return Facts()
+            target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
+            return survey(connection, manifest, target, options)
 
     def tidy(self, published: Published, manifest: Manifest, options: PublishOptions) -> None:
         with connect(self.endpoint) as connection:
@@ -113,7 +131,7 @@ class PostgresPublisher:
                             connection, partition.name, keep=options.keep_versions
                         ):
                             drop_staging(connection, old)
-                    for table in staged_tables(manifest):
+                    for table in [*filled_tables(connection, manifest), *staged_tables(manifest)]:
                         drop_staging(connection, table)
             except EtlError as error:
                 # The load is published; what could not be dropped now is dropped after the next one.

@@ -30,6 +30,7 @@ from airflow_etl_provider.postgres.planning import (
     went_backwards,
     widened,
 )
+from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect, end_sessions
 from airflow_etl_provider.postgres.types import agreement
 
@@ -70,6 +71,11 @@ class PostgresStaging:
                 ),
                 partition_column=target.partition_columns[0] if partitions else None,
                 partitions=partitions,
+                logged=not catalog.scalar(
+                    connection,
+                    queries("catalog")["publishes_schema"],
+                    {"schema": ledger.STAGING_SCHEMA},
+                ),
             )
 
     def bind(self, request: ExtractRequest) -> Load | None:

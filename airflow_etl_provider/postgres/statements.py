@@ -193,11 +193,13 @@ def create_partition(table: TableName, parent: TableName) -> sql.Composed:
     ).format(ident(table), ident(parent))
 
 
-def create_staging(table: TableName, target: TableName, columns: Sequence[str]) -> sql.Composed:
+def create_staging(
+    table: TableName, target: TableName, columns: Sequence[str], *, logged: bool = True
+) -> sql.Composed:
     """A table of its own, typed like the target's columns."""
     return sql.SQL(
-        "CREATE TABLE {} WITH (autovacuum_enabled = off) AS SELECT {} FROM {} WITH NO DATA"
-    ).format(ident(table), names(columns), ident(target))
+        "CREATE {} TABLE {} WITH (autovacuum_enabled = off) AS SELECT {} FROM {} WITH NO DATA"
+    ).format(sql.SQL("" if logged else "UNLOGGED"), ident(table), names(columns), ident(target))
 
 
 def comment(table: TableName, text: str) -> sql.Composed:

@@ -254,6 +254,11 @@ WHERE p.puballtables
               WHERE n.pnpubid = p.oid AND c.oid = %(oid)s)
 ORDER BY 1
 
+-- name: publishes_schema
+-- Whether whatever is made in the schema is published from then on.
+SELECT EXISTS (SELECT FROM pg_publication WHERE puballtables)
+    OR EXISTS (SELECT FROM pg_publication_namespace WHERE pnnspid = to_regnamespace(%(schema)s))
+
 -- name: may_own
 SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class AS c WHERE c.oid = %(oid)s
 

@@ -21,6 +21,7 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import APRIL, FEBRUARY, JANUARY, MARCH, Pipeline, fill, simple
 
 
@@ -172,12 +173,19 @@ def test_a_target_that_is_cut_differently_is_refused(source18, warehouse18, boun
     refused(pipe, "a.odd", "cut differently", kind=CatalogError)
 
 
-def test_a_partition_that_is_partitioned_itself_is_refused(source18, warehouse18):
+def test_a_partition_that_is_partitioned_itself_is_written_in_place(source18, warehouse18):
+    """No one table could be exchanged for it: asked for, swap is refused; left to us, rows are replaced."""
     pipe = simple(source18, warehouse18)
     warehouse18.run(
         "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z') PARTITION BY RANGE (ts)"
     )
-    refused(pipe, "a.t_2013_01", kind=CatalogError)
+    warehouse18.run("CREATE TABLE a.all_of_it PARTITION OF a.t_2013_01 DEFAULT")
+    fill(source18, JANUARY, FEBRUARY, 3)
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    with pytest.raises(ConfigurationError, match="swap"):
+        pipe.publish(manifest, strategy=Strategy.SWAP)
+    assert pipe.publish(manifest).strategy is Strategy.DELETE_INSERT
+    assert pipe.rows() == pipe.source_rows()
 
 
 @pytest.mark.parametrize(
@@ -303,10 +311,14 @@ def test_a_ledger_that_may_not_be_used_is_named(source18, warehouse18):
     assert pipe.picture() == before
 
 
-def test_a_target_that_may_not_be_swapped_is_refused_before_data_moves(source18, warehouse18):
-    """Only an owner attaches: that is known before any row is read."""
+def test_a_target_that_may_not_be_swapped_is_written_in_place(source18, warehouse18):
+    """Only an owner attaches: auto says so and replaces rows; swap, asked for, names what would help."""
     pipe = simple(source18, warehouse18)
     pipe.load(JANUARY, FEBRUARY)
+    warehouse18.run(
+        "CREATE TABLE a.feb PARTITION OF a.t FOR VALUES FROM ('2013-02-01Z') TO ('2013-03-01Z')"
+    )
+    fill(source18, FEBRUARY, MARCH, 3)
     with login(
         warehouse18,
         "GRANT ALL ON SCHEMA a, etl, etl_staging TO {role}",
@@ -314,7 +326,13 @@ def test_a_target_that_may_not_be_swapped_is_refused_before_data_moves(source18,
         "GRANT ALL ON ALL SEQUENCES IN SCHEMA etl TO {role}",
     ) as role:
         pipe.warehouse_role = role
-        refused(pipe, role["user"], "a.t", "OWNER", kind=CatalogError, low=FEBRUARY, high=MARCH)
+        manifest = pipe.staged(FEBRUARY, MARCH)
+        with pytest.raises(CatalogError, match=f"{role['user']} does not own a.t"):
+            pipe.publish(manifest, strategy=Strategy.SWAP)
+        log = RecordedEvents()
+        assert pipe.publish(manifest, log=log).strategy is Strategy.DELETE_INSERT
+        assert "does not own" in str(log.events)
+    assert pipe.rows() == pipe.source_rows()
 
 
 def test_a_member_of_the_owner_may_load(source18, warehouse18):
@@ -432,12 +450,17 @@ def test_a_deleted_watermark_is_written_again(source18, warehouse18):
     assert (again.value, again.fence, again.load_id) == (before.value, before.fence, before.load_id)
 
 
-def test_a_table_that_others_reference_is_refused_before_data_moves(source18, warehouse18):
+def test_a_table_that_others_reference_is_written_in_place(source18, warehouse18):
     pipe = simple(source18, warehouse18)
     warehouse18.run(
         "CREATE TABLE a.child (id bigint, ts timestamptz, FOREIGN KEY (id, ts) REFERENCES a.t)"
     )
-    refused(pipe, "a.child", kind=CatalogError)
+    fill(source18, JANUARY, FEBRUARY, 3)
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    with pytest.raises(CatalogError, match=r"a\.child reference a\.t"):
+        pipe.publish(manifest, strategy=Strategy.SWAP)
+    assert pipe.publish(manifest).strategy is Strategy.DELETE_INSERT
+    assert pipe.rows() == pipe.source_rows()
 
 
 @pytest.mark.parametrize("what", ["TABLE a.t", "TABLES IN SCHEMA a", "ALL TABLES"])
@@ -446,20 +469,16 @@ def test_a_published_table_is_never_swapped(source18, warehouse18, what):
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, FEBRUARY, 3)
     warehouse18.run(f"CREATE PUBLICATION pub FOR {what}")
-    try:
-        manifest = pipe.staged(JANUARY, FEBRUARY)
-    except CatalogError as error:
-        assert "pub" in str(error)  # noqa: PT017
-        return
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    logged = "u" if what == "ALL TABLES" else "p"
+    found = warehouse18.value(
+        "SELECT relpersistence::text FROM pg_class WHERE relname = %s", (manifest.staging.name,)
+    )
+    assert found == logged, "a logged staged table would stop the apply worker of every subscriber"
     with pytest.raises(CatalogError, match="pub"):
         pipe.publish(manifest, strategy=Strategy.SWAP)
-    try:
-        done = pipe.publish(manifest)
-    except CatalogError as error:
-        assert "pub" in str(error)  # noqa: PT017
-    else:
-        assert done.strategy is not Strategy.SWAP
-        assert pipe.rows() == pipe.source_rows()
+    assert pipe.publish(manifest).strategy is Strategy.DELETE_INSERT
+    assert pipe.rows() == pipe.source_rows()
 
 
 def test_a_lock_budget_that_shoots_readers_is_refused(source18, warehouse18):

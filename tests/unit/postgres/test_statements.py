@@ -79,7 +79,7 @@ def test_personal_data_is_treated_in_the_statement_and_its_key_is_not_in_it():
 def test_a_bound_says_what_the_partition_says():
     part = PartitionRange("p", "1", "2")
     assert shown(statements.attach(ODD, ODD, part)).endswith("FOR VALUES FROM ('1') TO ('2')")
-    assert "IS NOT NULL" in shown(statements.bound_check(ODD, "c", part))
+    assert "IS NOT NULL" in shown(statements.bound_check(ODD, statements.holds("c", part)))
 
 
 def test_a_table_moves_only_as_far_as_it_must():

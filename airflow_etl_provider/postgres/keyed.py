@@ -1,0 +1,150 @@
+"""A batch whose rows go by key: which row of each key counts, and whether it may take the target's place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_etl_provider.core.errors import ContractError, DataError
+from airflow_etl_provider.core.load import Manifest
+from airflow_etl_provider.core.publish import PublishOptions
+from airflow_etl_provider.postgres import ledger
+from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.statements import ident, names
+
+
+def keys_of(manifest: Manifest, target: Table, options: PublishOptions) -> tuple[str, ...]:
+    """The columns that identify a row: as told at publish, at extract, or the primary key.
+
+    :raises ContractError: the batch has no such column.
+    """
+    keys = options.keys or manifest.keys or target.primary_key
+    columns = [column.name for column in manifest.columns]
+    for key in keys:
+        if key not in columns:
+            raise ContractError(
+                f"key {key!r} of {target.name} is not among the batch's columns",
+                remedy=f"the batch has: {', '.join(columns)}",
+            )
+    return tuple(keys)
+
+
+class KeyedBatch:
+    """The staged batch as ``s`` beside the target as ``t``.
+
+    :raises ContractError: nothing says what identifies a row.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        manifest: Manifest,
+        target: Table,
+        options: PublishOptions,
+    ) -> None:
+        self._connection = connection
+        self._manifest = manifest
+        self._columns = [column.name for column in manifest.columns]
+        self.keys = keys_of(manifest, target, options)
+        if not self.keys:
+            raise ContractError(
+                f"nothing says what identifies a row of {target.name}",
+                remedy="name the columns with keys=[...], or give the table a primary key",
+            )
+        cursor = manifest.cursor
+        #: The column that says which version of a row is newer.
+        self.order = cursor if cursor in self._columns and cursor not in self.keys else None
+        self._repeats = self.order is not None
+
+    def require_keys(self) -> None:
+        """Look at the keys of the batch, once.
+
+        :raises DataError: a key that is NULL, or stands twice in the batch and differs.
+        """
+        staging = self._manifest.staging
+        nulls = sql.SQL(" OR ").join(
+            sql.SQL("{} IS NULL").format(sql.Identifier(key)) for key in self.keys
+        )
+        empty = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(ident(staging), nulls),
+        )
+        if empty:
+            raise DataError(
+                f"{empty:,} rows of the batch {staging} have no value in a key column ({', '.join(self.keys)})",
+                remedy="mend the source, or name other keys",
+            )
+        repeated = scalar(
+            self._connection,
+            sql.SQL("SELECT EXISTS (SELECT FROM {} GROUP BY {} HAVING count(*) > 1)").format(
+                ident(staging), names(self.keys)
+            ),
+        )
+        self._repeats = repeated
+        if repeated:
+            self._require_one_meaning()
+
+    def _require_one_meaning(self) -> None:
+        """Of the rows of one key the cursor must tell which is the last."""
+        staging = self._manifest.staging
+        group = [*self.keys, self.order] if self.order is not None else list(self.keys)
+        differs = (
+            sql.SQL("count(*) > 1")
+            if self.order is None
+            else sql.SQL("count(*) > 1 AND count(DISTINCT ROW({})::text) > 1").format(
+                names(self._columns)
+            )
+        )
+        twice = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM (SELECT FROM {} GROUP BY {} HAVING {}) AS d").format(
+                ident(staging), names(group), differs
+            ),
+        )
+        if twice:
+            raise DataError(
+                f"{twice:,} keys ({', '.join(self.keys)}) stand more than once in the batch {staging}"
+                + ("" if self.order is None else f", with different rows at the same {self.order}"),
+                remedy="mend the source, or name keys that are unique",
+            )
+
+    def latest(self) -> sql.Composable:
+        """The batch with one row for each key: the one that is last in cursor order."""
+        if self.order is None or not self._repeats:
+            return ident(self._manifest.staging)
+        return sql.SQL(
+            "(SELECT DISTINCT ON ({k}) * FROM {s} ORDER BY {k}, {c} DESC NULLS LAST)"
+        ).format(k=names(self.keys), s=ident(self._manifest.staging), c=sql.Identifier(self.order))
+
+    def not_older(self) -> sql.Composable | None:
+        """Whether the batch's row may take the place of the target's; ``None`` where it always may.
+
+        The later cursor wins. Where that does not tell, because both are equal or one has no value, the
+        batch wins unless a load that read the source later has published such rows.
+        """
+        newer, overlapping, newer_nulls = ledger.newer_snapshots(self._connection, self._manifest)
+        if self.order is None:
+            # Nothing in the rows tells: a load that read later knows better.
+            return sql.SQL("false") if overlapping else None
+        (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self.order)
+        return sql.SQL(
+            "CASE WHEN s.{c} IS NULL THEN {batch_without} WHEN t.{c} IS NULL THEN {target_without}"
+            " ELSE s.{c}::{t} {later} t.{c}::{t} END"
+        ).format(
+            c=sql.Identifier(self.order),
+            t=cursor_type_sql(cursor_type),
+            later=sql.SQL(">" if overlapping else ">="),
+            batch_without=sql.SQL("false" if newer else "true"),
+            target_without=sql.SQL("false" if newer_nulls else "true"),
+        )
+
+
+def same_key(keys: Sequence[str]) -> sql.Composed:
+    """Whether ``s`` and ``t`` are of one key."""
+    return sql.SQL(" AND ").join(
+        sql.SQL("t.{k} = s.{k}").format(k=sql.Identifier(key)) for key in keys
+    )

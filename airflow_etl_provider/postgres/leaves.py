@@ -1,0 +1,113 @@
+"""The leaves of a partitioned table, however it is partitioned, and which of them a batch touches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.postgres.catalog import Partition, Table, scalar
+from airflow_etl_provider.postgres.exchange import Place
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.statements import ident
+from airflow_etl_provider.postgres.twin import Parent
+
+#: So many conditions are tried on a row at once; a table of more leaves is asked in several passes.
+_PER_PASS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A partition that holds rows itself. ``rows`` is the server's estimate, -1 where it has none."""
+
+    place: Place
+    partition: Partition
+    rows: int
+
+
+def read_leaves(connection: psycopg.Connection[Any], target: Table) -> list[Leaf]:
+    """The leaves of *target*, over all levels, in order of their names; foreign tables are left out.
+
+    Bounds and conditions are the server's own rendering, so RANGE, LIST and HASH are all the same here.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(queries("leaves")["leaves"], {"oid": target.oid}).fetchall()
+    return [
+        Leaf(
+            place=Place(
+                name=TableName(row["schema"], row["name"]),
+                parent=Parent(
+                    TableName(row["parent_schema"], row["parent_name"]), row["parent_oid"]
+                ),
+                clause=sql.SQL(row["bound"]),
+                bound=row["bound"].removeprefix("FOR VALUES "),
+                # A DEFAULT partition beside no other one takes every row.
+                condition=sql.SQL(row["condition"] or "true"),
+            ),
+            partition=Partition(
+                table=TableName(row["schema"], row["name"]),
+                oid=row["oid"],
+                bound=row["bound"],
+                low=None,
+                high=None,
+                is_default=row["bound"] == "DEFAULT",
+                is_leaf=True,
+            ),
+            rows=row["rows"],
+        )
+        for row in rows
+    ]
+
+
+def rows_by_leaf(
+    connection: psycopg.Connection[Any], staging: TableName, leaves: Sequence[Leaf]
+) -> dict[int, int]:
+    """How many rows of *staging* belong into each leaf (by oid); leaves without any are left out."""
+    found: dict[int, int] = {}
+    for start in range(0, len(leaves), _PER_PASS):
+        some = leaves[start : start + _PER_PASS]
+        cases = sql.SQL(" ").join(
+            sql.SQL("WHEN {} THEN {}").format(leaf.place.condition, sql.Literal(number))
+            for number, leaf in enumerate(some)
+        )
+        rows = connection.execute(
+            sql.SQL(
+                "SELECT leaf, count(*) FROM (SELECT CASE {} END AS leaf FROM {}) AS r"
+                " WHERE leaf IS NOT NULL GROUP BY leaf"
+            ).format(cases, ident(staging))
+        ).fetchall()
+        found |= {some[number].partition.oid: count for number, count in rows}
+    return found
+
+
+def leaves_with(
+    connection: psycopg.Connection[Any], target: Table, where: sql.Composable
+) -> set[int]:
+    """The oids of the leaves that hold a row of ``target AS t`` for which *where* is true."""
+    rows = connection.execute(
+        sql.SQL("SELECT DISTINCT t.tableoid::bigint FROM {} AS t WHERE {}").format(
+            ident(target.name), where
+        )
+    ).fetchall()
+    return {oid for (oid,) in rows}
+
+
+def partition_columns(connection: psycopg.Connection[Any], target: Table) -> set[str] | None:
+    """The columns that decide where a row goes, over all levels; ``None`` if an expression does."""
+    row = connection.execute(queries("leaves")["columns"], {"oid": target.oid}).fetchone()
+    return None if row is None or row[1] else set(row[0])
+
+
+def count_of(connection: psycopg.Connection[Any], leaf: Leaf) -> int:
+    """Rows of a leaf: the server's estimate, or a count where it has none."""
+    if leaf.rows >= 0:
+        return leaf.rows
+    found: int = scalar(
+        connection, sql.SQL("SELECT count(*) FROM {}").format(ident(leaf.partition.table))
+    )
+    return found

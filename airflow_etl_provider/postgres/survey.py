@@ -1,0 +1,106 @@
+"""What ``auto`` goes by: how much of the target a batch changes, and what hangs on the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_etl_provider.core.load import Kind, Manifest
+from airflow_etl_provider.core.publish import REBUILD_ROWS, Facts, PublishOptions
+from airflow_etl_provider.postgres import statements
+from airflow_etl_provider.postgres.catalog import Table, read_partitions, scalar
+from airflow_etl_provider.postgres.keyed import keys_of
+from airflow_etl_provider.postgres.leaves import (
+    count_of,
+    partition_columns,
+    read_leaves,
+    rows_by_leaf,
+)
+from airflow_etl_provider.postgres.partitions import obstacles
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.twin import problems
+
+
+def survey(
+    connection: psycopg.Connection[Any],
+    manifest: Manifest,
+    target: Table,
+    options: PublishOptions,
+) -> Facts:
+    """Measure; a batch of few rows is not looked at closely, since it is quick in place."""
+    if target.partition_strategy is None:
+        return Facts()
+    hindrances = _hindrances(connection, target, options)
+    if manifest.partitions:
+        named = {part.name for part in manifest.partitions}
+        for partition in read_partitions(connection, target):
+            if partition.table.name in named:
+                hindrances += problems(connection, partition)
+        return Facts(partitioned=True, obstacles=tuple(hindrances))
+    if manifest.rows < REBUILD_ROWS:
+        return Facts(partitioned=True, touched=manifest.rows, obstacles=tuple(hindrances))
+    hindrances += _lacking(connection, manifest, target, options)
+    if hindrances:
+        return Facts(True, manifest.rows, manifest.rows, tuple(hindrances))
+    leaves = read_leaves(connection, target)
+    staged = rows_by_leaf(connection, manifest.staging, leaves)
+    replaced = _replaced(connection, manifest, target)
+    touched = [
+        leaf for leaf in leaves if leaf.partition.oid in staged or leaf.partition.oid in replaced
+    ]
+    for leaf in touched:
+        hindrances += problems(connection, leaf.partition)
+    return Facts(
+        partitioned=True,
+        touched=sum(
+            max(staged.get(leaf.partition.oid, 0), replaced.get(leaf.partition.oid, 0))
+            for leaf in touched
+        ),
+        present=sum(count_of(connection, leaf) for leaf in touched),
+        obstacles=tuple(hindrances),
+    )
+
+
+def _hindrances(
+    connection: psycopg.Connection[Any], target: Table, options: PublishOptions
+) -> list[str]:
+    found = [obstacle.what for obstacle in obstacles(connection, target)]
+    if options.readers_on_standby:
+        standbys = scalar(connection, queries("leaves")["standbys"])
+        found.append(
+            f"readers_on_standby is set, and {'a standby replays' if standbys else 'standbys may replay'} its locks, "
+            "which no lock budget bounds there"
+        )
+    return found
+
+
+def _lacking(
+    connection: psycopg.Connection[Any], manifest: Manifest, target: Table, options: PublishOptions
+) -> list[str]:
+    """Why whole rows cannot be written out of the batch."""
+    columns = {column.name for column in manifest.columns}
+    routed = partition_columns(connection, target)
+    if routed is None or not routed <= columns:
+        return ["the batch does not say which partition a row belongs to"]
+    if manifest.kind is Kind.EVENTS:
+        return []
+    if not keys_of(manifest, target, options):
+        return ["nothing says what identifies a row"]
+    missing = [c.name for c in target.columns if not c.generated and c.name not in columns]
+    return [f"the batch has no {', '.join(missing)}"] if missing else []
+
+
+def _replaced(
+    connection: psycopg.Connection[Any], manifest: Manifest, target: Table
+) -> dict[int, int]:
+    """Rows of a stream of events that lie in the window now, by leaf."""
+    if manifest.kind is not Kind.EVENTS or manifest.window.is_full or manifest.cursor is None:
+        return {}
+    rows = connection.execute(
+        sql.SQL("SELECT tableoid::bigint, count(*) FROM {} WHERE {} GROUP BY 1").format(
+            statements.ident(target.name), statements.in_window(manifest.cursor, manifest.window)
+        )
+    ).fetchall()
+    return dict(rows)

@@ -1,0 +1,436 @@
+"""``swap_merge``: touched partitions are built anew, from what stays of the old ones and the batch, and exchanged.
+
+The build reads the old partitions in one snapshot and takes no lock that anybody waits for. Before the
+exchange, with writers held off but not readers, the old partitions are compared with that snapshot: rows
+that somebody else has written meanwhile are never lost, the build starts over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_etl_provider.core.errors import ContractError, DataError, LockBudgetExceeded
+from airflow_etl_provider.core.load import Kind, Manifest, Published, Strategy
+from airflow_etl_provider.core.names import TableName, shortened
+from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.core.publish import PublishOptions, brake
+from airflow_etl_provider.postgres import locking, statements
+from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.exchange import Change, Counts, Exchange, size_of
+from airflow_etl_provider.postgres.in_place import require_same_rows
+from airflow_etl_provider.postgres.keyed import KeyedBatch, same_key
+from airflow_etl_provider.postgres.leaves import (
+    Leaf,
+    leaves_with,
+    partition_columns,
+    read_leaves,
+    rows_by_leaf,
+)
+from airflow_etl_provider.postgres.ledger import ADVISORY_CLASS, STAGING_SCHEMA
+from airflow_etl_provider.postgres.locking import PartitionMoved
+from airflow_etl_provider.postgres.old_snapshots import wait_out
+from airflow_etl_provider.postgres.partitions import (
+    keep_out_of_default,
+    refuse_dependents,
+    refuse_unswappable,
+)
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.session import Endpoint, connect
+from airflow_etl_provider.postgres.statements import ident, names, qualified
+from airflow_etl_provider.postgres.swap import patient_keys
+from airflow_etl_provider.postgres.twin import finish, own_indexes, parent_indexes
+
+#: Equal for two looks at a table between which no row was written: places and writers of all rows.
+_FINGERPRINT = sql.SQL(
+    "count(*) || ' ' || coalesce(bit_xor(hashtidextended(t.ctid, t.xmin::text::int8)), 0)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """One leaf built anew, and what the old one was when it was read."""
+
+    leaf: Leaf
+    new: TableName
+    rows: int
+    before: int
+    kept: int
+    stale: int
+    fingerprint: str
+    bytes: int
+
+
+class SwapMerge:
+    """One publish by swap_merge; *connection* is in autocommit and belongs to the caller."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        connection: psycopg.Connection[Any],
+        manifest: Manifest,
+        target: Table,
+        options: PublishOptions,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        self._endpoint = endpoint
+        self._connection = connection
+        self._manifest = manifest
+        self._target = target
+        self._options = options
+        self._stop = stop
+        self._log = log
+        self._columns = [column.name for column in manifest.columns]
+        self._what = f"publishing load {manifest.load_id}"
+        self._keyed = (
+            KeyedBatch(connection, manifest, target, options)
+            if manifest.kind is not Kind.EVENTS
+            else None
+        )
+
+    def run(self) -> Published:
+        """Build, wait for older snapshots, exchange; over again where rows were written meanwhile.
+
+        :raises CatalogError: the target cannot be swapped.
+        :raises ContractError: the batch changed since its audit, or lacks columns that old rows have.
+        :raises DataError: a key that is NULL, or stands twice in the batch and differs; or a row that no
+            partition takes.
+        :raises ShrinkBrake: more rows would go than allowed.
+        :raises LockBudgetExceeded: locks or older snapshots were held up to the deadline; the load stays
+            validated.
+        """
+        self._inspect()
+        exchange = Exchange(
+            self._connection, self._manifest, self._target, self._options, self._stop, self._log
+        )
+        with self._claim() as claim:
+            built = self._build(claim)
+            fresh = True
+
+            def attempt(number: int) -> Published:
+                nonlocal built, fresh
+                if not fresh:
+                    self._log("rows were written meanwhile: the partitions are built anew")
+                    built, fresh = self._build(claim), True
+                changes = [exchange.prepared(self._change(one)) for one in built]
+                try:
+                    return exchange.apply(
+                        Strategy.SWAP_MERGE,
+                        changes,
+                        self._counts(built),
+                        verify=lambda: self._verify(built),
+                        dimensions_first=number % 2 == 1,
+                    )
+                except PartitionMoved:
+                    fresh = False
+                    raise
+
+            return exchange.run(attempt, lambda: [one.leaf.partition.oid for one in built])
+
+    # -- before anything is built -----------------------------------------------------------------
+
+    def _inspect(self) -> None:
+        refuse_unswappable(self._connection, self._target)
+        locking.require_budget(self._connection, self._options.lock_budget)
+        routed = partition_columns(self._connection, self._target)
+        missing = [
+            column.name
+            for column in self._target.columns
+            if not column.generated
+            and column.name not in self._columns
+            and (
+                self._keyed is not None
+                or column.identity
+                or routed is None
+                or column.name in routed
+            )
+        ]
+        if missing:
+            raise ContractError(
+                f"strategy 'swap_merge' writes whole rows, and the batch has no {', '.join(missing)} for {self._target.name}",
+                remedy="load all columns, or use strategy='merge' (entities) or 'delete_insert' (events), which "
+                "leave other columns as they are",
+            )
+
+    @contextmanager
+    def _claim(self) -> Iterator[psycopg.Connection[Any]]:
+        """A session whose transaction holds what only one build at a time may work on."""
+        with connect(self._endpoint) as claim, claim.transaction():
+            milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
+            claim.execute(
+                "SELECT set_config('lock_timeout', %s, true),"
+                " set_config('idle_in_transaction_session_timeout', '0', true)",
+                (str(milliseconds),),
+            )
+            yield claim
+
+    def _claim_leaves(self, claim: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> None:
+        """Wait for builds of the same partitions, in the order of their names, so that none waits in a circle."""
+        for leaf in leaves:
+            try:
+                claim.execute(
+                    "SELECT pg_advisory_xact_lock(%(class)s, hashtext(%(name)s))",
+                    {"class": ADVISORY_CLASS, "name": str(leaf.place.name)},
+                )
+            except psycopg.errors.LockNotAvailable:
+                raise LockBudgetExceeded(
+                    f"{self._what} waited {self._options.lock_deadline} for another load that builds "
+                    f"{leaf.place.name} anew",
+                    remedy="the load stays validated: look at what the other load waits for, then retry",
+                ) from None
+
+    # -- building ---------------------------------------------------------------------------------
+
+    def _build(self, claim: psycopg.Connection[Any]) -> list[_Built]:
+        connection = self._connection
+        self._drop_earlier()
+        # A staged table keeps autovacuum away, so nobody has counted it for the planner yet.
+        connection.execute(sql.SQL("ANALYZE {}").format(ident(self._manifest.staging)))
+        if self._keyed is not None:
+            self._keyed.require_keys()
+        self._claim_leaves(claim, self._touched())
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            require_same_rows(
+                self._manifest, scalar(connection, statements.count(self._manifest.staging))
+            )
+            leaves = self._touched()
+            fresh = None if self._keyed is None else self._keyed.not_older()
+            built = [
+                self._fill(leaf, TableName(STAGING_SCHEMA, f"{self._prefix}{number}"), fresh)
+                for number, leaf in enumerate(leaves)
+            ]
+        self._brake(built)
+        for one in built:
+            self._finish(one)
+        wait_out(
+            connection,
+            self._target.name,
+            [one.leaf.partition.oid for one in built],
+            self._options,
+            what=self._what,
+            stop=self._stop,
+            log=self._log,
+        )
+        self._log(
+            "partitions built anew",
+            partitions=[str(one.leaf.place.name) for one in built],
+            rows=sum(one.rows for one in built),
+            kept=sum(one.kept for one in built),
+        )
+        return built
+
+    @property
+    def _prefix(self) -> str:
+        return f"{shortened(self._manifest.staging.name, room=6)}_p"
+
+    def _drop_earlier(self) -> None:
+        """What a try before this one has built may be older than the partitions are now."""
+        for table in filled_tables(self._connection, self._manifest):
+            self._connection.execute(sql.SQL("DROP TABLE {}").format(ident(table)))
+
+    def _touched(self) -> list[Leaf]:
+        """The leaves that gain, lose or change a row, in order of their names."""
+        leaves = read_leaves(self._connection, self._target)
+        staged = rows_by_leaf(self._connection, self._manifest.staging, leaves)
+        placed = sum(staged.values())
+        if placed != self._manifest.rows:
+            raise DataError(
+                f"{self._manifest.rows - placed:,} rows of the batch {self._manifest.staging} belong into no "
+                f"partition of {self._target.name}",
+                remedy="make the missing partitions, or say how the table is partitioned (partition=...), so that "
+                "they are made",
+            )
+        touched = set(staged) | self._left()
+        found = [leaf for leaf in leaves if leaf.partition.oid in touched]
+        refuse_dependents(self._connection, [leaf.partition for leaf in found])
+        return found
+
+    def _left(self) -> set[int]:
+        """The leaves that hold rows now which the batch replaces."""
+        if self._keyed is None:
+            return leaves_with(self._connection, self._target, self._replaced())
+        routed = partition_columns(self._connection, self._target)
+        if routed is not None and routed <= set(self._keyed.keys):
+            return set()
+        return leaves_with(
+            self._connection,
+            self._target,
+            sql.SQL("EXISTS (SELECT FROM {} AS s WHERE {})").format(
+                ident(self._manifest.staging), same_key(self._keyed.keys)
+            ),
+        )
+
+    def _replaced(self) -> sql.Composable:
+        """Which old rows of a stream of events the batch replaces."""
+        window, cursor = self._manifest.window, self._manifest.cursor
+        if window.is_full or cursor is None:
+            return sql.SQL("true")
+        return statements.in_window(cursor, window)
+
+    def _fill(self, leaf: Leaf, new: TableName, fresh: sql.Composable | None) -> _Built:
+        """Create *new* with what stays of *leaf* and what the batch brings; all in the caller's snapshot."""
+        connection, old = self._connection, ident(leaf.partition.table)
+        connection.execute(statements.create_twin(new, leaf.place.parent.name))
+        stored = [column.name for column in self._target.columns if not column.generated]
+        if self._keyed is None:
+            replaced: sql.Composable = self._replaced()
+            batch: sql.Composable = ident(self._manifest.staging)
+            stale_rows: sql.Composable = sql.SQL("false")
+        else:
+            batch = self._keyed.latest()
+            older = sql.SQL("true") if fresh is None else fresh
+            matched = sql.SQL("EXISTS (SELECT FROM {} AS s WHERE {} AND ({}))")
+            replaced = matched.format(batch, same_key(self._keyed.keys), older)
+            stale_rows = (
+                sql.SQL("false")
+                if fresh is None
+                else matched.format(
+                    batch, same_key(self._keyed.keys), sql.SQL("({}) IS NOT TRUE").format(fresh)
+                )
+            )
+        row = connection.execute(
+            sql.SQL("SELECT count(*), count(*) FILTER (WHERE {}), {} FROM ONLY {} AS t").format(
+                stale_rows, _FINGERPRINT, old
+            )
+        ).fetchone()
+        before, stale, fingerprint = row or (0, 0, "0")
+        kept = connection.execute(
+            sql.SQL(
+                "INSERT INTO {} ({}) SELECT {} FROM ONLY {} AS t WHERE ({}) IS NOT TRUE"
+            ).format(ident(new), names(stored), qualified("t", stored), old, replaced)
+        ).rowcount
+        added = connection.execute(
+            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} AS s WHERE ({}) AND ({})").format(
+                ident(new),
+                names(self._columns),
+                qualified("s", self._columns),
+                batch,
+                leaf.place.condition,
+                self._not_stale(fresh),
+            )
+        ).rowcount
+        return _Built(leaf, new, kept + added, before, kept, stale, fingerprint, 0)
+
+    def _not_stale(self, fresh: sql.Composable | None) -> sql.Composable:
+        """Whether the target holds no newer version of a row of the batch, wherever that is."""
+        if self._keyed is None or fresh is None:
+            return sql.SQL("true")
+        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {} AND ({}) IS NOT TRUE)").format(
+            ident(self._target.name), same_key(self._keyed.keys), fresh
+        )
+
+    def _brake(self, built: Sequence[_Built]) -> None:
+        before, rows = sum(one.before for one in built), sum(one.rows for one in built)
+        if self._keyed is not None:
+            # A row may move from one partition to another: only all of them together can lose one.
+            brake(
+                self._manifest,
+                f"{len(built)} partitions of {self._target.name}",
+                before=before,
+                lost=max(before - rows, 0),
+                options=self._options,
+            )
+            return
+        for one in built:
+            brake(
+                self._manifest,
+                f"partition {one.leaf.place.name}",
+                before=one.before,
+                lost=max(one.before - one.rows, 0),
+                options=self._options,
+            )
+
+    def _finish(self, one: _Built) -> None:
+        connection, place, old = self._connection, one.leaf.place, one.leaf.partition
+        with translated_errors(f"preparing {one.new} for partition {place.name}"):
+            finish(
+                connection,
+                one.new,
+                place.condition,
+                place.parent,
+                old,
+                [*parent_indexes(connection, place.parent), *own_indexes(connection, old)],
+                in_attempts=patient_keys(
+                    connection, self._target, self._options, self._stop, self._log
+                ),
+            )
+            if not old.is_default:
+                keep_out_of_default(
+                    connection,
+                    place.parent,
+                    [(statements.excluding_name_of(old.bound), place.condition)],
+                    lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
+                )
+
+    # -- the exchange -----------------------------------------------------------------------------
+
+    def _change(self, one: _Built) -> Change:
+        return Change(
+            one.leaf.place,
+            one.new,
+            one.leaf.partition,
+            one.rows,
+            one.before,
+            size_of(self._connection, one.new),
+        )
+
+    def _counts(self, built: Sequence[_Built]) -> Counts:
+        """Of events all replaced rows count as deleted; of entities what is replaced is updated."""
+        before, kept = sum(one.before for one in built), sum(one.kept for one in built)
+        added = sum(one.rows for one in built) - kept
+        stale = sum(one.stale for one in built)
+        if self._keyed is None:
+            return Counts(inserted=added, deleted=before - kept, unchanged=kept)
+        replaced = before - kept
+        return Counts(
+            inserted=max(added - replaced, 0),
+            updated=min(added, replaced),
+            deleted=max(replaced - added, 0),
+            unchanged=kept - stale,
+            stale=stale,
+        )
+
+    def _verify(self, built: Sequence[_Built]) -> None:
+        """With writers held off from here to the commit: the old partitions are as they were read."""
+        connection = self._connection
+        connection.execute(
+            "SELECT set_config('lock_timeout', %s, true)",
+            (str(round(self._options.lock_budget.total_seconds() * 1000)),),
+        )
+        # Parents first: a writer that comes by way of a parent then holds nothing that we wait for.
+        for parent in sorted(
+            {str(one.leaf.place.parent.name) for one in built} | {str(self._target.name)}
+        ):
+            connection.execute(statements.lock(TableName.parse(parent), "SHARE ROW EXCLUSIVE"))
+        for one in built:
+            connection.execute(statements.lock(one.leaf.partition.table, "SHARE ROW EXCLUSIVE"))
+        for one in built:
+            now = scalar(
+                connection,
+                sql.SQL("SELECT {} FROM ONLY {} AS t").format(
+                    _FINGERPRINT, ident(one.leaf.partition.table)
+                ),
+            )
+            if now != one.fingerprint:
+                raise PartitionMoved(f"rows were written into {one.leaf.place.name} meanwhile")
+        if self._left() - {one.leaf.partition.oid for one in built}:
+            raise PartitionMoved(
+                f"rows of the batch came into other partitions of {self._target.name}"
+            )
+
+
+def filled_tables(connection: psycopg.Connection[Any], manifest: Manifest) -> list[TableName]:
+    """The tables that were filled out of a staged one, as far as they are there and not attached."""
+    prefix = f"{shortened(manifest.staging.name, room=6)}_p"
+    rows = connection.execute(
+        queries("leaves")["filled_from_staging"], {"schema": STAGING_SCHEMA, "prefix": prefix}
+    ).fetchall()
+    return [TableName(STAGING_SCHEMA, name) for (name,) in rows]
