@@ -224,10 +224,7 @@ def read_partitions(connection: psycopg.Connection[Any], parent: Table) -> list[
 
 
 def _partition(row: dict[str, Any]) -> Partition:
-    low = high = None
-    match = _RANGE.fullmatch(row["bound"])
-    if match is not None:
-        low, high = _value(match[1]), _value(match[2])
+    low, high = range_of(row["bound"])
     return Partition(
         table=TableName(row["schema"], row["name"]),
         oid=row["oid"],
@@ -237,6 +234,12 @@ def _partition(row: dict[str, Any]) -> Partition:
         is_default=row["bound"] == "DEFAULT",
         is_leaf=row["is_leaf"],
     )
+
+
+def range_of(bound: str) -> tuple[str | None, str | None]:
+    """Both ends of a bound by RANGE on one column; ``None`` for unbounded ends, and for any other bound."""
+    match = _RANGE.fullmatch(bound)
+    return (None, None) if match is None else (_value(match[1]), _value(match[2]))
 
 
 def _value(literal: str) -> str | None:

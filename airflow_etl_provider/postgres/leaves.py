@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.postgres.catalog import Partition, Table, scalar
+from airflow_etl_provider.postgres.catalog import Partition, Table, range_of, scalar
 from airflow_etl_provider.postgres.exchange import Place
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.statements import ident
@@ -37,31 +37,34 @@ def read_leaves(connection: psycopg.Connection[Any], target: Table) -> list[Leaf
     """
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(queries("leaves")["leaves"], {"oid": target.oid}).fetchall()
-    return [
-        Leaf(
-            place=Place(
-                name=TableName(row["schema"], row["name"]),
-                parent=Parent(
-                    TableName(row["parent_schema"], row["parent_name"]), row["parent_oid"]
+    found = []
+    for row in rows:
+        low, high = range_of(row["bound"]) if row["parent_oid"] == target.oid else (None, None)
+        found.append(
+            Leaf(
+                place=Place(
+                    name=TableName(row["schema"], row["name"]),
+                    parent=Parent(
+                        TableName(row["parent_schema"], row["parent_name"]), row["parent_oid"]
+                    ),
+                    clause=sql.SQL(row["bound"]),
+                    bound=row["bound"].removeprefix("FOR VALUES "),
+                    # A DEFAULT partition beside no other one takes every row.
+                    condition=sql.SQL(row["condition"] or "true"),
                 ),
-                clause=sql.SQL(row["bound"]),
-                bound=row["bound"].removeprefix("FOR VALUES "),
-                # A DEFAULT partition beside no other one takes every row.
-                condition=sql.SQL(row["condition"] or "true"),
-            ),
-            partition=Partition(
-                table=TableName(row["schema"], row["name"]),
-                oid=row["oid"],
-                bound=row["bound"],
-                low=None,
-                high=None,
-                is_default=row["bound"] == "DEFAULT",
-                is_leaf=True,
-            ),
-            rows=row["rows"],
+                partition=Partition(
+                    table=TableName(row["schema"], row["name"]),
+                    oid=row["oid"],
+                    bound=row["bound"],
+                    low=low,
+                    high=high,
+                    is_default=row["bound"] == "DEFAULT",
+                    is_leaf=True,
+                ),
+                rows=row["rows"],
+            )
         )
-        for row in rows
-    ]
+    return found
 
 
 def rows_by_leaf(

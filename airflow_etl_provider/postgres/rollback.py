@@ -27,7 +27,6 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import (
     Load,
     LoadState,
-    PartitionRange,
     PublishedPartition,
     Strategy,
     StreamPosition,
@@ -38,16 +37,16 @@ from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
     Table,
-    read_partitions,
     read_table,
     scalar,
 )
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.exchange import Place
+from airflow_etl_provider.postgres.leaves import Leaf, read_leaves
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.partitions import (
-    exclude_from_default,
-    refuse_default_rows,
+    keep_out_of_default,
     refuse_dependents,
     refuse_unswappable,
 )
@@ -135,7 +134,7 @@ class _Return:
     """One partition: what is attached now, and what comes back."""
 
     current: Partition
-    range: PartitionRange
+    place: Place
     previous: TableName
     oid: int
     kept: TableName
@@ -221,7 +220,7 @@ def _require(
             remedy="a load that is not published has changed nothing that readers see",
         )
     strategy = scalar(connection, queries("rollback")["strategy"], {"load_id": load_id})
-    if strategy != Strategy.SWAP:
+    if strategy not in (Strategy.SWAP, Strategy.SWAP_MERGE):
         raise StateError(
             f"load {load_id} was published by {strategy}, which keeps no older version",
             remedy=f"mend the source, then {_RELOAD}",
@@ -346,12 +345,12 @@ class _Rollback:
                 f"load {load_id} replaced no partition: it held no rows",
                 remedy=_RELOAD.capitalize(),
             )
-        attached = {part.table: part for part in read_partitions(self._connection, self._target)}
+        attached = {leaf.place.name: leaf for leaf in read_leaves(self._connection, self._target)}
         found = []
         for partition, previous, rebuild in rows:
             name = TableName.parse(partition)
             current = attached.get(name)
-            if current is None or current.low is None or current.high is None:
+            if current is None:
                 raise StateError(
                     f"{partition} is no longer a partition of {self._target.name}, so nothing can take its place",
                     remedy="attach it again, or load the window anew",
@@ -362,21 +361,19 @@ class _Rollback:
                     "go back to",
                     remedy=f"mend the source, then {_RELOAD}",
                 )
-            found.append(self._return(current, current.low, current.high, previous, rebuild))
+            found.append(self._return(current, previous, rebuild))
         self._refuse_later(found)
-        order = {part.oid: place for place, part in enumerate(attached.values())}
-        return sorted(found, key=lambda one: (one.range.low, order[one.current.oid]))
+        return sorted(found, key=lambda one: (one.current.low or "", str(one.place.name)))
 
     def _return(
         self,
-        current: Partition,
-        low: str,
-        high: str,
+        leaf: Leaf,
         previous: str,
         rebuild: Mapping[str, Any] | None,
     ) -> _Return:
         table = TableName.parse(previous)
         row = self._table(table)
+        current = leaf.partition
         if row is None or row["attached"]:
             raise StateError(
                 f"the version of {current.table} that load {self._load.load_id} replaced ({previous}) is gone",
@@ -385,7 +382,7 @@ class _Rollback:
         name = current.table.name
         return _Return(
             current=current,
-            range=PartitionRange(name, low, high),
+            place=leaf.place,
             previous=table,
             oid=row["oid"],
             kept=TableName(
@@ -407,12 +404,18 @@ class _Rollback:
         if later is not None:
             raise self._later(later[0], later[1])
         statement = queries("rollback")["changed_since"].format(
-            t=cursor_type_sql(self._load.window.type or "")
+            # Without a type there is no window to compare.
+            t=cursor_type_sql(self._load.window.type or "text")
         )
+        manifest = self._load.manifest
+        by_cursor = manifest is not None and self._target.partition_columns == (manifest.cursor,)
         for one in found:
-            later = self._connection.execute(
-                statement, {**params, "low": one.range.low, "high": one.range.high}
-            ).fetchone()
+            # Windows tell what lies in a partition only where both go by the same column.
+            bounds = {
+                "low": one.current.low if by_cursor else None,
+                "high": one.current.high if by_cursor else None,
+            }
+            later = self._connection.execute(statement, {**params, **bounds}).fetchone()
             if later is not None:
                 raise self._later(later[0], str(one.current.table))
 
@@ -429,11 +432,14 @@ class _Rollback:
         """
         connection = self._connection
         refuse_dependents(connection, [found.current])
-        column = self._target.partition_columns[0]
-        refuse_default_rows(connection, self._target, column, [found.range])
-        exclude_from_default(
-            connection, self._target, column, [found.range], lock_timeout_ms=self._budget_ms
-        )
+        place = found.place
+        if not found.current.is_default:
+            keep_out_of_default(
+                connection,
+                place.parent,
+                [(statements.excluding_name_of(found.current.bound), place.condition)],
+                lock_timeout_ms=self._budget_ms,
+            )
         try:
             self._mend_columns(found)
             self._mend_constraints(found)
@@ -451,9 +457,7 @@ class _Rollback:
             if not scalar(connection, queries("catalog")["has_constraint"], known):
                 with connection.transaction():
                     connection.execute(
-                        statements.bound_check(
-                            found.previous, statements.holds(column, found.range)
-                        )
+                        statements.bound_check(found.previous, place.condition)
                         + sql.SQL(" NOT VALID")
                     )
             self._validate(found.previous, statements.BOUND_CHECK)
@@ -467,7 +471,7 @@ class _Rollback:
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(
                 queries("rollback")[name],
-                {"parent": self._target.oid, "oid": found.oid, "table": str(found.previous)},
+                {"parent": found.place.parent.oid, "oid": found.oid, "table": str(found.previous)},
             ).fetchall()
 
     def _mend_columns(self, found: _Return) -> None:
@@ -507,7 +511,7 @@ class _Rollback:
         }
         wanted = dict(
             connection.execute(
-                queries("catalog")["foreign_keys"], {"oid": self._target.oid}
+                queries("twin")["foreign_keys"], {"oid": found.place.parent.oid}
             ).fetchall()
         )
         for name, definition in wanted.items():
@@ -561,7 +565,7 @@ class _Rollback:
         left = own_indexes(connection, replace(found.current, oid=found.oid))
         pairs: list[tuple[Index, Index | None]] = []
         for index in [
-            *parent_indexes(connection, self._target),
+            *parent_indexes(connection, found.place.parent),
             *own_indexes(connection, found.current),
         ]:
             same = next((own for own in left if _alike(own, index)), None)
@@ -587,9 +591,10 @@ class _Rollback:
                 return _already(connection, load)
             self._refuse_later(found)
             moved = self._record(found, stream)
+            parents = {one.place.parent.oid: one.place.parent for one in found}
             locks = locking.in_order(
                 connection,
-                [(self._target, "ACCESS EXCLUSIVE")],
+                [(parent, "ACCESS EXCLUSIVE") for parent in parents.values()],
                 replaced=[one.current.table for one in found],
                 new=[one.previous for one in found],
                 dimensions_first=dimensions_first,
@@ -641,9 +646,14 @@ class _Rollback:
 
     def _require_unmoved(self, found: Sequence[_Return]) -> None:
         """Under the locks: current and previous versions are those that were looked at."""
-        attached = {
-            part.table: part.oid for part in read_partitions(self._connection, self._target)
-        }
+        rows = self._connection.execute(
+            queries("catalog")["attached"],
+            {
+                "parents": sorted({one.place.parent.oid for one in found}),
+                "names": [one.current.table.name for one in found],
+            },
+        )
+        attached = {TableName(schema, name): oid for _, schema, name, oid in rows}
         for one in found:
             row = self._table(one.previous)
             if (
@@ -659,7 +669,7 @@ class _Rollback:
 
     def _steps(self, found: _Return) -> list[sql.Composable]:
         """The catalog changes for one partition, in order; written before any lock is taken."""
-        connection, parent, final = self._connection, self._target.name, found.current.table
+        connection, parent, final = self._connection, found.place.parent.name, found.current.table
         owned = connection.execute(
             queries("catalog")["child_index_names"], {"oid": found.current.oid}
         ).fetchall()
@@ -677,7 +687,7 @@ class _Rollback:
             )
             for column in self._ask("columns_to_drop", found)
         ]
-        steps.append(statements.attach(parent, found.previous, found.range))
+        steps.append(statements.attach_as(parent, found.previous, found.place.clause))
         steps.append(
             sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
                 statements.ident(found.previous), sql.Identifier(statements.BOUND_CHECK)

@@ -162,12 +162,6 @@ LEFT JOIN pg_inherits AS inh ON inh.inhrelid = i.indexrelid
 WHERE i.indrelid = %(oid)s
 ORDER BY c.relname
 
--- name: foreign_keys
-SELECT conname::text AS name, pg_get_constraintdef(oid) AS definition
-FROM pg_constraint
-WHERE conrelid = %(oid)s AND contype = 'f' AND conparentid = 0
-ORDER BY conname
-
 -- name: foreign_keys_of
 SELECT con.conname::text, pg_get_constraintdef(con.oid)
 FROM pg_constraint AS con

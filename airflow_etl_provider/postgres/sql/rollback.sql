@@ -18,7 +18,7 @@ ORDER BY p.published_at DESC LIMIT 1
 SELECT l.load_id::text AS load_id
 FROM etl.loads AS mine
 JOIN etl.loads AS l ON l.target = mine.target AND l.published_at > mine.published_at
-WHERE mine.load_id = %(load_id)s AND l.state = 'published' AND l.strategy <> 'swap'
+WHERE mine.load_id = %(load_id)s AND l.state = 'published' AND l.strategy NOT IN ('swap', 'swap_merge')
   AND l.rows_inserted + l.rows_updated + l.rows_deleted > 0
   AND CASE WHEN l.strategy = 'delete_insert' AND l.window_type = mine.window_type AND l.bounds <> 'nulls'
            THEN coalesce(l.window_low::{t} < %(high)s::{t}, true)

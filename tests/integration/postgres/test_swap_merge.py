@@ -38,6 +38,7 @@ from tests.builders import (
     simple,
     wait_until,
 )
+from tests.integration.postgres.test_rollback import rolled_back
 
 SWAP_MERGE = Strategy.SWAP_MERGE
 NOW = SettleOptions(origin=CursorOrigin.APPLICATION, delay=timedelta(0), margin=timedelta(0))
@@ -235,6 +236,7 @@ def test_however_the_table_is_partitioned(source, warehouse, how):
     put(source, *[(n, day(n), day(1), values[n % 4]) for n in range(1, 20)])
     pipe.load(options={"strategy": SWAP_MERGE})
     assert pipe.rows() == pipe.source_rows()
+    first = pipe.rows()
     described = warehouse.run(
         "SELECT relid::text, parentrelid::text FROM pg_partition_tree('a.t') ORDER BY 1"
     )
@@ -251,6 +253,10 @@ def test_however_the_table_is_partitioned(source, warehouse, how):
         "SELECT count(*) FROM pg_index AS i JOIN pg_inherits AS h ON h.inhrelid = i.indexrelid"
         " JOIN pg_class AS c ON c.oid = i.indrelid WHERE c.relkind = 'r' AND c.relispartition"
     ) == len([r for r in again if r[0].startswith("a.p")])
+    rolled_back(pipe, done)
+    assert pipe.rows() == first
+    pipe.load(options={"strategy": SWAP_MERGE})
+    assert pipe.rows() == pipe.source_rows()
 
 
 @dataclass

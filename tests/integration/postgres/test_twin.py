@@ -8,6 +8,7 @@ import pytest
 from psycopg import sql
 
 from airflow_etl_provider.core.errors import CatalogError, EtlError, ShrinkBrake
+from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
@@ -226,16 +227,22 @@ def test_what_a_partition_has_of_its_own_is_kept_or_refused(source18, warehouse1
 
 
 @pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
-def test_a_view_on_a_partition_is_refused_before_data_moves(source18, warehouse18, kind):
-    """Such a view would go on showing the replaced rows: refused, and named, and nothing changed."""
+def test_a_view_on_a_partition_shows_what_is_published(source18, warehouse18, kind):
+    """It would go on showing replaced rows: a swap is refused by its name, auto replaces the rows in place."""
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, FEBRUARY, 3)
     pipe.load(JANUARY, FEBRUARY)
     warehouse18.run(f"CREATE {kind} a.watching AS SELECT * FROM a.t_2013_01")
+    source18.run("UPDATE t SET v = 'changed'")
     before = pipe.picture()
+    manifest = pipe.staged(JANUARY, FEBRUARY)
     with pytest.raises(CatalogError, match="watching"):
-        pipe.load(JANUARY, FEBRUARY)
+        pipe.publish(manifest, strategy=Strategy.SWAP)
     assert pipe.picture() == before
+    assert pipe.publish(manifest).strategy is Strategy.DELETE_INSERT
+    assert pipe.rows() == pipe.source_rows()
+    if kind == "VIEW":
+        assert warehouse18.value("SELECT min(v) FROM a.watching") == "changed"
 
 
 def test_replaced_versions_stay_and_older_ones_go(source, warehouse):
