@@ -54,6 +54,16 @@ _FINGERPRINT = sql.SQL(
 
 
 @dataclass(frozen=True, slots=True)
+class _Look:
+    """A leaf as it was when it was read; ``stale`` rows of the batch are older than its own."""
+
+    leaf: Leaf
+    before: int
+    stale: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Built:
     """One leaf built anew, and what the old one was when it was read."""
 
@@ -64,7 +74,6 @@ class _Built:
     kept: int
     stale: int
     fingerprint: str
-    bytes: int
 
 
 class SwapMerge:
@@ -201,11 +210,18 @@ class SwapMerge:
             require_same_rows(
                 self._manifest, scalar(connection, statements.count(self._manifest.staging))
             )
-            leaves = self._touched()
             fresh = None if self._keyed is None else self._keyed.not_older()
+            looks = [self._look(leaf, fresh) for leaf in self._touched()]
+            # Every leaf that holds a key of the batch was looked at.
+            newer = any(look.stale for look in looks)
             built = [
-                self._fill(leaf, TableName(STAGING_SCHEMA, f"{self._prefix}{number}"), fresh)
-                for number, leaf in enumerate(leaves)
+                self._fill(
+                    look,
+                    TableName(STAGING_SCHEMA, f"{self._prefix}{number}"),
+                    fresh,
+                    among_newer=newer,
+                )
+                for number, look in enumerate(looks)
             ]
         self._brake(built)
         for one in built:
@@ -275,57 +291,68 @@ class SwapMerge:
             return sql.SQL("true")
         return statements.in_window(cursor, window)
 
-    def _fill(self, leaf: Leaf, new: TableName, fresh: sql.Composable | None) -> _Built:
-        """Create *new* with what stays of *leaf* and what the batch brings; all in the caller's snapshot."""
-        connection, old = self._connection, ident(leaf.partition.table)
-        connection.execute(statements.create_twin(new, leaf.place.parent.name))
-        stored = [column.name for column in self._target.columns if not column.generated]
-        if self._keyed is None:
-            replaced: sql.Composable = self._replaced()
-            batch: sql.Composable = ident(self._manifest.staging)
-            stale_rows: sql.Composable = sql.SQL("false")
-        else:
-            batch = self._keyed.latest()
-            older = sql.SQL("true") if fresh is None else fresh
-            matched = sql.SQL("EXISTS (SELECT FROM {} AS s WHERE {} AND ({}))")
-            replaced = matched.format(batch, same_key(self._keyed.keys), older)
-            stale_rows = (
-                sql.SQL("false")
-                if fresh is None
-                else matched.format(
-                    batch, same_key(self._keyed.keys), sql.SQL("({}) IS NOT TRUE").format(fresh)
-                )
+    def _look(self, leaf: Leaf, fresh: sql.Composable | None) -> _Look:
+        """Count a leaf as it is now, and its rows that are newer than the batch's."""
+        stale: sql.Composable = sql.SQL("0")
+        joined: sql.Composable = sql.SQL("")
+        if self._keyed is not None and fresh is not None:
+            stale = sql.SQL("count(s.{}) FILTER (WHERE ({}) IS NOT TRUE)").format(
+                sql.Identifier(self._keyed.keys[0]), fresh
             )
-        row = connection.execute(
-            sql.SQL("SELECT count(*), count(*) FILTER (WHERE {}), {} FROM ONLY {} AS t").format(
-                stale_rows, _FINGERPRINT, old
+            joined = sql.SQL("LEFT JOIN {} AS s ON {}").format(
+                self._keyed.latest(), same_key(self._keyed.keys)
+            )
+        row = self._connection.execute(
+            sql.SQL("SELECT count(*), {}, {} FROM ONLY {} AS t {}").format(
+                stale, _FINGERPRINT, ident(leaf.partition.table), joined
             )
         ).fetchone()
-        before, stale, fingerprint = row or (0, 0, "0")
+        before, newer, fingerprint = row or (0, 0, "")
+        return _Look(leaf, before, newer, fingerprint)
+
+    def _fill(
+        self, look: _Look, new: TableName, fresh: sql.Composable | None, *, among_newer: bool
+    ) -> _Built:
+        """Create *new* with what stays of a leaf and what the batch brings; all in the caller's snapshot.
+
+        :param among_newer: whether the target holds newer versions of any rows of the batch.
+        """
+        connection, leaf = self._connection, look.leaf
+        connection.execute(statements.create_twin(new, leaf.place.parent.name))
+        stored = [column.name for column in self._target.columns if not column.generated]
+        batch: sql.Composable = ident(self._manifest.staging)
+        stays: sql.Composable = sql.SQL("({}) IS NOT TRUE").format(self._replaced())
+        if self._keyed is not None:
+            batch = self._keyed.latest()
+            # Nothing but this is planned as an anti-join.
+            stays = sql.SQL("NOT EXISTS (SELECT FROM {} AS s WHERE {} AND {})").format(
+                batch, same_key(self._keyed.keys), fresh or sql.SQL("true")
+            )
         kept = connection.execute(
-            sql.SQL(
-                "INSERT INTO {} ({}) SELECT {} FROM ONLY {} AS t WHERE ({}) IS NOT TRUE"
-            ).format(ident(new), names(stored), qualified("t", stored), old, replaced)
+            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM ONLY {} AS t WHERE {}").format(
+                ident(new),
+                names(stored),
+                qualified("t", stored),
+                ident(leaf.partition.table),
+                stays,
+            )
         ).rowcount
+        newest: sql.Composable = sql.SQL("true")
+        if self._keyed is not None and among_newer:
+            newest = sql.SQL(
+                "NOT EXISTS (SELECT FROM {} AS t WHERE {} AND ({}) IS NOT TRUE)"
+            ).format(ident(self._target.name), same_key(self._keyed.keys), fresh or sql.SQL("true"))
         added = connection.execute(
-            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} AS s WHERE ({}) AND ({})").format(
+            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} AS s WHERE ({}) AND {}").format(
                 ident(new),
                 names(self._columns),
                 qualified("s", self._columns),
                 batch,
                 leaf.place.condition,
-                self._not_stale(fresh),
+                newest,
             )
         ).rowcount
-        return _Built(leaf, new, kept + added, before, kept, stale, fingerprint, 0)
-
-    def _not_stale(self, fresh: sql.Composable | None) -> sql.Composable:
-        """Whether the target holds no newer version of a row of the batch, wherever that is."""
-        if self._keyed is None or fresh is None:
-            return sql.SQL("true")
-        return sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {} AND ({}) IS NOT TRUE)").format(
-            ident(self._target.name), same_key(self._keyed.keys), fresh
-        )
+        return _Built(leaf, new, kept + added, look.before, kept, look.stale, look.fingerprint)
 
     def _brake(self, built: Sequence[_Built]) -> None:
         before, rows = sum(one.before for one in built), sum(one.rows for one in built)
