@@ -32,7 +32,9 @@ class Strategy(StrEnum):
     SWAP_MERGE = "swap_merge"
     DELETE_INSERT = "delete_insert"
     MERGE = "merge"
+    APPEND = "append"
     REPLACE = "replace"
+    SCD2 = "scd2"
 
 
 class LoadState(StrEnum):

@@ -50,11 +50,22 @@ class OnOldSnapshot(StrEnum):
     PUBLISH = "publish"
 
 
+class Deletes(StrEnum):
+    """What becomes of a row that its flag calls deleted: ``soft`` keeps it, with the flag."""
+
+    HARD = "hard"
+    SOFT = "soft"
+
+
 @dataclass(frozen=True, slots=True)
 class PublishOptions:
     """How a publish may behave.
 
     :param keys: unique columns for ``replace``; empty takes the batch's keys, then the primary key.
+    :param delete_flag: column that says that a row was deleted: true, a time, or one of *delete_values*.
+    :param load_id_column: column of the target that ``append`` fills with the load's id.
+    :param valid_from, valid_to: columns of the target that ``scd2`` fills; NULL is an open end.
+    :param is_current: boolean column of the target that ``scd2`` fills, if there is one.
     :param max_shrink: largest share of the rows it replaces that a publish may lose, 0 to 1.
     :param lock_budget: longest time one attempt may spend waiting for and holding table locks.
     :param lock_deadline: how long attempts go on.
@@ -68,6 +79,13 @@ class PublishOptions:
 
     strategy: Strategy = Strategy.AUTO
     keys: tuple[str, ...] = ()
+    delete_flag: str | None = None
+    deletes: Deletes = Deletes.HARD
+    delete_values: tuple[str, ...] = ()
+    load_id_column: str | None = None
+    valid_from: str = "valid_from"
+    valid_to: str = "valid_to"
+    is_current: str | None = None
     max_shrink: float = 0.5
     lock_budget: timedelta = timedelta(milliseconds=300)
     lock_deadline: timedelta = timedelta(minutes=30)
@@ -208,6 +226,17 @@ def _refuse(asked: Strategy, manifest: Manifest, facts: Facts) -> None:
             f"strategy 'swap_merge' would keep rows of {manifest.target} that are gone from the snapshot of stream "
             f"{manifest.stream!r}",
             remedy="use strategy='replace', or declare kind='entities' or 'events'",
+        )
+    if asked is Strategy.APPEND and manifest.kind is Kind.ENTITIES:
+        raise ConfigurationError(
+            f"strategy 'append' would add every version of a row to {manifest.target}: the rows of stream "
+            f"{manifest.stream!r} are {manifest.kind}",
+            remedy="use strategy='scd2' to keep the versions of a row, or 'merge' to keep the last",
+        )
+    if asked is Strategy.SCD2 and manifest.kind is Kind.EVENTS:
+        raise ConfigurationError(
+            f"strategy 'scd2' keeps versions of rows that change, and those of stream {manifest.stream!r} are events",
+            remedy="declare kind='entities' (or 'snapshots'), or use strategy='append'",
         )
     if asked is Strategy.REPLACE and windowed:
         raise ConfigurationError(

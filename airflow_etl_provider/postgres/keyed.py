@@ -120,6 +120,24 @@ class KeyedBatch:
             "(SELECT DISTINCT ON ({k}) * FROM {s} ORDER BY {k}, {c} DESC NULLS LAST)"
         ).format(k=names(self.keys), s=ident(self._manifest.staging), c=sql.Identifier(self.order))
 
+    def is_after(self, latest: str | None) -> bool:
+        """Whether every row of the batch is later than *latest* in cursor order, so that none can be stale."""
+        if self.order is None or latest is None:
+            return False
+        (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self.order)
+        found: bool = scalar(
+            self._connection,
+            sql.SQL(
+                "SELECT coalesce(min({c})::{t} > {l}::{t}, false) AND count(*) = count({c}) FROM {s}"
+            ).format(
+                c=sql.Identifier(self.order),
+                t=cursor_type_sql(cursor_type),
+                l=sql.Literal(latest),
+                s=ident(self._manifest.staging),
+            ),
+        )
+        return found
+
     def not_older(self) -> sql.Composable | None:
         """Whether the batch's row may take the place of the target's; ``None`` where it always may.
 

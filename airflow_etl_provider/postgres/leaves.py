@@ -89,15 +89,22 @@ def rows_by_leaf(
 
 
 def leaves_with(
-    connection: psycopg.Connection[Any], target: Table, where: sql.Composable
+    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], where: sql.Composable
 ) -> set[int]:
-    """The oids of the leaves that hold a row of ``target AS t`` for which *where* is true."""
-    rows = connection.execute(
-        sql.SQL("SELECT DISTINCT t.tableoid::bigint FROM {} AS t WHERE {}").format(
-            ident(target.name), where
-        )
-    ).fetchall()
-    return {oid for (oid,) in rows}
+    """Those of *leaves* (by oid) that hold a row ``t`` for which *where* is true."""
+    found: set[int] = set()
+    for start in range(0, len(leaves), _PER_PASS):
+        some = leaves[start : start + _PER_PASS]
+        rows = connection.execute(
+            sql.SQL(" UNION ALL ").join(
+                sql.SQL(
+                    "SELECT {}::bigint WHERE EXISTS (SELECT FROM ONLY {} AS t WHERE {})"
+                ).format(sql.Literal(leaf.partition.oid), ident(leaf.partition.table), where)
+                for leaf in some
+            )
+        ).fetchall()
+        found |= {oid for (oid,) in rows}
+    return found
 
 
 def partition_columns(connection: psycopg.Connection[Any], target: Table) -> set[str] | None:

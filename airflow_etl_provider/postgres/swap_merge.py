@@ -204,15 +204,19 @@ class SwapMerge:
         connection.execute(sql.SQL("ANALYZE {}").format(ident(self._manifest.staging)))
         if self._keyed is not None:
             self._keyed.require_keys()
-        self._claim_leaves(claim, self._touched())
+        leaves: list[Leaf] = []
+        while (now := read_leaves(connection, self._target)) != leaves:
+            # Until nobody has exchanged one between the look and the claim; what is claimed stays so.
+            leaves, touched = now, self._touched(now)
+            self._claim_leaves(claim, touched)
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             require_same_rows(
                 self._manifest, scalar(connection, statements.count(self._manifest.staging))
             )
             fresh = None if self._keyed is None else self._keyed.not_older()
-            looks = [self._look(leaf, fresh) for leaf in self._touched()]
-            # Every leaf that holds a key of the batch was looked at.
+            looks = [self._look(leaf, fresh) for leaf in touched]
+            # Every leaf that holds a key of the batch was looked at; that it stays so is verified at last.
             newer = any(look.stale for look in looks)
             built = [
                 self._fill(
@@ -252,9 +256,8 @@ class SwapMerge:
         for table in filled_tables(self._connection, self._manifest):
             self._connection.execute(sql.SQL("DROP TABLE {}").format(ident(table)))
 
-    def _touched(self) -> list[Leaf]:
-        """The leaves that gain, lose or change a row, in order of their names."""
-        leaves = read_leaves(self._connection, self._target)
+    def _touched(self, leaves: Sequence[Leaf]) -> list[Leaf]:
+        """Those of *leaves* that gain, lose or change a row, in order of their names."""
         staged = rows_by_leaf(self._connection, self._manifest.staging, leaves)
         placed = sum(staged.values())
         if placed != self._manifest.rows:
@@ -264,21 +267,21 @@ class SwapMerge:
                 remedy="make the missing partitions, or say how the table is partitioned (partition=...), so that "
                 "they are made",
             )
-        touched = set(staged) | self._left()
+        touched = set(staged) | self._left([x for x in leaves if x.partition.oid not in staged])
         found = [leaf for leaf in leaves if leaf.partition.oid in touched]
         refuse_dependents(self._connection, [leaf.partition for leaf in found])
         return found
 
-    def _left(self) -> set[int]:
-        """The leaves that hold rows now which the batch replaces."""
+    def _left(self, leaves: Sequence[Leaf]) -> set[int]:
+        """Those of *leaves* (by oid) that hold rows now which the batch replaces."""
         if self._keyed is None:
-            return leaves_with(self._connection, self._target, self._replaced())
+            return leaves_with(self._connection, leaves, self._replaced())
         routed = partition_columns(self._connection, self._target)
         if routed is not None and routed <= set(self._keyed.keys):
             return set()
         return leaves_with(
             self._connection,
-            self._target,
+            leaves,
             sql.SQL("EXISTS (SELECT FROM {} AS s WHERE {})").format(
                 ident(self._manifest.staging), same_key(self._keyed.keys)
             ),
@@ -293,22 +296,30 @@ class SwapMerge:
 
     def _look(self, leaf: Leaf, fresh: sql.Composable | None) -> _Look:
         """Count a leaf as it is now, and its rows that are newer than the batch's."""
-        stale: sql.Composable = sql.SQL("0")
-        joined: sql.Composable = sql.SQL("")
-        if self._keyed is not None and fresh is not None:
-            stale = sql.SQL("count(s.{}) FILTER (WHERE ({}) IS NOT TRUE)").format(
-                sql.Identifier(self._keyed.keys[0]), fresh
-            )
-            joined = sql.SQL("LEFT JOIN {} AS s ON {}").format(
-                self._keyed.latest(), same_key(self._keyed.keys)
+        old, keyed = ident(leaf.partition.table), self._keyed
+        last: sql.Composable = sql.SQL("NULL, 0")
+        if keyed is not None and keyed.order is not None:
+            last = sql.SQL("max(t.{c})::text, count(*) - count(t.{c})").format(
+                c=sql.Identifier(keyed.order)
             )
         row = self._connection.execute(
-            sql.SQL("SELECT count(*), {}, {} FROM ONLY {} AS t {}").format(
-                stale, _FINGERPRINT, ident(leaf.partition.table), joined
-            )
+            sql.SQL("SELECT count(*), {}, {} FROM ONLY {} AS t").format(_FINGERPRINT, last, old)
         ).fetchone()
-        before, newer, fingerprint = row or (0, 0, "")
-        return _Look(leaf, before, newer, fingerprint)
+        before, fingerprint, latest, without = row or (0, "", None, 0)
+        stale = 0
+        if (
+            keyed is not None
+            and fresh is not None
+            and before
+            and (without or not keyed.is_after(latest))
+        ):
+            stale = scalar(
+                self._connection,
+                sql.SQL(
+                    "SELECT count(*) FROM ONLY {} AS t JOIN {} AS s ON {} WHERE ({}) IS NOT TRUE"
+                ).format(old, keyed.latest(), same_key(keyed.keys), fresh),
+            )
+        return _Look(leaf, before, stale, fingerprint)
 
     def _fill(
         self, look: _Look, new: TableName, fresh: sql.Composable | None, *, among_newer: bool
@@ -448,7 +459,11 @@ class SwapMerge:
             )
             if now != one.fingerprint:
                 raise PartitionMoved(f"rows were written into {one.leaf.place.name} meanwhile")
-        if self._left() - {one.leaf.partition.oid for one in built}:
+        mine = {one.leaf.partition.oid for one in built}
+        others = [
+            leaf for leaf in read_leaves(connection, self._target) if leaf.partition.oid not in mine
+        ]
+        if self._left(others):
             raise PartitionMoved(
                 f"rows of the batch came into other partitions of {self._target.name}"
             )
