@@ -28,7 +28,7 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
 from airflow_etl_provider.core.partition import Every
-from airflow_etl_provider.core.publish import OnLockDeadline, OnOldSnapshot
+from airflow_etl_provider.core.publish import Deletes, OnLockDeadline, OnOldSnapshot
 from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
@@ -433,12 +433,47 @@ class Target(_Model):
         description="how rows become visible: auto (chosen by kind and window), swap (events: whole "
         "partitions are exchanged), swap_merge (partitions are built anew from what stays and the batch, and "
         "exchanged), delete_insert (events: the window's rows are replaced in place), "
-        "merge (entities: updated and inserted by key) or replace (the whole table is compared, and "
-        "the difference written)",
+        "merge (entities: updated, inserted and deleted by key), append (events or snapshots: rows are added, "
+        "once), scd2 (every version of a row is kept) or replace (the whole table is compared, and the "
+        "difference written)",
     )
     keys: tuple[Column, ...] = Field(
         default=(),
         description="a list of the columns that identify a row; default the table's primary key",
+    )
+    delete_flag: Column | None = Field(
+        default=None,
+        description="the column that says that a row was deleted: true, a date or time that is not NULL, or one of "
+        "delete_values; for entities",
+        examples=["deleted_at"],
+    )
+    deletes: Deletes = Field(
+        default=Deletes.HARD,
+        description="hard takes such rows out of the target (scd2 ends their last version), soft writes them with "
+        "their flag",
+    )
+    delete_values: tuple[str, ...] = Field(
+        default=(),
+        description="a list of the flag's values that mean deleted, as text",
+        examples=["[D]"],
+    )
+    load_id_column: Column | None = Field(
+        default=None,
+        description="the target's column (uuid or text) that append fills with the load's id, so that a window can be "
+        "loaded again",
+        examples=["load_id"],
+    )
+    valid_from: Column = Field(
+        default="valid_from",
+        description="the target's column from which on a version is true, for scd2",
+    )
+    valid_to: Column = Field(
+        default="valid_to",
+        description="the target's column up to which a version is true, NULL while it still is, for scd2",
+    )
+    is_current: Column | None = Field(
+        default=None,
+        description="the target's boolean column that marks the versions that are true now, for scd2",
     )
     max_shrink: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
         default=0.5,
@@ -480,6 +515,14 @@ class Target(_Model):
     audit: Literal["required", "none"] = Field(
         default="required", description="required, or none to publish unaudited, which is recorded"
     )
+
+    @property
+    def filled_by_publish(self) -> tuple[str, ...]:
+        """Columns that the source need not give."""
+        if self.strategy is Strategy.SCD2:
+            own = (self.valid_from, self.valid_to, self.is_current)
+            return tuple(column for column in own if column is not None)
+        return () if self.load_id_column is None else (self.load_id_column,)
 
 
 class Quality(_Model):

@@ -51,6 +51,14 @@ _MISFITS = {
         "delete_insert goes by window, and an entity leaves its window when it changes",
         "write auto or merge",
     ),
+    (Kind.EVENTS, Strategy.SCD2): (
+        "scd2 keeps the versions of rows that change, and events do not",
+        "write auto or append, or set kind: entities",
+    ),
+    (Kind.ENTITIES, Strategy.APPEND): (
+        "append would add every version of a row",
+        "write scd2 to keep the versions of a row, or merge to keep the last",
+    ),
     (Kind.SNAPSHOTS, Strategy.SWAP): (
         "swap exchanges partitions, which snapshots do not have",
         "write auto or replace",
@@ -79,6 +87,7 @@ def contradictions_of_stream(stream: Stream) -> list[Finding]:
         *_nulls(stream),
         *by_kind[stream.kind](stream),
         *_strategy(stream),
+        *_strategy_columns(stream),
         *_columns(stream),
         *_names(stream),
         *_personal(stream),
@@ -342,6 +351,41 @@ def _strategy(stream: Stream) -> Iterator[Finding]:
             ("target", "partition"),
             "is missing, so swap does not know which partitions to make and exchange",
             f"write {{column: {stream.target_cursor or 'the cursor'}, every: month}}",
+        )
+
+
+def _strategy_columns(stream: Stream) -> Iterator[Finding]:
+    """Columns that mean something to some strategies only."""
+    target = stream.target
+    if target.load_id_column is not None and target.strategy is not Strategy.APPEND:
+        yield Finding(
+            ("target", "load_id_column"),
+            f"is filled by strategy append, not by {target.strategy}",
+            "leave it out, or write strategy: append",
+        )
+    if target.is_current is not None and target.strategy is not Strategy.SCD2:
+        yield Finding(
+            ("target", "is_current"),
+            f"is filled by strategy scd2, not by {target.strategy}",
+            "leave it out, or write strategy: scd2",
+        )
+    if target.delete_flag is not None and stream.kind is Kind.EVENTS:
+        yield Finding(
+            ("target", "delete_flag"),
+            "goes by key, which events do not have",
+            "leave it out, or set kind: entities",
+        )
+    elif target.delete_flag is not None and target.strategy is Strategy.REPLACE:
+        yield Finding(
+            ("target", "delete_flag"),
+            "has no use for replace: rows that the source no longer has are deleted",
+            "leave it out, or write strategy: merge",
+        )
+    elif target.delete_flag is None and target.delete_values:
+        yield Finding(
+            ("target", "delete_values"),
+            "are values of delete_flag, which is missing",
+            "name the column with delete_flag, or leave them out",
         )
 
 

@@ -113,6 +113,17 @@ class PublishOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What a publish does to the rows of the target."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    stale: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What ``auto`` goes by.
 

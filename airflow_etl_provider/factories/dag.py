@@ -155,6 +155,7 @@ def _load(
         timezone=source.timezone or pipeline.timezone,
         checksum=source.checksum,
         zero_dates=source.zero_dates,
+        filled_by_publish=list(target.filled_by_publish),
         **window,
     )
     validate = QualityValidationOperator(
@@ -165,6 +166,13 @@ def _load(
         batch=validate.output,
         strategy=strategy.value,
         keys=list(target.keys),
+        delete_flag=target.delete_flag,
+        deletes=target.deletes.value,
+        delete_values=list(target.delete_values),
+        load_id_column=target.load_id_column,
+        valid_from=target.valid_from,
+        valid_to=target.valid_to,
+        is_current=target.is_current,
         max_shrink=target.max_shrink,
         keep_versions=target.keep_versions,
         lock_budget=target.lock_budget,

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_etl_provider.config.models import Pipeline, Stream
 from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.load import Kind, Strategy
-from airflow_etl_provider.core.publish import REBUILD_ROWS, REBUILD_SHARE
+from airflow_etl_provider.core.publish import REBUILD_ROWS, REBUILD_SHARE, Deletes
 from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.window import humane
@@ -24,6 +24,8 @@ _STRATEGIES = {
     Strategy.SWAP_MERGE: "touched partitions are built anew from what stays of them and the batch, and exchanged",
     Strategy.DELETE_INSERT: "the rows of the window are replaced in place",
     Strategy.MERGE: "rows are updated and inserted by key; a row that is gone from the source stays",
+    Strategy.APPEND: "rows are added, once for each load",
+    Strategy.SCD2: "every version of a row is kept, with the time from which and up to which it was true",
     Strategy.REPLACE: "the whole table is compared, and only the difference is written",
 }
 _ORIGINS = {
@@ -93,7 +95,10 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     elif stream.kind is Kind.ENTITIES:
         yield "| key | the primary key of the target, which must have one |"
     yield f"| strategy | {_strategy(stream)} |"
-    if Strategy.MERGE not in _strategies(stream):
+    if target.delete_flag is not None:
+        effect = "taken out" if target.deletes is Deletes.HARD else "kept, with the flag"
+        yield f"| deleted rows | told by `{target.delete_flag}`; they are {effect} |"
+    if not {Strategy.MERGE, Strategy.APPEND} & set(_strategies(stream)):
         yield f"| stopped when | a publish would lose more than {target.max_shrink:.0%} of the rows it replaces |"
     if {Strategy.SWAP, Strategy.SWAP_MERGE} & set(_strategies(stream)):
         yield f"| kept for a rollback | {target.keep_versions} replaced version(s) of each exchanged partition |"

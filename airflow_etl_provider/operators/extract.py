@@ -120,6 +120,8 @@ class IncrementalExtractOperator(BaseOperator):
         more scan of the window in the source, and one of the batch where the types are the same.
     :param slice_rows: windows of more rows are staged in slices of about so many, so that a retry goes on
         behind the last one; ``None`` stages every window in one piece.
+    :param filled_by_publish: columns of the target that publish fills itself (the load's id of ``append``,
+        the validity of ``scd2``), so that the source need not give them.
     :param shards: how many slices are read at once, by sessions that share one snapshot.
     :param row_security: ``refuse`` a source whose row security may hide rows from the role, or ``apply``
         it: the rows that the role sees are the ones that are meant.
@@ -163,6 +165,7 @@ class IncrementalExtractOperator(BaseOperator):
         checksum: bool = False,
         slice_rows: int | None = SLICE_ROWS,
         shards: int = 1,
+        filled_by_publish: Sequence[str] = (),
         row_security: str = "refuse",
         types: Mapping[str, str] | None = None,
         zero_dates: str = "fail",
@@ -197,6 +200,7 @@ class IncrementalExtractOperator(BaseOperator):
         self.checksum = checksum
         self.slice_rows = slice_rows
         self.shards = shards
+        self.filled_by_publish = filled_by_publish
         self.row_security = row_security
         self.types = types
         self.zero_dates = zero_dates
@@ -345,6 +349,7 @@ class IncrementalExtractOperator(BaseOperator):
             on_empty=choice(OnEmpty, self.on_empty, "on_empty"),
             slice_rows=self.slice_rows,
             shards=self.shards,
+            filled_by_publish=tuple(self.filled_by_publish),
             reads_as=self._reads_as(),
             partition=partition,
             timezone=self.timezone,

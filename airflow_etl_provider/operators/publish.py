@@ -13,6 +13,7 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, LoadState, Manifest, Published, Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.publish import (
+    Deletes,
     OnLockDeadline,
     OnOldSnapshot,
     PublishOptions,
@@ -56,7 +57,8 @@ class PartitionSwapOperator(BaseOperator):
 
     ``swap`` builds whole partitions aside and exchanges them; ``swap_merge`` does so with what stays of
     the old partitions and the batch; ``delete_insert`` replaces the rows of a
-    window in place; ``merge`` updates and inserts by key; ``replace`` applies the difference between a
+    window in place; ``merge`` updates, inserts and deletes by key; ``append`` adds rows, once; ``scd2`` keeps
+    every version of a row; ``replace`` applies the difference between a
     snapshot and a small table. Data, ledger and coverage commit together, and the
     watermark Variable follows; a retry of what is already published does nothing. Returns what was
     done (small JSON).
@@ -66,11 +68,21 @@ class PartitionSwapOperator(BaseOperator):
 
     :param batch: what validate (or, with ``audit="none"``, extract) returned. (templated)
     :param report: what validate returned for *staged_table*, where publish is used alone. (templated)
-    :param strategy: ``auto``, ``swap``, ``swap_merge``, ``delete_insert``, ``merge`` or ``replace``; ``auto``
-        says in the log what it chose and why: by kind and window, by the share of the touched partitions
+    :param strategy: ``auto``, ``swap``, ``swap_merge``, ``delete_insert``, ``merge``, ``append``, ``replace`` or
+        ``scd2``; ``auto`` says in the log what it chose and why: by kind and window, by the share of the touched partitions
         that changes, and by what hangs on the table.
     :param keys: columns that identify a row, for ``replace``; default: the batch's keys, then the
         target's primary key, then whole rows.
+    :param delete_flag: column of the batch that says that a row was deleted: true, a date or time that is not
+        NULL, or one of *delete_values*. For ``merge``, ``swap_merge`` and ``scd2``.
+    :param deletes: ``hard`` takes such rows out of the target (``scd2`` ends their last version), ``soft``
+        writes them with their flag.
+    :param delete_values: values of *delete_flag* that mean deleted, as text.
+    :param load_id_column: column of the target (uuid or text) that ``append`` fills with the load's id, so
+        that a window can be loaded again.
+    :param valid_from: column of the target from which on a version is true, for ``scd2``.
+    :param valid_to: column up to which it is; NULL is an open end.
+    :param is_current: boolean column that marks the versions that are true now, if there is one.
     :param max_shrink: largest share of rows (0 to 1) that a publish may take away.
     :param keep_versions: replaced partitions that stay, detached, in schema ``etl_staging``.
     :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
@@ -104,6 +116,13 @@ class PartitionSwapOperator(BaseOperator):
         report: Any = None,
         strategy: str = "auto",
         keys: Sequence[str] = (),
+        delete_flag: str | None = None,
+        deletes: str = "hard",
+        delete_values: Sequence[str] = (),
+        load_id_column: str | None = None,
+        valid_from: str = "valid_from",
+        valid_to: str = "valid_to",
+        is_current: str | None = None,
         max_shrink: float = 0.5,
         keep_versions: int = 1,
         lock_budget: timedelta = timedelta(milliseconds=300),
@@ -127,6 +146,13 @@ class PartitionSwapOperator(BaseOperator):
         self.report = report
         self.strategy = strategy
         self.keys = keys
+        self.delete_flag = delete_flag
+        self.deletes = deletes
+        self.delete_values = delete_values
+        self.load_id_column = load_id_column
+        self.valid_from = valid_from
+        self.valid_to = valid_to
+        self.is_current = is_current
         self.max_shrink = max_shrink
         self.keep_versions = keep_versions
         self.lock_budget = lock_budget
@@ -194,6 +220,13 @@ class PartitionSwapOperator(BaseOperator):
         return PublishOptions(
             strategy=strategy,
             keys=tuple(self.keys),
+            delete_flag=self.delete_flag,
+            deletes=_one_of(Deletes, "deletes", self.deletes),
+            delete_values=tuple(str(value) for value in self.delete_values),
+            load_id_column=self.load_id_column,
+            valid_from=self.valid_from,
+            valid_to=self.valid_to,
+            is_current=self.is_current,
             max_shrink=self.max_shrink,
             lock_budget=self.lock_budget,
             lock_deadline=self.lock_deadline,

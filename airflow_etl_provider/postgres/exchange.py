@@ -18,7 +18,7 @@ from airflow_etl_provider.core.errors import ContractError, Stopped
 from airflow_etl_provider.core.load import Manifest, Published, PublishedPartition, Strategy
 from airflow_etl_provider.core.names import TableName, short_id, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.core.publish import PublishOptions
+from airflow_etl_provider.core.publish import Counts, PublishOptions
 from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, scalar
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
@@ -63,17 +63,6 @@ class Change:
     rows_before: int
     bytes: int
     steps: tuple[sql.Composable, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a publish does to the rows of the target."""
-
-    inserted: int = 0
-    updated: int = 0
-    deleted: int = 0
-    unchanged: int = 0
-    stale: int = 0
 
 
 class Exchange:

@@ -1,12 +1,13 @@
-"""Strategies that change the target in place, in one transaction: ``delete_insert``, ``merge``, ``replace``.
+"""Strategies that change the target in place, in one transaction: ``delete_insert``, ``merge``, ``append``,
+``replace``, ``scd2``.
 
 Readers never wait for them: they see the rows as before until the commit, in any isolation level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import psycopg
@@ -26,21 +27,17 @@ from airflow_etl_provider.core.load import (
 )
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Stop
-from airflow_etl_provider.core.publish import PublishOptions, brake
+from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
 from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres.append import append
 from airflow_etl_provider.postgres.catalog import Table, missing_privileges, scalar
-from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.keyed import KeyedBatch, keys_of, same_key
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.scd2 import History
 from airflow_etl_provider.postgres.statements import ident, names, qualified
 
-
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    inserted: int = 0
-    updated: int = 0
-    deleted: int = 0
-    unchanged: int = 0
-    stale: int = 0
+#: How often a publish is done over because others wrote the same keys meanwhile.
+_ATTEMPTS = 3
 
 
 class InPlace:
@@ -59,8 +56,8 @@ class InPlace:
         self._target = target
         self._options = options
         self._stop = stop
+        self._strategy = Strategy.AUTO
         self._columns = [column.name for column in manifest.columns]
-        self._order: str | None = None
         # Tables that inherit from a plain target are tables of their own.
         self._table: sql.Composable = ident(target.name)
         if target.kind == "r":
@@ -74,14 +71,26 @@ class InPlace:
         :raises ShrinkBrake: more rows would go than allowed.
         :raises StateError: the stream was rewound since the load was planned.
         """
+        self._strategy = strategy
         apply = {
             Strategy.DELETE_INSERT: self._delete_insert,
             Strategy.MERGE: self._merge,
+            Strategy.APPEND: self._append,
             Strategy.REPLACE: self._replace,
+            Strategy.SCD2: self._scd2,
         }[strategy]
         self._inspect(strategy)
-        keys = self._keys(strategy)
-        self._order = self._order_column(keys) if strategy is Strategy.MERGE else None
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._transact(strategy, apply)
+            except (psycopg.errors.UniqueViolation, psycopg.errors.SerializationFailure):
+                # Somebody else has inserted the key meanwhile: now it is there to be updated. A batch that
+                # violates a key of the target by itself does so every time.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _transact(self, strategy: Strategy, apply: Callable[[], Counts]) -> Published:
         connection, manifest = self._connection, self._manifest
         with connection.transaction():
             position = ledger.enter_publish(connection, manifest, strategy)
@@ -93,9 +102,9 @@ class InPlace:
                 " WHERE name = 'search_path'"
             )
             require_same_rows(manifest, scalar(connection, statements.count(manifest.staging)))
-            if keys:
-                self._require_keys(keys)
-            counts = apply(keys)
+            if strategy in (Strategy.MERGE, Strategy.SCD2):
+                self._keyed.require_keys()
+            counts = apply()
             published = ledger.record_published(
                 connection, self._published(strategy, counts, position), manifest
             )
@@ -124,26 +133,14 @@ class InPlace:
                 remedy=f"GRANT {', '.join(missing)} ON {target.name} TO {user}",
             )
 
-    def _keys(self, strategy: Strategy) -> Sequence[str]:
-        if strategy is Strategy.DELETE_INSERT:
-            return ()
-        keys = self._options.keys or self._manifest.keys or self._target.primary_key
-        for key in keys:
-            if key not in self._columns:
-                raise ContractError(
-                    f"key {key!r} of {self._target.name} is not among the batch's columns",
-                    remedy=f"the batch has: {', '.join(self._columns)}",
-                )
-        if strategy is Strategy.MERGE and not keys:
-            raise ContractError(
-                f"strategy 'merge' needs to know what identifies a row of {self._target.name}",
-                remedy="name the columns with keys=[...], or give the table a primary key",
-            )
-        return keys
+    @cached_property
+    def _keyed(self) -> KeyedBatch:
+        by_cursor = self._strategy in (Strategy.MERGE, Strategy.SCD2)
+        return KeyedBatch(
+            self._connection, self._manifest, self._target, self._options, by_cursor=by_cursor
+        )
 
-    def _published(
-        self, strategy: Strategy, counts: _Counts, position: StreamPosition
-    ) -> Published:
+    def _published(self, strategy: Strategy, counts: Counts, position: StreamPosition) -> Published:
         return Published(
             load_id=self._manifest.load_id,
             stream=self._manifest.stream,
@@ -162,7 +159,7 @@ class InPlace:
 
     # -- the strategies ---------------------------------------------------------------------------
 
-    def _delete_insert(self, keys: Sequence[str]) -> _Counts:
+    def _delete_insert(self) -> Counts:
         """Replace the rows of the window by the batch."""
         target, manifest = self._target.name, self._manifest
         where: sql.Composable = sql.SQL("true")
@@ -182,38 +179,69 @@ class InPlace:
                 ident(target), names(self._columns), names(self._columns), ident(manifest.staging)
             )
         )
-        return _Counts(inserted=inserted, deleted=deleted)
+        return Counts(inserted=inserted, deleted=deleted)
 
-    def _merge(self, keys: Sequence[str]) -> _Counts:
-        """Update and insert by key; a row of the target that is newer than the batch's stays."""
-        latest = self._latest(keys)
-        staged = scalar(self._connection, sql.SQL("SELECT count(*) FROM {} AS s").format(latest))
-        fresh = self._not_older()
-        stale = 0
-        if fresh is not None:
+    def _merge(self) -> Counts:
+        """Update, insert and delete by key; a row of the target that is newer than the batch's stays."""
+        keyed = self._keyed
+        latest, fresh = keyed.latest(), keyed.not_older()
+        hard = keyed.deleted is not None and self._options.deletes is Deletes.HARD
+        lives = sql.SQL("NOT ({})").format(keyed.deleted) if hard else sql.SQL("true")
+        staged = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} AS s WHERE {}").format(latest, lives),
+        )
+        deleted = self._delete_flagged(fresh) if hard else 0
+        updated, inserted = self._write(latest, keyed.keys, fresh, lives)
+        rest, stale = staged - inserted - updated, 0
+        if rest and fresh is not None:
+            # What the batch brought is equal to it by now, so what still differs is newer.
             stale = scalar(
                 self._connection,
-                sql.SQL("SELECT count(*) FROM {} AS s JOIN {} AS t ON {} WHERE NOT ({})").format(
-                    latest, self._table, _same_key(keys), fresh
+                sql.SQL(
+                    "SELECT count(*) FROM {} AS s JOIN {} AS t ON {} WHERE {} AND ({}) IS NOT TRUE"
+                    " AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
+                ).format(
+                    latest,
+                    self._table,
+                    same_key(keyed.keys),
+                    lives,
+                    fresh,
+                    qualified("t", self._columns),
+                    qualified("s", self._columns),
                 ),
             )
-        updated, inserted = self._write(latest, keys, fresh)
-        return _Counts(
-            inserted=inserted,
-            updated=updated,
-            unchanged=staged - inserted - updated - stale,
-            stale=stale,
-        )
+        return Counts(inserted, updated, deleted, rest - stale, stale)
 
-    def _replace(self, keys: Sequence[str]) -> _Counts:
+    def _delete_flagged(self, fresh: sql.Composable | None) -> int:
+        """Delete the rows whose flag says so, unless the target's version is newer."""
+        keyed = self._keyed
+        deleted = self._run(
+            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {} AND {}").format(
+                self._table,
+                keyed.latest(),
+                same_key(keyed.keys),
+                keyed.deleted or sql.SQL("false"),
+                fresh or sql.SQL("true"),
+            )
+        )
+        if deleted:
+            brake(
+                self._manifest,
+                str(self._target.name),
+                before=self._count_where(sql.SQL("true")) + deleted,
+                lost=deleted,
+                options=self._options,
+            )
+        return deleted
+
+    def _replace(self) -> Counts:
         """Make the target hold exactly the batch; rows that are the same are not written."""
         target, manifest = self._target.name, self._manifest
-        # Writers that are not ours wait from here to the commit; readers do not.
-        milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
-        self._connection.execute(
-            "SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),)
-        )
-        self._connection.execute(statements.lock(target, "SHARE ROW EXCLUSIVE"))
+        keys = keys_of(manifest, self._target, self._options)
+        if keys:
+            self._keyed.require_keys()
+        self._hold_writers_off()
         before = self._count_where(sql.SQL("true"))
         brake(
             manifest,
@@ -227,17 +255,17 @@ class InPlace:
             inserted = self._run(
                 _insert_by_image(target, self._table, manifest.staging, self._columns)
             )
-            return _Counts(inserted, 0, deleted, manifest.rows - inserted)
+            return Counts(inserted, 0, deleted, manifest.rows - inserted)
         staged: sql.Composable = ident(manifest.staging)
         deleted = self._run(
             sql.SQL("DELETE FROM {} AS t WHERE NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
-                self._table, staged, _same_key(keys)
+                self._table, staged, same_key(keys)
             )
         )
         if tuple(keys) != self._target.primary_key:
             deleted += self._run(_delete_surplus(self._table, keys))
-        updated, inserted = self._write(staged, keys, None)
-        return _Counts(inserted, updated, deleted, manifest.rows - inserted - updated)
+        updated, inserted = self._write(staged, keys, None, sql.SQL("true"))
+        return Counts(inserted, updated, deleted, manifest.rows - inserted - updated)
 
     # -- their pieces -----------------------------------------------------------------------------
 
@@ -251,81 +279,33 @@ class InPlace:
         )
         return found
 
-    def _require_keys(self, keys: Sequence[str]) -> None:
-        staging = self._manifest.staging
-        nulls = sql.SQL(" OR ").join(
-            sql.SQL("{} IS NULL").format(sql.Identifier(key)) for key in keys
+    def _hold_writers_off(self) -> None:
+        """Writers that are not ours wait from here to the commit; readers do not."""
+        milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
+        self._connection.execute(
+            "SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),)
         )
-        empty = scalar(
-            self._connection,
-            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(ident(staging), nulls),
-        )
-        if empty:
-            raise DataError(
-                f"{empty:,} rows of the batch {staging} have no value in a key column ({', '.join(keys)})",
-                remedy="mend the source, or name other keys",
-            )
-        order = self._order
-        group = [*keys, order] if order is not None else list(keys)
-        twice = scalar(
-            self._connection,
-            sql.SQL(
-                "SELECT count(*) FROM (SELECT FROM {} GROUP BY {} HAVING count(DISTINCT ROW({})::text) > 1) AS d"
-            ).format(ident(staging), names(group), names(self._columns))
-            if order is not None
-            else sql.SQL(
-                "SELECT count(*) FROM (SELECT FROM {} GROUP BY {} HAVING count(*) > 1) AS d"
-            ).format(ident(staging), names(group)),
-        )
-        if twice:
-            raise DataError(
-                f"{twice:,} keys ({', '.join(keys)}) stand more than once in the batch {staging}"
-                + ("" if order is None else f", with different rows at the same {order}"),
-                remedy="mend the source, or name keys that are unique",
-            )
+        self._connection.execute(statements.lock(self._target.name, "SHARE ROW EXCLUSIVE"))
 
-    def _order_column(self, keys: Sequence[str]) -> str | None:
-        """The column that says which version of a row is newer."""
-        cursor = self._manifest.cursor
-        return cursor if cursor in self._columns and cursor not in keys else None
+    def _append(self) -> Counts:
+        return append(self._connection, self._manifest, self._target, self._options)
 
-    def _latest(self, keys: Sequence[str]) -> sql.Composable:
-        """The batch with one row for each key: the one that is last in cursor order."""
-        order = self._order
-        if order is None:
-            return ident(self._manifest.staging)
-        return sql.SQL(
-            "(SELECT DISTINCT ON ({k}) * FROM {s} ORDER BY {k}, {c} DESC NULLS LAST)"
-        ).format(k=names(keys), s=ident(self._manifest.staging), c=sql.Identifier(order))
-
-    def _not_older(self) -> sql.Composable | None:
-        """Whether the batch's row may take the place of the target's.
-
-        The later cursor wins. Where that does not tell, because both are equal or one has no value, the
-        batch wins unless a load that read the source later has published such rows.
-        """
-        newer, overlapping, newer_nulls = ledger.newer_snapshots(self._connection, self._manifest)
-        if self._order is None:
-            # Nothing in the rows tells: a load that read later knows better.
-            return sql.SQL("false") if overlapping else None
-        (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self._order)
-        return sql.SQL(
-            "CASE WHEN s.{c} IS NULL THEN {batch_without} WHEN t.{c} IS NULL THEN {target_without}"
-            " ELSE s.{c}::{t} {later} t.{c}::{t} END"
-        ).format(
-            c=sql.Identifier(self._order),
-            t=cursor_type_sql(cursor_type),
-            later=sql.SQL(">" if overlapping else ">="),
-            batch_without=sql.SQL("false" if newer else "true"),
-            target_without=sql.SQL("false" if newer_nulls else "true"),
-        )
+    def _scd2(self) -> Counts:
+        self._hold_writers_off()
+        return History(
+            self._connection, self._manifest, self._target, self._options, self._keyed
+        ).apply()
 
     def _write(
-        self, batch: sql.Composable, keys: Sequence[str], fresh: sql.Composable | None
+        self,
+        batch: sql.Composable,
+        keys: Sequence[str],
+        fresh: sql.Composable | None,
+        lives: sql.Composable,
     ) -> tuple[int, int]:
         """Update what changed and insert what is missing; returns how many of each."""
         updated, taken_out = self._update(batch, keys, fresh)
-        inserted = self._insert_missing(batch, keys)
+        inserted = self._insert_missing(batch, keys, lives)
         return updated + taken_out, inserted - taken_out
 
     def _update(
@@ -384,24 +364,27 @@ class InPlace:
         return sql.SQL(
             "{} AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record AND ({})"
         ).format(
-            _same_key(keys),
+            same_key(keys),
             qualified("t", self._columns),
             qualified("s", self._columns),
             fresh or sql.SQL("true"),
         )
 
-    def _insert_missing(self, batch: sql.Composable, keys: Sequence[str]) -> int:
+    def _insert_missing(
+        self, batch: sql.Composable, keys: Sequence[str], lives: sql.Composable
+    ) -> int:
         return self._run(
             sql.SQL(
                 "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s"
-                " WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})"
+                " WHERE {} AND NOT EXISTS (SELECT FROM {} AS t WHERE {})"
             ).format(
                 ident(self._target.name),
                 names(self._columns),
                 qualified("s", self._columns),
                 batch,
+                lives,
                 self._table,
-                _same_key(keys),
+                same_key(keys),
             )
         )
 
@@ -413,12 +396,6 @@ def require_same_rows(manifest: Manifest, staged: int) -> None:
             f"{manifest.staging} holds {staged:,} rows, {manifest.rows:,} were staged and audited",
             remedy="clear extract and downstream: the window is read and audited anew",
         )
-
-
-def _same_key(keys: Sequence[str]) -> sql.Composed:
-    return sql.SQL(" AND ").join(
-        sql.SQL("t.{k} = s.{k}").format(k=sql.Identifier(key)) for key in keys
-    )
 
 
 def _delete_surplus(table: sql.Composable, keys: Sequence[str]) -> sql.Composed:

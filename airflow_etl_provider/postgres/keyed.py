@@ -8,9 +8,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import ContractError, DataError
+from airflow_etl_provider.core.errors import ConfigurationError, ContractError, DataError
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.publish import PublishOptions
+from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.postgres import ledger
 from airflow_etl_provider.postgres.catalog import Table, scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
@@ -36,6 +37,7 @@ def keys_of(manifest: Manifest, target: Table, options: PublishOptions) -> tuple
 class KeyedBatch:
     """The staged batch as ``s`` beside the target as ``t``.
 
+    :param by_cursor: of several rows of one key the last in cursor order counts; else there must be one.
     :raises ContractError: nothing says what identifies a row.
     """
 
@@ -45,6 +47,8 @@ class KeyedBatch:
         manifest: Manifest,
         target: Table,
         options: PublishOptions,
+        *,
+        by_cursor: bool = True,
     ) -> None:
         self._connection = connection
         self._manifest = manifest
@@ -57,8 +61,11 @@ class KeyedBatch:
             )
         cursor = manifest.cursor
         #: The column that says which version of a row is newer.
-        self.order = cursor if cursor in self._columns and cursor not in self.keys else None
+        orders = by_cursor and cursor in self._columns and cursor not in self.keys
+        self.order = cursor if orders else None
         self._repeats = self.order is not None
+        #: Whether ``s`` is a row that was deleted; ``None`` where nothing says so.
+        self.deleted = deleted_flag(manifest, options)
 
     def require_keys(self) -> None:
         """Look at the keys of the batch, once.
@@ -165,4 +172,34 @@ def same_key(keys: Sequence[str]) -> sql.Composed:
     """Whether ``s`` and ``t`` are of one key."""
     return sql.SQL(" AND ").join(
         sql.SQL("t.{k} = s.{k}").format(k=sql.Identifier(key)) for key in keys
+    )
+
+
+def deleted_flag(manifest: Manifest, options: PublishOptions) -> sql.Composable | None:
+    """Whether ``s`` says of itself that it was deleted; ``None`` where no flag was named.
+
+    :raises ContractError: the batch has no such column.
+    :raises ConfigurationError: its type does not tell, and no values were named.
+    """
+    if options.delete_flag is None:
+        return None
+    types = {column.name: column.type for column in manifest.columns}
+    if options.delete_flag not in types:
+        raise ContractError(
+            f"delete_flag {options.delete_flag!r} is not among the batch's columns"
+            f"{nearest(options.delete_flag, list(types))}",
+            remedy=f"load it with the other columns (the target must have it); the batch has: {', '.join(types)}",
+        )
+    flag = sql.Identifier("s", options.delete_flag)
+    if options.delete_values:
+        values = sql.SQL(", ").join(sql.Literal(value) for value in options.delete_values)
+        return sql.SQL("({}::text IN ({})) IS TRUE").format(flag, values)
+    kind = types[options.delete_flag]
+    if kind == "boolean":
+        return sql.SQL("{} IS TRUE").format(flag)
+    if kind == "date" or kind.startswith("timestamp"):
+        return sql.SQL("{} IS NOT NULL").format(flag)
+    raise ConfigurationError(
+        f"delete_flag {options.delete_flag!r} is {kind}: which of its values mean deleted is not said",
+        remedy="name them with delete_values=[...]",
     )

@@ -121,6 +121,7 @@ def matching_columns(
         if column.not_null
         and not (column.has_default or column.generated or column.identity)
         and column.name not in chosen
+        and column.name not in request.filled_by_publish
     ]
     if starved:
         raise ContractError(
@@ -251,12 +252,13 @@ def above(
 
 
 def becomes_partition(
+    request: ExtractRequest,
     source: SourceShape,
     target: Table,
     partitions: Sequence[PartitionRange],
 ) -> bool:
     """Whether the staged table can be made as the future partition: one partition, read whole."""
-    if len(partitions) != 1:
+    if len(partitions) != 1 or request.filled_by_publish:
         return False
     types = {column.name: column.type for column in source.columns}
     column = target.partition_columns[0]

@@ -64,7 +64,7 @@ class PostgresStaging:
                     [target.column(column.name, use="a column of the batch") for column in chosen],
                     where=f"stream {request.stream}",
                 ),
-                direct=becomes_partition(source, target, partitions),
+                direct=becomes_partition(request, source, target, partitions),
                 staging=TableName(
                     ledger.STAGING_SCHEMA,
                     staging_name(request.stream, request.load_id, request.run.try_number),

@@ -23,7 +23,7 @@ from airflow_etl_provider.core.load import (
 )
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.core.publish import PublishOptions, brake
+from airflow_etl_provider.core.publish import Counts, PublishOptions, brake
 from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
@@ -33,7 +33,7 @@ from airflow_etl_provider.postgres.catalog import (
     scalar,
 )
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.exchange import Change, Counts, Exchange, Place, size_of
+from airflow_etl_provider.postgres.exchange import Change, Exchange, Place, size_of
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.partitions import (

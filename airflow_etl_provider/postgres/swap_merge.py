@@ -19,11 +19,11 @@ from airflow_etl_provider.core.errors import ContractError, DataError, LockBudge
 from airflow_etl_provider.core.load import Kind, Manifest, Published, Strategy
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.core.publish import PublishOptions, brake
+from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
 from airflow_etl_provider.postgres import locking, statements
 from airflow_etl_provider.postgres.catalog import Table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.exchange import Change, Counts, Exchange, size_of
+from airflow_etl_provider.postgres.exchange import Change, Exchange, size_of
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.keyed import KeyedBatch, same_key
 from airflow_etl_provider.postgres.leaves import (
@@ -55,11 +55,15 @@ _FINGERPRINT = sql.SQL(
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A leaf as it was when it was read; ``stale`` rows of the batch are older than its own."""
+    """A leaf as it was when it was read.
+
+    ``stale`` rows of the batch are older than its own, ``deleted`` ones take a row of it away.
+    """
 
     leaf: Leaf
     before: int
     stale: int
+    deleted: int
     fingerprint: str
 
 
@@ -73,6 +77,7 @@ class _Built:
     before: int
     kept: int
     stale: int
+    deleted: int
     fingerprint: str
 
 
@@ -319,7 +324,25 @@ class SwapMerge:
                     "SELECT count(*) FROM ONLY {} AS t JOIN {} AS s ON {} WHERE ({}) IS NOT TRUE"
                 ).format(old, keyed.latest(), same_key(keyed.keys), fresh),
             )
-        return _Look(leaf, before, stale, fingerprint)
+        deleted = 0
+        if (
+            keyed is not None
+            and keyed.deleted is not None
+            and self._options.deletes is Deletes.HARD
+        ):
+            deleted = scalar(
+                self._connection,
+                sql.SQL(
+                    "SELECT count(*) FROM ONLY {} AS t JOIN {} AS s ON {} WHERE {} AND {}"
+                ).format(
+                    old,
+                    keyed.latest(),
+                    same_key(keyed.keys),
+                    keyed.deleted,
+                    fresh or sql.SQL("true"),
+                ),
+            )
+        return _Look(leaf, before, stale, deleted, fingerprint)
 
     def _fill(
         self, look: _Look, new: TableName, fresh: sql.Composable | None, *, among_newer: bool
@@ -348,11 +371,15 @@ class SwapMerge:
                 stays,
             )
         ).rowcount
-        newest: sql.Composable = sql.SQL("true")
+        newest = self._lives()
         if self._keyed is not None and among_newer:
-            newest = sql.SQL(
-                "NOT EXISTS (SELECT FROM {} AS t WHERE {} AND ({}) IS NOT TRUE)"
-            ).format(ident(self._target.name), same_key(self._keyed.keys), fresh or sql.SQL("true"))
+            newest = (
+                newest
+                + sql.SQL(" AND ")
+                + sql.SQL("NOT EXISTS (SELECT FROM {} AS t WHERE {} AND ({}) IS NOT TRUE)").format(
+                    ident(self._target.name), same_key(self._keyed.keys), fresh or sql.SQL("true")
+                )
+            )
         added = connection.execute(
             sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} AS s WHERE ({}) AND {}").format(
                 ident(new),
@@ -363,7 +390,16 @@ class SwapMerge:
                 newest,
             )
         ).rowcount
-        return _Built(leaf, new, kept + added, look.before, kept, look.stale, look.fingerprint)
+        return _Built(
+            leaf, new, kept + added, look.before, kept, look.stale, look.deleted, look.fingerprint
+        )
+
+    def _lives(self) -> sql.Composed:
+        """Whether a row of the batch becomes a row of the target."""
+        gone = None if self._keyed is None else self._keyed.deleted
+        if gone is None or self._options.deletes is Deletes.SOFT:
+            return sql.Composed([sql.SQL("true")])
+        return sql.SQL("NOT ({})").format(gone)
 
     def _brake(self, built: Sequence[_Built]) -> None:
         before, rows = sum(one.before for one in built), sum(one.rows for one in built)
@@ -427,11 +463,12 @@ class SwapMerge:
         stale = sum(one.stale for one in built)
         if self._keyed is None:
             return Counts(inserted=added, deleted=before - kept, unchanged=kept)
-        replaced = before - kept
+        deleted = sum(one.deleted for one in built)
+        updated = min(before - kept - deleted, added)
         return Counts(
-            inserted=max(added - replaced, 0),
-            updated=min(added, replaced),
-            deleted=max(replaced - added, 0),
+            inserted=added - updated,
+            updated=updated,
+            deleted=before - kept - updated,
             unchanged=kept - stale,
             stale=stale,
         )

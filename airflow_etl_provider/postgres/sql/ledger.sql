@@ -197,3 +197,11 @@ VALUES (%(stream)s, %(low)s, %(high)s, %(bounds)s, %(load_id)s)
 
 -- name: actor
 SELECT dag_id || ' ' || run_id FROM etl.loads WHERE load_id = %(load_id)s
+
+-- name: loads_of_run
+-- Published loads of the task that this load belongs to, cleared since.
+SELECT o.load_id::text AS load_id, 'everything' AS span, true AS within
+FROM etl.loads AS mine
+JOIN etl.loads AS o USING (stream, dag_id, run_id, task_id, map_index)
+WHERE mine.load_id = %(load_id)s AND o.load_id <> mine.load_id AND o.state = 'published'
+ORDER BY o.seq

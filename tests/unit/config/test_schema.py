@@ -87,7 +87,7 @@ def test_every_form_of_a_value_is_valid(source: dict[str, Any]) -> None:
         {"source": {"lookback": -1}},
         {"source": {"settle_ignore": "reporting"}},
         {"source": {"cursor_origin": "server"}},
-        {"target": {"strategy": "append"}},
+        {"target": {"strategy": "upsert"}},
         {"cachup": True},
         {"kind": "event"},
         {"retries": "3"},

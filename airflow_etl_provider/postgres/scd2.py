@@ -1,0 +1,322 @@
+"""``scd2``: a row for each version of a key, with the time from which and up to which it was true.
+
+A slowly changing dimension of type 2 (R. Kimball, The Data Warehouse Toolkit). For every key of the batch
+the timeline is made anew from the versions that are there and those that come, and only the difference is
+written: so the order in which loads arrive does not matter, and a load that comes again changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_etl_provider.core.errors import ContractError, DataError
+from airflow_etl_provider.core.load import Kind, Manifest
+from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
+from airflow_etl_provider.postgres import ledger
+from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.keyed import KeyedBatch, same_key
+from airflow_etl_provider.postgres.statements import ident, names, qualified
+
+_TIMELINE = sql.Identifier("pg_temp", "etl_timeline")
+
+
+class History:
+    """One publish by scd2, in the caller's transaction, which holds other writers off.
+
+    A version is true from the cursor's value of its row on, without a cursor from the moment that the source
+    was read. It ends where the next one begins, or where the row was deleted. A row that only got another
+    cursor value, and is the same otherwise, begins no version.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        manifest: Manifest,
+        target: Table,
+        options: PublishOptions,
+        batch: KeyedBatch,
+    ) -> None:
+        self._connection = connection
+        self._manifest = manifest
+        self._target = target
+        self._options = options
+        self._batch = batch
+        self._columns = [column.name for column in manifest.columns]
+        self._values = [c for c in self._columns if c not in batch.keys]
+        #: Whether a row of the batch ends its key's last version and begins none.
+        self._gone = batch.deleted if options.deletes is Deletes.HARD else None
+        flag = None if self._gone is None else options.delete_flag
+        self._compared = [c for c in self._values if c not in (manifest.cursor, flag)]
+        self._from, self._to = options.valid_from, options.valid_to
+        self._require_columns()
+
+    def apply(self) -> Counts:
+        """Write what differs.
+
+        :raises ContractError: the target lacks a column, or the cursor is no time that ``valid_from`` holds.
+        :raises DataError: the target holds two versions of a key that are true at once.
+        :raises ShrinkBrake: more keys are gone from a snapshot than may go.
+        """
+        self._refuse_nulls()
+        self._refuse_two_truths()
+        self._connection.execute("DROP TABLE IF EXISTS pg_temp.etl_timeline")
+        self._connection.execute(self._timeline())
+        self._connection.execute(sql.SQL("ANALYZE {}").format(_TIMELINE))
+        if self._manifest.kind is Kind.SNAPSHOTS:
+            self._brake()
+        deleted = self._run(
+            sql.SQL(
+                "DELETE FROM {} AS t WHERE EXISTS (SELECT FROM {} AS s WHERE {})"
+                " AND NOT EXISTS (SELECT FROM {} AS n WHERE {} AND n.{f} = t.{f} AND NOT n.etl_gone)"
+            ).format(
+                ident(self._target.name),
+                ident(self._manifest.staging),
+                same_key(self._batch.keys),
+                _TIMELINE,
+                self._same("n"),
+                f=sql.Identifier(self._from),
+            )
+        )
+        updated = self._run(self._update())
+        inserted = self._run(self._insert())
+        versions = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} WHERE NOT etl_gone").format(_TIMELINE),
+        )
+        self._connection.execute("DROP TABLE pg_temp.etl_timeline")
+        return Counts(inserted, updated, deleted, versions - inserted - updated)
+
+    # -- what must hold ---------------------------------------------------------------------------
+
+    def _require_columns(self) -> None:
+        target, options = self._target, self._options
+        found = target.column(self._from, use="valid_from")
+        ends = target.column(self._to, use="valid_to")
+        if options.is_current is not None:
+            target.column(options.is_current, use="is_current")
+        own = (self._from, self._to, options.is_current)
+        if both := [column for column in self._columns if column in own]:
+            raise ContractError(
+                f"the batch brings {', '.join(both)}, which strategy 'scd2' fills itself in {target.name}",
+                remedy="leave the column out with columns=[...], or name others with valid_from and valid_to",
+            )
+        if ends.type != found.type or ends.not_null:
+            raise ContractError(
+                f"{self._to} of {target.name} must be {found.type} like {self._from}, and may be NULL, which is an open end",
+                remedy=f"ALTER TABLE {target.name} ALTER COLUMN {self._to} TYPE {found.type}, ALTER COLUMN {self._to} DROP NOT NULL",
+            )
+        types = {column.name: column.type for column in self._manifest.columns}
+        cursor = self._cursor
+        begins = "timestamp with time zone" if cursor is None else types[cursor]
+        if begins != found.type:
+            raise ContractError(
+                f"{self._from} of {target.name} is {found.type}, and versions begin at {cursor or 'the time of reading'}, "
+                f"which is {begins}",
+                remedy=f"let {self._from} and {self._to} be {begins}",
+            )
+
+    @property
+    def _cursor(self) -> str | None:
+        """The column that says since when a row is as it is; of snapshots, the time of reading does."""
+        cursor = self._manifest.cursor
+        return cursor if cursor in self._columns else None
+
+    def _refuse_nulls(self) -> None:
+        if self._cursor is None:
+            return
+        empty = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} WHERE {} IS NULL").format(
+                ident(self._manifest.staging), sql.Identifier(self._cursor)
+            ),
+        )
+        if empty:
+            raise DataError(
+                f"{empty:,} rows of the batch {self._manifest.staging} have no {self._cursor}, so nothing says since when "
+                "they are as they are",
+                remedy="mend the source, or use strategy='merge'",
+            )
+
+    def _refuse_two_truths(self) -> None:
+        twice = scalar(
+            self._connection,
+            sql.SQL(
+                "SELECT count(*) FROM (SELECT FROM {t} AS t WHERE EXISTS (SELECT FROM {s} AS s WHERE {k})"
+                " GROUP BY {g} HAVING count(*) FILTER (WHERE t.{e} IS NULL) > 1"
+                " OR count(*) > count(DISTINCT t.{f})) AS d"
+            ).format(
+                t=ident(self._target.name),
+                s=ident(self._manifest.staging),
+                k=same_key(self._batch.keys),
+                g=qualified("t", self._batch.keys),
+                e=sql.Identifier(self._to),
+                f=sql.Identifier(self._from),
+            ),
+        )
+        if twice:
+            raise DataError(
+                f"{twice:,} keys ({', '.join(self._batch.keys)}) of {self._target.name} have two versions that are true at "
+                "the same time",
+                remedy=f"mend the table; a unique index on ({', '.join(self._batch.keys)}, {self._from}) keeps it so",
+            )
+
+    def _brake(self) -> None:
+        before, gone = self._connection.execute(
+            sql.SQL(
+                "SELECT count(*), count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {s} AS s WHERE {k}))"
+                " FROM {t} AS t WHERE t.{e} IS NULL"
+            ).format(
+                s=ident(self._manifest.staging),
+                k=same_key(self._batch.keys),
+                t=ident(self._target.name),
+                e=sql.Identifier(self._to),
+            )
+        ).fetchone() or (0, 0)
+        brake(
+            self._manifest,
+            f"the current rows of {self._target.name}",
+            before=before,
+            lost=gone,
+            options=self._options,
+        )
+
+    # -- the timeline -----------------------------------------------------------------------------
+
+    def _timeline(self) -> sql.Composed:
+        """Every version of the touched keys as it should be, and where rows were deleted (``etl_gone``).
+
+        Of two events at the same instant the batch's counts, unless a load that read the source later has
+        been published (rule: the later reading knows better).
+        """
+        _, overtaken, _ = ledger.newer_snapshots(self._connection, self._manifest)
+        batch_rank = sql.Literal(1 if overtaken else 3)
+        read_at = sql.Literal(self._manifest.snapshot_at.isoformat())
+        begins: sql.Composable = sql.SQL("{}::timestamptz").format(read_at)
+        if self._cursor is not None:
+            begins = sql.Identifier("s", self._cursor)
+        pieces = [
+            sql.SQL(
+                "SELECT {}, {}, t.{} AS etl_at, false AS etl_gone, 2 AS etl_rank FROM etl_there AS t"
+            ).format(
+                qualified("t", self._batch.keys),
+                qualified("t", self._values),
+                sql.Identifier(self._from),
+            ),
+            # Where a version ended and no other began, the row was deleted.
+            sql.SQL(
+                "SELECT {keys}, {values}, t.{e}, true, 0 FROM etl_there AS t WHERE t.{e} IS NOT NULL"
+            ).format(
+                keys=qualified("t", self._batch.keys),
+                values=qualified("t", self._values),
+                e=sql.Identifier(self._to),
+            ),
+            sql.SQL("SELECT {}, {}, {}, {}, {} FROM {} AS s").format(
+                qualified("s", self._batch.keys),
+                qualified("s", self._values),
+                begins,
+                self._gone or sql.SQL("false"),
+                batch_rank,
+                ident(self._manifest.staging),
+            ),
+        ]
+        touched: sql.Composable = sql.SQL("EXISTS (SELECT FROM {} AS s WHERE {})").format(
+            ident(self._manifest.staging), same_key(self._batch.keys)
+        )
+        if self._manifest.kind is Kind.SNAPSHOTS:
+            # What is gone from the snapshot was deleted by the time it was read.
+            pieces.append(
+                sql.SQL(
+                    "SELECT {}, {}, {}::timestamptz, true, {} FROM etl_there AS t WHERE t.{} IS NULL AND NOT {}"
+                ).format(
+                    qualified("t", self._batch.keys),
+                    qualified("t", self._values),
+                    read_at,
+                    batch_rank,
+                    sql.Identifier(self._to),
+                    touched,
+                )
+            )
+            touched = sql.SQL("true")
+        keys = names(self._batch.keys)
+        image = sql.SQL("ROW({})::text").format(names(self._compared))
+        return sql.SQL(
+            "CREATE TEMP TABLE etl_timeline ON COMMIT DROP AS"
+            " WITH etl_there AS MATERIALIZED (SELECT * FROM {target} AS t WHERE {touched}),"
+            " etl_events AS (SELECT DISTINCT ON ({keys}, etl_at) * FROM ({pieces}) AS e"
+            "   ORDER BY {keys}, etl_at, etl_rank DESC),"
+            " etl_compared AS (SELECT *,"
+            "   lag(CASE WHEN etl_gone THEN NULL ELSE {image} END) OVER w AS etl_before,"
+            "   coalesce(lag(etl_gone) OVER w, true) AS etl_was_gone"
+            "   FROM etl_events WINDOW w AS (PARTITION BY {keys} ORDER BY etl_at)),"
+            " etl_kept AS (SELECT * FROM etl_compared WHERE CASE WHEN etl_gone THEN NOT etl_was_gone"
+            "   ELSE etl_was_gone OR etl_before IS DISTINCT FROM {image} END)"
+            " SELECT {keys}, {values}, etl_at AS {valid_from},"
+            "   lead(etl_at) OVER (PARTITION BY {keys} ORDER BY etl_at) AS {valid_to}, etl_gone FROM etl_kept"
+        ).format(
+            target=ident(self._target.name),
+            touched=touched,
+            keys=keys,
+            pieces=sql.SQL(" UNION ALL ").join(pieces),
+            image=image,
+            values=names(self._values),
+            valid_from=sql.Identifier(self._from),
+            valid_to=sql.Identifier(self._to),
+        )
+
+    def _same(self, alias: str) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("t.{k} = {a}.{k}").format(k=sql.Identifier(key), a=sql.SQL(alias))
+            for key in self._batch.keys
+        )
+
+    def _written(self) -> list[str]:
+        return [*self._values, self._from, self._to]
+
+    def _update(self) -> sql.Composed:
+        sets = [
+            sql.SQL("{c} = n.{c}").format(c=sql.Identifier(c)) for c in [*self._values, self._to]
+        ]
+        if self._options.is_current is not None:
+            sets.append(
+                sql.SQL("{} = n.{} IS NULL").format(
+                    sql.Identifier(self._options.is_current), sql.Identifier(self._to)
+                )
+            )
+        compared = [*self._values, self._to]
+        return sql.SQL(
+            "UPDATE {} AS t SET {} FROM {} AS n WHERE {} AND n.{f} = t.{f} AND NOT n.etl_gone"
+            " AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
+        ).format(
+            ident(self._target.name),
+            sql.SQL(", ").join(sets),
+            _TIMELINE,
+            self._same("n"),
+            qualified("t", compared),
+            qualified("n", compared),
+            f=sql.Identifier(self._from),
+        )
+
+    def _insert(self) -> sql.Composed:
+        columns = [*self._batch.keys, *self._written()]
+        into, chosen = names(columns), qualified("n", columns)
+        if self._options.is_current is not None:
+            into = into + sql.SQL(", {}").format(sql.Identifier(self._options.is_current))
+            chosen = chosen + sql.SQL(", n.{} IS NULL").format(sql.Identifier(self._to))
+        return sql.SQL(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS n WHERE NOT n.etl_gone"
+            " AND NOT EXISTS (SELECT FROM {} AS t WHERE {} AND n.{f} = t.{f})"
+        ).format(
+            ident(self._target.name),
+            into,
+            chosen,
+            _TIMELINE,
+            ident(self._target.name),
+            self._same("n"),
+            f=sql.Identifier(self._from),
+        )
+
+    def _run(self, statement: sql.Composed) -> int:
+        return self._connection.execute(statement).rowcount

@@ -1,0 +1,246 @@
+"""scd2: the history of a key is the same whatever the order in which its versions arrive."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    ContractError,
+    DataError,
+    ShrinkBrake,
+)
+from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.publish import Deletes
+from airflow_etl_provider.core.request import WindowMode
+from tests.builders import Pipeline
+
+SCD2 = Strategy.SCD2
+DAY = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=n) for n in range(40)]
+FILLED = ("valid_from", "valid_to", "is_current")
+TARGET = """
+    CREATE TABLE a.t (id int NOT NULL, changed timestamptz, v text, gone boolean,
+                      valid_from timestamptz NOT NULL, valid_to timestamptz, is_current boolean NOT NULL,
+                      PRIMARY KEY (id, valid_from))
+"""
+
+
+def history(source, warehouse, target: str = TARGET, **changes: Any) -> Pipeline:
+    source.run("CREATE TABLE t (id int, changed timestamptz, v text, gone boolean)")
+    warehouse.run("CREATE SCHEMA a;" + target)
+    fields: dict[str, Any] = {
+        "kind": Kind.ENTITIES,
+        "keys": ("id",),
+        "cursor": "changed",
+        "mode": WindowMode.FULL,
+        "partition": None,
+        "options": {"filled_by_publish": FILLED},
+    }
+    return Pipeline(source, warehouse, **fields | changes)
+
+
+def load(pipe, *rows, **options):
+    """The source holds *rows* (id, day, value[, gone]) and is loaded."""
+    pipe.source.run("TRUNCATE t")
+    for key, day, value, *gone in rows:
+        pipe.source.run(
+            "INSERT INTO t VALUES (%s, %s, %s, %s)", (key, DAY[day], value, bool(gone) and gone[0])
+        )
+    told = {"strategy": SCD2, "is_current": "is_current", "delete_flag": "gone", "max_shrink": 1.0}
+    return pipe.load(options=told | options)
+
+
+def versions(pipe) -> list[tuple[Any, ...]]:
+    """(id, value, first day, day after the last or None), and that the rest of the row agrees."""
+    rows = pipe.warehouse.run(
+        "SELECT id, v, valid_from, valid_to, is_current FROM a.t ORDER BY id, valid_from"
+    )
+    number = {day: n for n, day in enumerate(DAY)}
+    assert all(current == (end is None) for *_, end, current in rows)
+    return [(key, v, number.get(start), number.get(end)) for key, v, start, end, _ in rows]
+
+
+def test_versions_open_and_close(source, warehouse):
+    pipe = history(source, warehouse)
+    load(pipe, (1, 1, "a"), (2, 1, "b"))
+    done = load(pipe, (1, 3, "A"), (3, 3, "c"))
+    assert (done.rows_inserted, done.rows_updated, done.rows_deleted) == (2, 1, 0)
+    assert versions(pipe) == [
+        (1, "a", 1, 3),
+        (1, "A", 3, None),
+        (2, "b", 1, None),
+        (3, "c", 3, None),
+    ]
+
+
+def test_a_row_that_was_only_touched_begins_no_version(source, warehouse):
+    pipe = history(source, warehouse)
+    load(pipe, (1, 1, "a"))
+    before = warehouse.run("SELECT ctid::text, xmin::text FROM a.t")
+    done = load(pipe, (1, 5, "a"))
+    assert not done.changed
+    assert warehouse.run("SELECT ctid::text, xmin::text FROM a.t") == before
+
+
+def test_several_versions_of_a_batch_and_a_late_one(source, warehouse):
+    pipe = history(source, warehouse)
+    load(pipe, (1, 4, "d"), (1, 2, "b"), (1, 8, "h"))
+    load(pipe, (1, 6, "f"), (1, 1, "a"))
+    assert versions(pipe) == [
+        (1, "a", 1, 2), (1, "b", 2, 4), (1, "d", 4, 6), (1, "f", 6, 8), (1, "h", 8, None),
+    ]  # fmt: skip
+
+
+def test_a_deleted_row_ends_and_may_come_again(source, warehouse):
+    pipe = history(source, warehouse)
+    load(pipe, (1, 1, "a"))
+    load(pipe, (1, 3, "a", True))
+    assert versions(pipe) == [(1, "a", 1, 3)]
+    load(pipe, (1, 3, "a", True))
+    load(pipe, (1, 5, "a"))
+    assert versions(pipe) == [(1, "a", 1, 3), (1, "a", 5, None)]
+    load(pipe, (1, 1, "a", True))
+    assert versions(pipe) == [(1, "a", 5, None)]
+
+
+def test_softly_deleted_is_a_version(source18, warehouse18):
+    pipe = history(source18, warehouse18)
+    load(pipe, (1, 1, "a"))
+    load(pipe, (1, 3, "a", True), deletes=Deletes.SOFT)
+    assert versions(pipe) == [(1, "a", 1, 3), (1, "a", 3, None)]
+
+
+def test_what_is_gone_from_a_snapshot_ends(source, warehouse):
+    pipe = history(source, warehouse, kind=Kind.SNAPSHOTS, cursor=None)
+    load(pipe, (1, 1, "a"), (2, 1, "b"), (3, 1, "c"), delete_flag=None)
+    with pytest.raises(ShrinkBrake, match="current rows"):
+        load(pipe, (1, 1, "a"), delete_flag=None, max_shrink=0.5)
+    load(pipe, (1, 1, "a"), (2, 1, "B"), delete_flag=None)
+    rows = warehouse.run("SELECT id, v, valid_to IS NULL FROM a.t ORDER BY id, valid_from")
+    assert rows == [(1, "a", True), (2, "b", False), (2, "B", True), (3, "c", False)]
+    before = pipe.rows()
+    assert not load(pipe, (1, 1, "a"), (2, 1, "B"), delete_flag=None).changed
+    assert pipe.rows() == before
+
+
+def test_a_partitioned_history(source, warehouse):
+    pipe = history(
+        source,
+        warehouse,
+        TARGET.rstrip().rstrip(";") + " PARTITION BY RANGE (valid_from);"
+        "CREATE TABLE a.jan PARTITION OF a.t FOR VALUES FROM ('2024-01-01Z') TO ('2024-01-05Z');"
+        "CREATE TABLE a.later PARTITION OF a.t DEFAULT",
+    )
+    load(pipe, (1, 1, "a"))
+    load(pipe, (1, 9, "b"))
+    assert versions(pipe) == [(1, "a", 1, 9), (1, "b", 9, None)]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ("ALTER TABLE a.t RENAME valid_to TO until", CatalogError, "valid_to"),
+        ("ALTER TABLE a.t ALTER valid_to TYPE date", ContractError, "must be timestamp"),
+        (
+            "ALTER TABLE a.t ALTER valid_to TYPE date, ALTER valid_from TYPE date",
+            ContractError,
+            "versions begin at changed",
+        ),
+        (
+            "ALTER TABLE a.t DROP CONSTRAINT t_pkey; INSERT INTO a.t VALUES (1, now(), 'x', NULL, '2023-01-01Z', NULL, true), (1, now(), 'y', NULL, '2023-02-01Z', NULL, true)",
+            DataError,
+            "true at the same time",
+        ),
+    ],
+)
+def test_a_target_that_is_no_history_is_refused(source18, warehouse18, change, error, words):
+    pipe = history(source18, warehouse18)
+    warehouse18.run(change)
+    before = pipe.rows()
+    with pytest.raises(error, match=words):
+        load(pipe, (1, 1, "a"))
+    assert pipe.rows() == before
+
+
+def test_events_are_refused(source18, warehouse18):
+    pipe = history(source18, warehouse18, kind=Kind.EVENTS, keys=())
+    with pytest.raises(ConfigurationError, match="events"):
+        load(pipe, (1, 1, "a"))
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.integers(1, 2),
+        st.integers(0, 12),
+        st.sampled_from("abc"),
+        st.sampled_from([False, False, True]),
+    ),
+    max_size=12,
+    unique_by=lambda event: event[:2],
+)
+
+
+def told(events) -> list[tuple[Any, ...]]:
+    """The history as one would write it down by hand."""
+    found = []
+    for key in sorted({event[0] for event in events}):
+        mine = sorted(event[1:] for event in events if event[0] == key)
+        kept = []
+        for day, value, gone in mine:
+            before = kept[-1] if kept else (None, None, True)
+            if (gone, None if gone else value) != (before[2], None if before[2] else before[1]):
+                kept.append((day, value, gone))
+        for (day, value, gone), after in pairwise([*kept, (None, None, None)]):
+            if not gone:
+                found.append((key, value, day, after[0]))
+    return found
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=EVENTS, data=st.data())
+def test_the_history_is_right_and_a_load_that_comes_again_changes_nothing(
+    source18, warehouse18, events, data
+):
+    """Loads in the order of time, each of any number of versions."""
+    for database in (source18, warehouse18):
+        database.run(
+            "DROP TABLE IF EXISTS t; DROP SCHEMA IF EXISTS a CASCADE; DROP SCHEMA IF EXISTS etl CASCADE;"
+            "DROP SCHEMA IF EXISTS etl_staging CASCADE"
+        )
+    pipe = history(source18, warehouse18)
+    events = sorted(events, key=lambda event: event[1])
+    while events:
+        size = data.draw(st.integers(1, len(events)))
+        load(pipe, *events[:size])
+        before = versions(pipe)
+        assert not load(pipe, *events[:size]).changed
+        assert versions(pipe) == before
+        events = events[size:]
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=EVENTS, cut=st.integers(0, 12))
+def test_the_history_is_what_one_would_write_down(source18, warehouse18, events, cut):
+    """In two loads, by time."""
+    for database in (source18, warehouse18):
+        database.run(
+            "DROP TABLE IF EXISTS t; DROP SCHEMA IF EXISTS a CASCADE; DROP SCHEMA IF EXISTS etl CASCADE;"
+            "DROP SCHEMA IF EXISTS etl_staging CASCADE"
+        )
+    pipe = history(source18, warehouse18)
+    early = [event for event in events if event[1] < cut]
+    late = [event for event in events if event[1] >= cut]
+    for batch in (early, late):
+        load(pipe, *batch)
+    assert versions(pipe) == told(events)
