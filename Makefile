@@ -12,7 +12,7 @@ help:
 	@echo "make ui      the same, and leave Airflow running for a look"
 	@echo "make test    all tests"
 	@echo "make check   ruff, mypy --strict, import rules"
-	@echo "make crash   many more orders of writers, runs, crashes and retries than make test draws"
+	@echo "make crash   every point of the crash matrix, and many more orders of writers, runs and retries"
 	@echo "make bench   side by side with psql COPY | psql COPY"
 	@echo "make up      the same by docker compose"
 
@@ -32,6 +32,7 @@ check: $(VENV)/.test
 	$(BIN)/python -m pytest --quiet tests/unit/test_architecture.py
 
 crash: $(VENV)/.test
+	ETL_CRASH=all $(BIN)/python -m pytest tests/crash
 	ETL_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/postgres/test_interleavings.py
 
 bench: $(VENV)/.demo

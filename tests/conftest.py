@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from airflow_etl_provider.postgres.session import Endpoint
 from demo.embedded import EmbeddedPostgres, bin_directory
+from tests.crash import REPORT, SEED
 
 VERSIONS = (18, 16, 15)
 
@@ -156,5 +157,14 @@ def warehouse18(server: EmbeddedPostgres) -> Iterator[Database]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if REPORT:
+        tried, points, missed = (sum(column) for column in zip(*REPORT.values(), strict=True))
+        terminalreporter.write_line(
+            f"crash matrix: {tried} of {points} points tried in {len(REPORT)} cases, {missed} not reached "
+            f"(ETL_CRASH_SEED={SEED}; make crash tries all)"
+        )
+        if tried == points:
+            for name, (case_tried, _, case_missed) in REPORT.items():
+                terminalreporter.write_line(f"  {name}: {case_tried}, {case_missed} not reached")
     if _NOT_RUN:
         terminalreporter.write_line(f"not run here: {', '.join(sorted(set(_NOT_RUN)))}")

@@ -160,7 +160,6 @@ class Exchange:
         )
         steps = statements.script([step for change in changes for step in change.steps])
         locks = self._locks(changes, dimensions_first=dimensions_first)
-        locked = None
         with connection.transaction():
             position = ledger.enter_publish(connection, manifest, strategy)
             if isinstance(position, Published):
@@ -173,10 +172,7 @@ class Exchange:
                 connection, replace(published, position=position), manifest
             )
             until = time.monotonic() + self._options.lock_budget.total_seconds()
-            for table, mode in locks:
-                locking.limit(connection, until)
-                connection.execute(statements.lock(table, mode))
-                locked = locked or time.monotonic()
+            locked = locking.take(connection, locks, until)
             self._require_unmoved(changes)
             locking.limit(connection, until)
             connection.execute(steps)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 import psycopg
@@ -21,7 +22,7 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.statements import lock
+from airflow_etl_provider.postgres.statements import lock, lock_all
 
 _PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
 _REPORT_EVERY = 30.0
@@ -112,6 +113,23 @@ def limit(connection: psycopg.Connection[Any], until: float) -> None:
         "SELECT set_config('lock_timeout', %(ms)s, true), set_config('statement_timeout', %(ms)s, true)",
         {"ms": str(remaining)},
     )
+
+
+def take(
+    connection: psycopg.Connection[Any], locks: Sequence[tuple[TableName, str]], until: float
+) -> float | None:
+    """Take *locks* within the budget that ends at *until*; returns when the first of them was granted, about.
+
+    Those of one mode go in one statement, which the budget bounds as a whole: a distant server costs one
+    journey, not one for each table.
+    """
+    began = None
+    for mode, some in groupby(locks, key=lambda one: one[1]):
+        limit(connection, until)
+        asked = time.monotonic()
+        connection.execute(lock_all([table for table, _ in some], mode))
+        began = began or asked
+    return began
 
 
 def in_order(

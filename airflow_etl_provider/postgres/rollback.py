@@ -600,11 +600,7 @@ class _Rollback:
                 dimensions_first=dimensions_first,
             )
             until = time.monotonic() + self._options.lock_budget.total_seconds()
-            for number, (table, mode) in enumerate(locks):
-                locking.limit(connection, until)
-                connection.execute(statements.lock(table, mode))
-                if number == 0:
-                    locked = time.monotonic()
+            locked = locking.take(connection, locks, until) or time.monotonic()
             self._require_unmoved(found)
             locking.limit(connection, until)
             connection.execute(steps)
