@@ -29,7 +29,13 @@ from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
 from airflow_etl_provider.core.partition import Every
 from airflow_etl_provider.core.publish import Deletes, OnLockDeadline, OnOldSnapshot
-from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
+from airflow_etl_provider.core.request import (
+    NullCursor,
+    OnEmpty,
+    OpenWindow,
+    SchemaContract,
+    WindowMode,
+)
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
 
@@ -336,6 +342,13 @@ class Source(_Model):
         description="what becomes of an interval that has not ended: refuse it (the default), or clamp "
         "it, which loads it up to where no more rows can be added and counts no more as loaded",
         examples=["clamp"],
+    )
+    schema_contract: SchemaContract | None = Field(
+        default=None,
+        description="what becomes of a column that the target lacks: freeze (the default: the load is refused, with the "
+        "statement to approve), evolve (it is added, and columns are widened where that rewrites no table) or "
+        "discard_column (it is left out)",
+        examples=["evolve"],
     )
     on_empty: OnEmpty | None = Field(
         default=None,

@@ -59,6 +59,17 @@ class OnEmpty(StrEnum):
     FAIL = "fail"
 
 
+class SchemaContract(StrEnum):
+    """What becomes of a source column that the target lacks, or that is wider there.
+
+    ``freeze`` refuses it; ``evolve`` adds it, or widens the target's; ``discard_column`` leaves it out.
+    """
+
+    FREEZE = "freeze"
+    EVOLVE = "evolve"
+    DISCARD_COLUMN = "discard_column"
+
+
 @dataclass(frozen=True, slots=True)
 class ExtractRequest:
     """What one extract task was asked to do.
@@ -107,6 +118,7 @@ class ExtractRequest:
     wait: Wait | None = None
     reads_as: str = ""
     filled_by_publish: tuple[str, ...] = ()
+    schema_contract: SchemaContract = SchemaContract.FREEZE
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

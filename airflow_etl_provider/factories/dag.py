@@ -199,6 +199,7 @@ def _declared(source: Source) -> dict[str, Any]:
         "lookback": source.lookback,
         "open_window": source.open_window,
         "on_empty": source.on_empty,
+        "schema_contract": source.schema_contract,
         "cursor_origin": source.cursor_origin,
         "settle_delay": source.settle_delay,
         "settle_timeout": source.settle_timeout,

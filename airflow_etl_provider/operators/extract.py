@@ -25,6 +25,7 @@ from airflow_etl_provider.core.request import (
     NullCursor,
     OnEmpty,
     OpenWindow,
+    SchemaContract,
     WindowMode,
 )
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions, StillSettling
@@ -103,6 +104,9 @@ class IncrementalExtractOperator(BaseOperator):
         late: a timedelta, or a whole number for a counter. Of events, whole partitions are read again.
     :param open_window: ``refuse`` an interval that has not ended, or ``clamp`` it: load it up to the
         settled bound and record no more than that as covered.
+    :param schema_contract: what becomes of a column that the target lacks: ``freeze`` refuses it with the
+        statement to approve, ``evolve`` adds it (and widens columns where that rewrites no table),
+        ``discard_column`` leaves it out. A column that is gone from the source is refused in any case.
     :param on_empty: what becomes of a window without a row: ``publish`` it like any other, ``skip`` what
         follows (the window is recorded as covered), or ``fail``.
     :param cursor_origin: who draws the cursor's values. ``transaction``: the server, inside the writing
@@ -157,6 +161,7 @@ class IncrementalExtractOperator(BaseOperator):
         lookback: timedelta | int = timedelta(0),
         open_window: str = "refuse",
         on_empty: str = "publish",
+        schema_contract: str = "freeze",
         cursor_origin: str = "auto",
         settle_delay: timedelta = timedelta(minutes=5),
         settle_timeout: timedelta = timedelta(minutes=10),
@@ -192,6 +197,7 @@ class IncrementalExtractOperator(BaseOperator):
         self.lookback = lookback
         self.open_window = open_window
         self.on_empty = on_empty
+        self.schema_contract = schema_contract
         self.cursor_origin = cursor_origin
         self.settle_delay = settle_delay
         self.settle_timeout = settle_timeout
@@ -347,6 +353,7 @@ class IncrementalExtractOperator(BaseOperator):
             null_cursor=choice(NullCursor, self.null_cursor, "null_cursor"),
             open_window=choice(OpenWindow, self.open_window, "open_window"),
             on_empty=choice(OnEmpty, self.on_empty, "on_empty"),
+            schema_contract=choice(SchemaContract, self.schema_contract, "schema_contract"),
             slice_rows=self.slice_rows,
             shards=self.shards,
             filled_by_publish=tuple(self.filled_by_publish),

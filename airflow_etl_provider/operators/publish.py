@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
@@ -26,6 +25,7 @@ from airflow_etl_provider.lineage.datasets import publish_lineage
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
+    choice,
     die_with_supervisor,
     event_log,
     load_id_for,
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 AUDITS = ("required", "none")
 _PASSED = ("passed", "warned")
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class PartitionSwapOperator(BaseOperator):
@@ -212,7 +210,7 @@ class PartitionSwapOperator(BaseOperator):
         return operator_lineage(publish_lineage(self._manifest, self._published, self._dataset))
 
     def _options(self) -> PublishOptions:
-        strategy = _one_of(Strategy, "strategy", self.strategy)
+        strategy = choice(Strategy, self.strategy, "strategy")
         if self.audit not in AUDITS:
             raise ConfigurationError(
                 f"audit={self.audit!r} is unknown", remedy=f"use one of {', '.join(AUDITS)}"
@@ -221,7 +219,7 @@ class PartitionSwapOperator(BaseOperator):
             strategy=strategy,
             keys=tuple(self.keys),
             delete_flag=self.delete_flag,
-            deletes=_one_of(Deletes, "deletes", self.deletes),
+            deletes=choice(Deletes, self.deletes, "deletes"),
             delete_values=tuple(str(value) for value in self.delete_values),
             load_id_column=self.load_id_column,
             valid_from=self.valid_from,
@@ -230,9 +228,9 @@ class PartitionSwapOperator(BaseOperator):
             max_shrink=self.max_shrink,
             lock_budget=self.lock_budget,
             lock_deadline=self.lock_deadline,
-            on_lock_deadline=_one_of(OnLockDeadline, "on_lock_deadline", self.on_lock_deadline),
+            on_lock_deadline=choice(OnLockDeadline, self.on_lock_deadline, "on_lock_deadline"),
             old_snapshot_deadline=self.old_snapshot_deadline,
-            on_old_snapshot=_one_of(OnOldSnapshot, "on_old_snapshot", self.on_old_snapshot),
+            on_old_snapshot=choice(OnOldSnapshot, self.on_old_snapshot, "on_old_snapshot"),
             readers_on_standby=self.readers_on_standby,
             keep_versions=self.keep_versions,
         )
@@ -313,13 +311,3 @@ class PartitionSwapOperator(BaseOperator):
                 remedy="mend the rows or the suite, and clear validate and publish",
             )
         return report
-
-
-def _one_of(kind: type[Choice], name: str, given: str) -> Choice:
-    """:raises ConfigurationError: *given* is none of them."""
-    try:
-        return kind(given)
-    except ValueError:
-        raise ConfigurationError(
-            f"{name}={given!r} is unknown", remedy=f"use one of {', '.join(kind)}"
-        ) from None

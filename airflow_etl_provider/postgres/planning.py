@@ -95,18 +95,11 @@ def went_backwards(
 def matching_columns(
     request: ExtractRequest, source: SourceShape, columns: Sequence[Selected], target: Table
 ) -> tuple[Selected, ...]:
-    """The batch's columns, each present in the target; those that it computes itself are left out.
+    """The batch's columns, which the target has; those that it computes itself are left out.
 
-    :raises ContractError: the target lacks a column, computes one that was asked for, or demands another.
+    :raises ContractError: the target computes one that was asked for, or demands another.
     """
     chosen = [column.name for column in columns]
-    unknown = [name for name in chosen if not target.has_column(name)]
-    if unknown:
-        raise ContractError(
-            f"{source.name} has columns that {target.name} has not: {', '.join(unknown)}",
-            remedy=f"add them to {target.name}, name the columns to load with columns=[...], or call them as the "
-            "target does with rename={...}",
-        )
     generated = [name for name in chosen if target.column(name, use="a column").generated]
     if request.selection.columns is None:
         chosen = [name for name in chosen if name not in generated]

@@ -19,6 +19,7 @@ from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, slices, statements
+from airflow_etl_provider.postgres.contract import keep_contract
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.filling import Filling
@@ -52,6 +53,10 @@ class PostgresStaging:
     ) -> StagingPlan:
         with connect(self.endpoint) as connection:
             target = catalog.read_table(connection, request.target, label=self.endpoint.label)
+            with translated_errors(f"comparing {source.name} with {request.target}"):
+                columns, target = keep_contract(
+                    connection, request, source, columns, target, label=self.endpoint.label
+                )
             chosen = matching_columns(request, source, columns, target)
             offered = {column.name: column for column in source.columns}
             with translated_errors(f"planning the load of {request.target}"):
@@ -63,6 +68,7 @@ class PostgresStaging:
                     [offered[column.name] for column in chosen],
                     [target.column(column.name, use="a column of the batch") for column in chosen],
                     where=f"stream {request.stream}",
+                    table=request.target,
                 ),
                 direct=becomes_partition(request, source, target, partitions),
                 staging=TableName(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from airflow_etl_provider.core.errors import ContractError
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.postgres.catalog import CatalogColumn
 
@@ -33,7 +34,11 @@ _MOST_FRACTION = 6
 
 
 def agreement(
-    source: Sequence[SourceColumn], target: Sequence[CatalogColumn], *, where: str
+    source: Sequence[SourceColumn],
+    target: Sequence[CatalogColumn],
+    *,
+    where: str,
+    table: TableName | None = None,
 ) -> bool:
     """Whether the columns, pairwise, travel in binary; ``False`` is text.
 
@@ -51,10 +56,17 @@ def agreement(
         if theirs.type != "text" and ours.definition != theirs.definition
     ]
     if problems:
+        approve = [
+            f"ALTER TABLE {table} ALTER COLUMN {quoted(theirs.name)} TYPE {ours.type}"
+            for ours, theirs in zip(source, target, strict=True)
+            if not _fits(ours.type, theirs.type)
+        ]
+        statement = (
+            f"approve it with {'; '.join(approve)}" if approve and table else "mend the types"
+        )
         raise ContractError(
             f"{where}: types of the source do not fit the target: " + "; ".join(problems),
-            remedy="change the target's column types (ALTER TABLE … ALTER COLUMN … TYPE …), or leave the "
-            "columns out with columns=[...]",
+            remedy=f"{statement}, or leave the columns out with columns=[...]",
         )
     return all(
         ours.portable
@@ -63,6 +75,26 @@ def agreement(
         and (ours.type == theirs.type or (_is_text(ours.type) and _is_text(theirs.type)))
         for ours, theirs in zip(source, target, strict=True)
     )
+
+
+def widens_in_place(target: str, source: str) -> bool:
+    """Whether a column of type *target* can hold all of *source* by a change that rewrites no table.
+
+    PostgreSQL does that for a longer limit of ``varchar`` and ``varbit`` and a larger precision of
+    ``numeric`` (with the same scale), or none.
+    """
+    ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
+    if ours is None or theirs is None or theirs["args"] is None:
+        return False
+    base, args = theirs["base"], [int(part) for part in theirs["args"].split(",")]
+    if base == "character varying" and source == "text":
+        return True
+    if base != ours["base"] or base not in ("character varying", "bit varying", "numeric"):
+        return False
+    if ours["args"] is None:
+        return True
+    wide = [int(part) for part in ours["args"].split(",")]
+    return wide[0] > args[0] and wide[1:] == args[1:]
 
 
 def _is_text(name: str) -> bool:

@@ -205,3 +205,8 @@ FROM etl.loads AS mine
 JOIN etl.loads AS o USING (stream, dag_id, run_id, task_id, map_index)
 WHERE mine.load_id = %(load_id)s AND o.load_id <> mine.load_id AND o.state = 'published'
 ORDER BY o.seq
+
+-- name: last_columns
+SELECT manifest -> 'columns' FROM etl.loads
+WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND manifest IS NOT NULL
+ORDER BY published_at DESC LIMIT 1
