@@ -22,10 +22,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 from airflow_etl_provider.core.load import Kind, Manifest
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.validate import Engine
 from airflow_etl_provider.core.window import FULL
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.postgres.session import Endpoint
-from airflow_etl_provider.quality.engine import Engine, audit
+from airflow_etl_provider.quality.engine import audit
 from airflow_etl_provider.quality.report import Report
 from airflow_etl_provider.quality.suite import Suite, parse_suite
 from benchmarks.lineitem import make_source

@@ -14,7 +14,7 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Column, Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import AuditReport
-from airflow_etl_provider.core.validate import validate
+from airflow_etl_provider.core.validate import Engine, ResultFormat, validate
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import validate_lineage
@@ -29,7 +29,7 @@ from airflow_etl_provider.operators.run import (
     run_info,
 )
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
-from airflow_etl_provider.quality.engine import Engine, ResultFormat, audit, require_sql
+from airflow_etl_provider.quality.engine import audit, require_sql
 from airflow_etl_provider.quality.gx import GreatExpectationsAuditor
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
 from airflow_etl_provider.quality.suite import (

@@ -133,8 +133,15 @@ class PostgresAuditArea:
         """
         if manifest.rows < INDEX_ROWS:
             return False
-        if not manifest.direct:
-            return batch_index(connection, manifest.staging, columns)
+        if manifest.direct:
+            made = self._partition_index(connection, manifest, columns)
+            if made is not None:
+                return made
+        return batch_index(connection, manifest.staging, columns)
+
+    def _partition_index(
+        self, connection: psycopg.Connection[Any], manifest: Manifest, columns: tuple[str, ...]
+    ) -> bool | None:
         target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
         named = {part.name for part in manifest.partitions}
         old = [p for p in catalog.read_partitions(connection, target) if p.table.name in named]

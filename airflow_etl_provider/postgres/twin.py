@@ -108,15 +108,17 @@ def finish(
                 own_steps = connection.execute(queries("twin")["before_attach"], params)
                 for (own,) in own_steps.fetchall():
                     connection.execute(own)
+            wanted = {working_name(table, number): index for number, index in enumerate(indexes)}
             built = built_indexes(connection, table)
-            for number, index in enumerate(indexes):
-                name = working_name(table, number)
-                if name in built and built[name] == (index.is_unique, index.definition):
-                    continue
-                if name in built:
+            for name, found in built.items():
+                # An audit may have built it for a parent that has changed since, or for itself alone.
+                if name not in wanted or found != (wanted[name].is_unique, wanted[name].definition):
                     connection.execute(drop_index(table, name))
-                for step in build_index(table, name, index):
-                    connection.execute(step)
+            left = built_indexes(connection, table)
+            for name, index in wanted.items():
+                if name not in left:
+                    for step in build_index(table, name, index):
+                        connection.execute(step)
             connection.execute(statements.bound_check(table, condition))
     like = parent.oid if old is None else old.oid
     foreign = connection.execute(queries("twin")["foreign_keys"], {"oid": like}).fetchall()
@@ -288,10 +290,10 @@ def partition_index(
     parent: Relation,
     old: Partition | None,
     columns: Collection[str],
-) -> bool:
+) -> bool | None:
     """Build, ahead of :func:`finish`, a unique index of the future partition *table* over (some of) *columns*.
 
-    :returns: whether there is one now; not if rows share their values, or the partition needs none.
+    :returns: whether there is one now; not if rows share their values. ``None`` if the partition needs no such.
     """
     indexes = [*parent_indexes(connection, parent), *own_indexes(connection, old)]
     for number, index in enumerate(indexes):
@@ -300,13 +302,13 @@ def partition_index(
             if name in built_indexes(connection, table):
                 return True
             return _built(connection, build_index(table, name, index))
-    return False
+    return None
 
 
 def batch_index(
     connection: psycopg.Connection[Any], table: TableName, columns: Sequence[str]
 ) -> bool:
-    """Build a unique index over *columns* of a staged table; it goes when the table goes.
+    """Build a unique index over *columns* of a staged table; it goes when the table goes, or becomes a partition.
 
     :returns: whether there is one now; not if rows share their values.
     """

@@ -5,29 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 
 from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.validate import Engine, ResultFormat
 from airflow_etl_provider.quality.gallery import OWN_TYPES
 from airflow_etl_provider.quality.plan import compiles
 from airflow_etl_provider.quality.report import ExpectationResult, Judged, Report
 from airflow_etl_provider.quality.suite import Expectation, Suite
-
-
-class Engine(StrEnum):
-    """``auto``: SQL, and Great Expectations for what SQL cannot say; ``sql`` refuses that instead; ``gx``: all by
-    Great Expectations, but for the expectations that it does not have."""
-
-    AUTO = "auto"
-    SQL = "sql"
-    GX = "gx"
-
-
-class ResultFormat(StrEnum):
-    """How much a report holds of failing rows, in the words of Great Expectations: nothing, or a few values."""
-
-    BOOLEAN_ONLY = "BOOLEAN_ONLY"
-    BASIC = "BASIC"
 
 
 def audit(

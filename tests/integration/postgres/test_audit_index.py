@@ -64,6 +64,22 @@ def test_it_is_built_anew_where_the_table_was_given_another_key_meanwhile(source
     assert pipe.rows() == pipe.source_rows()
 
 
+def test_an_index_that_only_the_audit_needs_does_not_reach_the_partition(source18, warehouse18):
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 50)
+    manifest = pipe.extract(JANUARY, FEBRUARY)
+    area = pipe.audits()
+    by_id = parse_suite([{"type": "expect_column_values_to_be_unique", "kwargs": {"column": "id"}}])
+    columns = area.columns(manifest.staging)
+    found = area.judge(manifest.staging, by_id.expectations, columns, manifest=manifest)
+    assert found.results[0].success
+    assert len(indexes(warehouse18, manifest.staging)) == 1
+    pipe.publish(pipe.waive(manifest))
+    assert warehouse18.value(
+        "SELECT string_agg(pg_get_indexdef(indexrelid), ';') FROM pg_index WHERE indrelid = 'a.t_2013_01'::regclass"
+    ).endswith("(id, ts)")
+
+
 def test_duplicates_are_counted_and_leave_no_index(source18, warehouse18):
     pipe = simple(source18, warehouse18, columns=("id", "ts", "v"))
     source18.run("ALTER TABLE t DROP CONSTRAINT t_pkey")
