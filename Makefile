@@ -23,7 +23,7 @@ ui: $(VENV)/.demo
 	$(BIN)/python -m demo ui
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
