@@ -44,7 +44,8 @@ from airflow_etl_provider.core.window import FULL, Nulls, Window, bound_text, re
 class StagingPlan:
     """How a batch will be staged: decided from both catalogs before anything is created.
 
-    ``logged`` is false where subscribers of the target's database would be sent the staged table.
+    ``logged`` is false where subscribers of the target's database would be sent the staged table; ``ddl`` is
+    what the schema contract lets the target be changed by first.
     """
 
     window: Window
@@ -55,6 +56,7 @@ class StagingPlan:
     partition_column: str | None
     partitions: tuple[PartitionRange, ...]
     logged: bool = True
+    ddl: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,18 @@ class StagingArea(Protocol):
 
         :param source: as the target sees it: renamed and treated.
         """
+        ...
+
+    def evolve(
+        self,
+        request: ExtractRequest,
+        source: SourceShape,
+        columns: Sequence[Selected],
+        *,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        """Change the target as the plan said, where no other load has done so meanwhile."""
         ...
 
     def bind(self, request: ExtractRequest) -> Load | None:
@@ -185,6 +199,9 @@ def extract(
         log("the staged batch is gone and is read again", load_id=staged.load_id)
         area.restart(staged.load_id)
     try:
+        if plan.ddl:
+            # Before slices of an earlier try are looked at, which were staged as the target was then.
+            area.evolve(request, shape, columns, stop=stop, log=log)
         resumed = None if load is None else area.resume(request, plan)
         if resumed is not None:
             settled = resumed.settled

@@ -197,6 +197,12 @@ def _types(
         ).fetchall()
 
 
+def read_type(connection: psycopg.Connection[Any], name: str) -> dict[str, Any] | None:
+    """The facts of :class:`CatalogColumn` about a type that is written as the server does; ``None``: no such type."""
+    oid = scalar(connection, "SELECT to_regtype(%(name)s)::oid::bigint", {"name": name})
+    return None if oid is None else _types(connection, [(oid, -1)])[0]
+
+
 def _database(connection: psycopg.Connection[Any]) -> str:
     return connection.info.dbname
 

@@ -19,7 +19,7 @@ from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, slices, statements
-from airflow_etl_provider.postgres.contract import keep_contract
+from airflow_etl_provider.postgres.contract import Evolution, evolve, keep_contract
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.filling import Filling
@@ -54,22 +54,14 @@ class PostgresStaging:
         with connect(self.endpoint) as connection:
             target = catalog.read_table(connection, request.target, label=self.endpoint.label)
             with translated_errors(f"comparing {source.name} with {request.target}"):
-                columns, target = keep_contract(
-                    connection, request, source, columns, target, label=self.endpoint.label
-                )
-            chosen = matching_columns(request, source, columns, target)
-            offered = {column.name: column for column in source.columns}
+                evolution = keep_contract(connection, request, source, columns, target)
+            chosen, binary = _batch_of(request, source, evolution)
             with translated_errors(f"planning the load of {request.target}"):
                 partitions = partitions_of(connection, request, target, window)
             return StagingPlan(
                 window=window,
                 columns=chosen,
-                binary=agreement(
-                    [offered[column.name] for column in chosen],
-                    [target.column(column.name, use="a column of the batch") for column in chosen],
-                    where=f"stream {request.stream}",
-                    table=request.target,
-                ),
+                binary=binary,
                 direct=becomes_partition(request, source, target, partitions),
                 staging=TableName(
                     ledger.STAGING_SCHEMA,
@@ -82,7 +74,29 @@ class PostgresStaging:
                     queries("catalog")["publishes_schema"],
                     {"schema": ledger.STAGING_SCHEMA},
                 ),
+                ddl=evolution.ddl,
             )
+
+    def evolve(
+        self,
+        request: ExtractRequest,
+        source: SourceShape,
+        columns: Sequence[Selected],
+        *,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        with connect(self.endpoint) as connection:
+            evolution = evolve(
+                connection,
+                request,
+                source,
+                columns,
+                label=self.endpoint.label,
+                stop=stop,
+                log=log,
+            )
+            _batch_of(request, source, evolution)
 
     def bind(self, request: ExtractRequest) -> Load | None:
         with connect(self.endpoint) as connection:
@@ -187,8 +201,10 @@ class PostgresStaging:
             loaded = [part for part in planned if part.rows is not None]
             if load.staging is not None and exists(connection, load.staging):
                 found = catalog.read_table(connection, load.staging, label=self.endpoint.label)
+                target = catalog.read_table(connection, request.target, label=self.endpoint.label)
                 same = load.fingerprint == request.fingerprint and (
-                    [c.name for c in found.columns] == [c.name for c in plan.columns]
+                    [c.column for c in found.columns]
+                    == [target.column(c.name, use="a column").column for c in plan.columns]
                 )
                 if loaded and same and request.resumable and load.window.is_range:
                     for step in statements.move(load.staging, plan.staging):
@@ -261,6 +277,25 @@ class PostgresStaging:
             if catalog.scalar(connection, "SELECT to_regclass('etl.loads')::text") is None:
                 return None
             return ledger.state_of(connection, load_id)
+
+
+def _batch_of(
+    request: ExtractRequest, source: SourceShape, evolution: Evolution
+) -> tuple[tuple[Selected, ...], bool]:
+    """The columns of the batch, and whether they travel in binary.
+
+    :raises ContractError: a column that the target demands, computes itself, or cannot hold.
+    """
+    target = evolution.target
+    chosen = matching_columns(request, source, evolution.columns, target)
+    offered = {column.name: column for column in source.columns}
+    binary = agreement(
+        [offered[column.name] for column in chosen],
+        [target.column(column.name, use="a column of the batch") for column in chosen],
+        where=f"stream {request.stream}",
+        table=request.target,
+    )
+    return chosen, binary
 
 
 def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:

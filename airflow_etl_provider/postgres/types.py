@@ -30,6 +30,7 @@ _MODIFIER = re.compile(
 )
 _SIZED_TEXT = ("character varying", "character", "bit", "bit varying")
 _SCALED_TIME = ("timestamp", "time", "interval")
+_GROWS = ("character varying", "bit varying", "numeric", *_SCALED_TIME)
 _MOST_FRACTION = 6
 
 
@@ -47,7 +48,7 @@ def agreement(
     problems = [
         f"{ours.name}: {ours.type} does not fit {theirs.type}"
         for ours, theirs in zip(source, target, strict=True)
-        if not _fits(ours.type, theirs.type)
+        if not fits(ours.type, theirs.type)
     ]
     problems += [
         f"{ours.name}: {ours.type} has another definition there ({ours.definition}) than here "
@@ -59,7 +60,7 @@ def agreement(
         approve = [
             f"ALTER TABLE {table} ALTER COLUMN {quoted(theirs.name)} TYPE {ours.type}"
             for ours, theirs in zip(source, target, strict=True)
-            if not _fits(ours.type, theirs.type)
+            if not fits(ours.type, theirs.type)
         ]
         statement = (
             f"approve it with {'; '.join(approve)}" if approve and table else "mend the types"
@@ -80,16 +81,18 @@ def agreement(
 def widens_in_place(target: str, source: str) -> bool:
     """Whether a column of type *target* can hold all of *source* by a change that rewrites no table.
 
-    PostgreSQL does that for a longer limit of ``varchar`` and ``varbit`` and a larger precision of
-    ``numeric`` (with the same scale), or none.
+    PostgreSQL does that for a longer limit of ``varchar`` and ``varbit``, a larger precision of ``numeric``
+    (with the same scale), more digits of a second, or no limit at all; and for ``inet`` instead of ``cidr``.
     """
+    if (target, source) == ("cidr", "inet"):
+        return True
     ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
     if ours is None or theirs is None or theirs["args"] is None:
         return False
     base, args = theirs["base"], [int(part) for part in theirs["args"].split(",")]
     if base == "character varying" and source == "text":
         return True
-    if base != ours["base"] or base not in ("character varying", "bit varying", "numeric"):
+    if (base, theirs["rest"]) != (ours["base"], ours["rest"]) or base not in _GROWS:
         return False
     if ours["args"] is None:
         return True
@@ -102,11 +105,12 @@ def _is_text(name: str) -> bool:
     return name == "text" or name.split("(")[0] == "character varying"
 
 
-def _fits(source: str, target: str) -> bool:
+def fits(source: str, target: str) -> bool:
+    """Whether a column of type *target* takes what one of type *source* holds, or fails: nothing is lost in silence."""
     if source == target or target == "text":
         return True
     if source.endswith("[]") and target.endswith("[]"):
-        return _fits(source[:-2], target[:-2])
+        return fits(source[:-2], target[:-2])
     ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
     if ours is None or theirs is None:
         return False
