@@ -339,7 +339,7 @@ class Published:
 
     ``rows_stale`` were left as they are because the target already held a newer version.
     ``already`` says that an earlier try had published this load: nothing was done now. ``overtaken_by``
-    is the load that began later and published the whole window first; this one was abandoned.
+    is the load that began or read later and published the whole window first; this one was abandoned.
     """
 
     load_id: str

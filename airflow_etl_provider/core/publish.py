@@ -320,7 +320,7 @@ def publish(
         raise
     if published.overtaken_by is not None:
         log(
-            "a load that began later has published this window; nothing to do",
+            "a load that is newer has published this window; nothing to do",
             load_id=published.load_id,
             newer=published.overtaken_by,
         )

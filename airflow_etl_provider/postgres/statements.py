@@ -63,6 +63,16 @@ def in_window(column: str, window: Window) -> sql.Composed:
     return found
 
 
+def outside(column: str, windows: Sequence[Window]) -> sql.Composed:
+    """Whether a row lies in none of *windows*."""
+    return sql.SQL(" AND ").join(
+        [
+            sql.SQL("true"),
+            *(sql.SQL("({}) IS NOT TRUE").format(in_window(column, window)) for window in windows),
+        ]
+    )
+
+
 def in_slice(part: Slice) -> sql.Composed:
     """Whether a row lies in *part*; one without a value belongs to the slice without a low end."""
     by = sql.SQL(", ").join(sql.Identifier(column) for column in part.by)

@@ -93,7 +93,8 @@ WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s
 
 -- name: newer_nulls_load
 SELECT load_id FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s
+WHERE stream = %(stream)s AND state = 'published'
+  AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) > (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))
   AND (window_type IS NULL OR bounds = 'nulls')
 ORDER BY seq DESC LIMIT 1
 
@@ -152,7 +153,8 @@ ORDER BY newer.seq DESC LIMIT 1
 
 -- name: newer_full_load
 SELECT load_id FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s AND window_type IS NULL
+WHERE stream = %(stream)s AND state = 'published' AND window_type IS NULL
+  AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) > (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))
 ORDER BY seq DESC LIMIT 1
 
 -- name: add_partition
@@ -200,7 +202,8 @@ SELECT dag_id || ' ' || run_id FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: loads_of_run
 -- Published loads of the task that this load belongs to, cleared since.
-SELECT o.load_id::text AS load_id, 'everything' AS span, true AS within
+SELECT o.load_id::text AS load_id, 'everything' AS span, true AS within,
+       coalesce(o.read_until, o.snapshot_at) > %(snapshot_at)s AS read_later
 FROM etl.loads AS mine
 JOIN etl.loads AS o USING (stream, dag_id, run_id, task_id, map_index)
 WHERE mine.load_id = %(load_id)s AND o.load_id <> mine.load_id AND o.state = 'published'
