@@ -25,6 +25,8 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.filling import Filling
 from airflow_etl_provider.postgres.planning import (
     becomes_partition,
+    conversion_of,
+    conversion_sent,
     matching_columns,
     partitions_of,
     watermark_window,
@@ -59,18 +61,22 @@ class PostgresStaging:
                 )
             chosen = matching_columns(request, source, columns, target)
             offered = {column.name: column for column in source.columns}
+            ours = [offered[column.name] for column in chosen]
+            theirs = [target.column(column.name, use="a column of the batch") for column in chosen]
+            conversion = conversion_of(request, source, ours, theirs, target)
+            if conversion is not None:
+                ours, theirs = conversion_sent(conversion, ours, theirs)
             with translated_errors(f"planning the load of {request.target}"):
                 partitions = partitions_of(connection, request, target, window)
             return StagingPlan(
                 window=window,
                 columns=chosen,
                 binary=agreement(
-                    [offered[column.name] for column in chosen],
-                    [target.column(column.name, use="a column of the batch") for column in chosen],
-                    where=f"stream {request.stream}",
-                    table=request.target,
+                    ours, theirs, where=f"stream {request.stream}", table=request.target
                 ),
-                direct=becomes_partition(request, source, target, partitions),
+                # Rows that are written one by one are not frozen, so the table cannot be attached as it is.
+                direct=conversion is None
+                and becomes_partition(request, source, target, partitions),
                 staging=TableName(
                     ledger.STAGING_SCHEMA,
                     staging_name(request.stream, request.load_id, request.run.try_number),
@@ -82,6 +88,8 @@ class PostgresStaging:
                     queries("catalog")["publishes_schema"],
                     {"schema": ledger.STAGING_SCHEMA},
                 ),
+                conversion=conversion,
+                primary_key=target.primary_key,
             )
 
     def bind(self, request: ExtractRequest) -> Load | None:
@@ -162,7 +170,11 @@ class PostgresStaging:
             return [session for session in known if session.side == "source"]
 
     def restart(self, load_id: str) -> None:
-        with connect(self.endpoint) as connection, translated_errors(f"restarting load {load_id}"):
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"restarting load {load_id}"),
+            connection.transaction(),
+        ):
             ledger.restart(connection, load_id)
 
     def has(self, staging: TableName) -> bool:
@@ -190,7 +202,8 @@ class PostgresStaging:
                 same = load.fingerprint == request.fingerprint and (
                     [c.name for c in found.columns] == [c.name for c in plan.columns]
                 )
-                if loaded and same and request.resumable and load.window.is_range:
+                resumable = request.resumable and plan.conversion is None
+                if loaded and same and resumable and load.window.is_range:
                     for step in statements.move(load.staging, plan.staging):
                         connection.execute(step)
                     slices.move_staging(connection, request.load_id, plan.staging)
