@@ -151,6 +151,7 @@ class Texts:
                 position,
                 load_id,
                 sql.SQL("{} AS r JOIN {} AS b ON r.ctid = b.place").format(RAW, BAD),
+                sql.SQL("b.place"),
                 sql.SQL("b.reason"),
             ),
         )

@@ -45,12 +45,14 @@ def contents(
     position: sql.Composable,
     load_id: str,
     rows: sql.Composable,
+    place: sql.Composable,
     carried: sql.Composable,
 ) -> sql.Composed:
     """A query for the :data:`CONTENTS` of letters, and what is *carried* beside them.
 
     :param columns: the text of each column by its name.
     :param rows: what stands behind FROM.
+    :param place: orders them.
     """
     return sql.SQL(
         "SELECT etl_record, etl_key, etl_position, etl_hash,"
@@ -59,7 +61,8 @@ def contents(
         "   WHERE e.load_id = {load_id} AND e.row_hash = etl_hash), 0), etl_carried"
         " FROM (SELECT *, encode(sha256(convert_to(etl_record::text, 'UTF8')), 'hex') AS etl_hash"
         "   FROM (SELECT jsonb_object(ARRAY[{names}]::text[], ARRAY[{texts}]::text[]) AS etl_record,"
-        "     {key} AS etl_key, {position} AS etl_position, {carried} AS etl_carried FROM {rows}) AS etl_read) AS etl_hashed"
+        "     {key} AS etl_key, {position} AS etl_position, {place} AS etl_place, {carried} AS etl_carried"
+        "     FROM {rows}) AS etl_read) AS etl_hashed ORDER BY etl_place"
     ).format(
         load_id=sql.Literal(load_id),
         names=sql.SQL(", ").join(sql.Literal(name) for name in columns),
@@ -68,6 +71,7 @@ def contents(
         position=position,
         carried=carried,
         rows=rows,
+        place=place,
     )
 
 

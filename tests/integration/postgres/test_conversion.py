@@ -226,7 +226,7 @@ def test_all_that_is_wrong_with_a_row_is_said_in_one_letter(source, warehouse):
                 "doc": '{"a":  1}',
             },
             'column id has no value, and must have one; column "Odd ""name" cannot be converted to numeric(5,2);'
-            " column d cannot be converted to date",
+            + " column d cannot be converted to date",
             "held",
         )
     ]
