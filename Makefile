@@ -13,7 +13,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make check   ruff, mypy --strict, import rules"
 	@echo "make crash   every point of the crash matrix, and many more orders of writers, runs and retries"
-	@echo "make bench   side by side with psql COPY | psql COPY"
+	@echo "make bench   side by side with psql COPY | psql COPY, with statements by hand, and with others' tools"
 	@echo "make up      the same by docker compose"
 
 demo: $(VENV)/.demo
@@ -23,7 +23,7 @@ ui: $(VENV)/.demo
 	$(BIN)/python -m demo ui
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -37,6 +37,8 @@ crash: $(VENV)/.test
 
 bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.publication
+	$(BIN)/python -m benchmarks.audit
 
 up: $(VENV)/.demo
 	$(BIN)/python -m demo compose-env

@@ -156,6 +156,20 @@ def warehouse18(server: EmbeddedPostgres) -> Iterator[Database]:
     drop(database)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes hands on what the summary names."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["not_run"], output["crash_report"] = list(_NOT_RUN), dict(REPORT)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})
+    _NOT_RUN.extend(output.get("not_run", []))
+    REPORT.update(output.get("crash_report", {}))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if REPORT:
         tried, points, missed = (sum(column) for column in zip(*REPORT.values(), strict=True))

@@ -38,6 +38,7 @@ from airflow_etl_provider.core.request import (
 )
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
+from airflow_etl_provider.core.validate import Engine, ResultFormat
 
 #: Names for the schedules that people mean most often.
 PRESETS = {
@@ -548,6 +549,16 @@ class Quality(_Model):
     suite: Name | None = Field(
         default=None,
         description="the name of a suite's JSON or YAML file, relative to the pipeline's file",
+    )
+    engine: Engine | None = Field(
+        default=None,
+        description="auto (the default: SQL, and Great Expectations for what SQL cannot say), sql or gx",
+        examples=["sql"],
+    )
+    result_format: ResultFormat | None = Field(
+        default=None,
+        description="BASIC (the default: counts, and a few values of failing rows in the ledger) or BOOLEAN_ONLY",
+        examples=["BOOLEAN_ONLY"],
     )
 
 

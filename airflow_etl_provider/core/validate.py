@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from enum import StrEnum
 from typing import Protocol
 
 from airflow_etl_provider.core.errors import EtlError, QualityGateFailed, StateError
 from airflow_etl_provider.core.load import Load, LoadState, Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import AuditReport, EventLog
+
+
+class Engine(StrEnum):
+    """``auto``: SQL, and Great Expectations for what SQL cannot say; ``sql`` refuses that instead; ``gx``: all by
+    Great Expectations, but for the expectations that it does not have."""
+
+    AUTO = "auto"
+    SQL = "sql"
+    GX = "gx"
+
+
+class ResultFormat(StrEnum):
+    """How much a report holds of failing rows, in the words of Great Expectations: nothing, or a few values."""
+
+    BOOLEAN_ONLY = "BOOLEAN_ONLY"
+    BASIC = "BASIC"
+
 
 Audit = Callable[[TableName, str], AuditReport]
 """Audits a table for a load id."""

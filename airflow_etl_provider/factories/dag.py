@@ -159,7 +159,10 @@ def _load(
         **window,
     )
     validate = QualityValidationOperator(
-        task_id=f"validate{suffix}", batch=extract.output, expectations=suite
+        task_id=f"validate{suffix}",
+        batch=extract.output,
+        expectations=suite,
+        **_given(engine=stream.quality.engine, result_format=stream.quality.result_format),
     )
     publish = PartitionSwapOperator(
         task_id=f"publish{suffix}",
@@ -210,14 +213,19 @@ def _declared(source: Source) -> dict[str, Any]:
         "row_security": source.row_security,
         "types": source.types,
     }
-    declared: dict[str, Any] = {
-        name: value.value if isinstance(value, Enum) else value
-        for name, value in given.items()
-        if value is not None
-    }
+    declared = _given(**given)
     if source.slice_rows == 0:  # every window in one piece
         declared["slice_rows"] = None
     return declared
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Those of *arguments* that the pipeline names, as an operator takes them."""
+    return {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in arguments.items()
+        if value is not None
+    }
 
 
 def _suite(stream: Stream) -> list[dict[str, Any]]:

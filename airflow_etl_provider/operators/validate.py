@@ -14,13 +14,14 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Column, Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import AuditReport
-from airflow_etl_provider.core.validate import validate
+from airflow_etl_provider.core.validate import Engine, ResultFormat, validate
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import validate_lineage
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
+    choice,
     die_with_supervisor,
     event_log,
     in_worker,
@@ -28,6 +29,7 @@ from airflow_etl_provider.operators.run import (
     run_info,
 )
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
+from airflow_etl_provider.quality.engine import audit, require_sql
 from airflow_etl_provider.quality.gx import GreatExpectationsAuditor
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
 from airflow_etl_provider.quality.suite import (
@@ -41,11 +43,9 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
-ENGINES = ("auto", "gx")
-
 
 class QualityValidationOperator(BaseOperator):
-    """Check a staged batch with Great Expectations before anybody can read it.
+    """Check a staged batch, in the words of Great Expectations, before anybody can read it.
 
     The verdict is recorded in the ledger; publish takes only batches that passed. A failed critical
     expectation rejects the batch: the task fails at once (a retry would say the same), readers keep
@@ -59,7 +59,10 @@ class QualityValidationOperator(BaseOperator):
         vocabulary; severity is ``critical`` (default), ``warning`` or ``info``. Never templated.
     :param suite: file with a suite (JSON or YAML, as Great Expectations exports it), relative to the
         DAG's file; read when the DAG is parsed.
-    :param engine: ``auto`` or ``gx``.
+    :param engine: ``auto``: SQL as far as it says exactly what Great Expectations says, all of it in one scan,
+        and Great Expectations for the rest; ``sql`` refuses a suite with such a rest; ``gx``: Great Expectations.
+    :param result_format: ``BASIC``: counts, and up to three values of failing rows in the ledger's report;
+        ``BOOLEAN_ONLY``: success alone.
     :param conn_id: PostgreSQL connection, with *table* instead of *batch*. (templated)
     :param table: ``schema.table`` to check, with *conn_id*. (templated)
     """
@@ -74,6 +77,7 @@ class QualityValidationOperator(BaseOperator):
         expectations: Sequence[Mapping[str, Any]] | None = None,
         suite: str | Path | None = None,
         engine: str = "auto",
+        result_format: str = "BASIC",
         conn_id: str | None = None,
         table: str | None = None,
         **kwargs: Any,
@@ -83,6 +87,7 @@ class QualityValidationOperator(BaseOperator):
         self.conn_id = conn_id
         self.table = table
         self.engine = engine
+        self.result_format = result_format
         # Read while the DAG is parsed: a bad suite is an import error, long before data moves, and a
         # version of the DAG keeps the suite it had.
         self.expectations: Suite | None = self._read_suite(expectations, suite)
@@ -96,10 +101,10 @@ class QualityValidationOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         die_with_supervisor()
         with airflow_errors():
-            if self.engine not in ENGINES:
-                raise ConfigurationError(
-                    f"engine={self.engine!r} is unknown", remedy=f"use one of {', '.join(ENGINES)}"
-                )
+            engine = choice(Engine, self.engine, "engine")
+            choice(ResultFormat, self.result_format, "result_format")
+            if engine is Engine.SQL and self.expectations is not None:
+                require_sql(self.expectations)
             if self.batch is None:
                 return self._validate_table(context)
             return self._validate_batch(context, Manifest.from_json(self.batch))
@@ -151,12 +156,18 @@ class QualityValidationOperator(BaseOperator):
         self._dataset = area.dataset(table if self._manifest is None else self._manifest.target)
         if self.expectations is not None:
             check_columns(self.expectations, [column.name for column in columns])
-            endpoint = area.endpoint
-            self._auditor = GreatExpectationsAuditor(
-                endpoint.parameters(), endpoint.application_name
+            samples = 0 if self.result_format == ResultFormat.BOOLEAN_ONLY else 3
+            self._report = audit(
+                self.expectations,
+                Engine(self.engine),
+                load_id=load_id,
+                table=str(table),
+                by_sql=lambda some: area.judge(
+                    table, some, columns, manifest=self._manifest, samples=samples
+                ),
+                by_gx=lambda rest: self._audit_by_gx(area, table, rest, load_id),
+                result_format=ResultFormat(self.result_format),
             )
-            audit = partial(self._auditor.audit, table.schema, table.name, self.expectations)
-            self._report = in_worker(partial(audit, load_id=load_id), self._auditor.cancel)
         else:
             self._report = Report(
                 load_id=load_id,
@@ -170,6 +181,14 @@ class QualityValidationOperator(BaseOperator):
         for line in self._report.as_table().splitlines():
             self.log.info("%s", line)
         return self._report
+
+    def _audit_by_gx(
+        self, area: PostgresAuditArea, table: TableName, suite: Suite, load_id: str
+    ) -> Report:
+        endpoint = area.endpoint
+        self._auditor = GreatExpectationsAuditor(endpoint.parameters(), endpoint.application_name)
+        judge = partial(self._auditor.audit, table.schema, table.name, suite, load_id=load_id)
+        return in_worker(judge, self._auditor.cancel)
 
     def _reject(self, report: AuditReport, table: TableName) -> None:
         if isinstance(report, Report):

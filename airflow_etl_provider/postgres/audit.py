@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import psycopg
 
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError
 from airflow_etl_provider.core.load import Column, Kind, Load, Manifest, PartitionRange, RunInfo
@@ -13,13 +15,17 @@ from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.ports import AuditReport
 from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, statements
+from airflow_etl_provider.postgres.checks import INDEX_ROWS, judge, refuse_hidden_rows
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect, dataset_of
 from airflow_etl_provider.postgres.source import as_offered
 from airflow_etl_provider.postgres.staging import exists
+from airflow_etl_provider.postgres.twin import batch_index, partition_index
 from airflow_etl_provider.postgres.types import agreement
+from airflow_etl_provider.quality.report import Judged
+from airflow_etl_provider.quality.suite import Expectation
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,63 @@ class PostgresAuditArea:
         with connect(self.endpoint) as connection:
             found = catalog.read_table(connection, table, label=self.endpoint.label)
             return tuple(column.column for column in found.columns)
+
+    def judge(
+        self,
+        table: TableName,
+        expectations: Sequence[Expectation],
+        columns: Sequence[Column],
+        *,
+        manifest: Manifest | None = None,
+        samples: int = 3,
+    ) -> Judged:
+        """Judge the rows of *table* by SQL; what only Great Expectations can judge is left.
+
+        :param manifest: the batch that *table* holds: its large tables may get the unique index that proves
+            its keys, and its keys tell which rows failed.
+        :raises CatalogError: it is missing, or the role does not see all of it.
+        """
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"auditing {table}"),
+        ):
+            refuse_hidden_rows(connection, table)
+            return judge(
+                connection,
+                table,
+                expectations,
+                {column.name: column.type for column in columns},
+                keys=() if manifest is None else manifest.keys,
+                samples=samples,
+                make_unique=None
+                if manifest is None
+                else lambda unique: self._make_unique(connection, manifest, unique),
+            )
+
+    def _make_unique(
+        self, connection: psycopg.Connection[Any], manifest: Manifest, columns: tuple[str, ...]
+    ) -> bool:
+        """Give a large batch a unique index on (some of) *columns*, which costs less than to count duplicates.
+
+        A batch that becomes a partition gets the very one that the partition needs.
+        """
+        if manifest.rows < INDEX_ROWS:
+            return False
+        if manifest.direct:
+            made = self._partition_index(connection, manifest, columns)
+            if made is not None:
+                return made
+        return batch_index(connection, manifest.staging, columns)
+
+    def _partition_index(
+        self, connection: psycopg.Connection[Any], manifest: Manifest, columns: tuple[str, ...]
+    ) -> bool | None:
+        target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
+        named = {part.name for part in manifest.partitions}
+        old = [p for p in catalog.read_partitions(connection, target) if p.table.name in named]
+        return partition_index(
+            connection, manifest.staging, target, old[0] if old else None, columns
+        )
 
     def register(
         self,

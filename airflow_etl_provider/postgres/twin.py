@@ -3,7 +3,7 @@ it replaces has of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,10 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index that the partition must have: the parent's, or one of the replaced partition's own."""
+    """An index that the partition must have: the parent's, or one of the replaced partition's own.
+
+    ``columns`` are those of its key, ``None`` for an expression.
+    """
 
     oid: int
     name: str
@@ -38,6 +41,7 @@ class Index:
     constraint_definition: str | None
     is_replica_identity: bool
     of_parent: bool
+    columns: tuple[str | None, ...]
 
 
 def parent_indexes(connection: psycopg.Connection[Any], parent: Relation) -> list[Index]:
@@ -67,6 +71,7 @@ def _indexes(
             constraint_definition=row["constraint_definition"],
             is_replica_identity=row["is_replica_identity"],
             of_parent=of_parent,
+            columns=tuple(row["columns"]),
         )
         for row in rows
     ]
@@ -103,9 +108,17 @@ def finish(
                 own_steps = connection.execute(queries("twin")["before_attach"], params)
                 for (own,) in own_steps.fetchall():
                     connection.execute(own)
-            for number, index in enumerate(indexes):
-                for step in build_index(table, working_name(table, number), index):
-                    connection.execute(step)
+            wanted = {working_name(table, number): index for number, index in enumerate(indexes)}
+            built = built_indexes(connection, table)
+            for name, found in built.items():
+                # An audit may have built it for a parent that has changed since, or for itself alone.
+                if name not in wanted or found != (wanted[name].is_unique, wanted[name].definition):
+                    connection.execute(drop_index(table, name))
+            left = built_indexes(connection, table)
+            for name, index in wanted.items():
+                if name not in left:
+                    for step in build_index(table, name, index):
+                        connection.execute(step)
             connection.execute(statements.bound_check(table, condition))
     like = parent.oid if old is None else old.oid
     foreign = connection.execute(queries("twin")["foreign_keys"], {"oid": like}).fetchall()
@@ -269,6 +282,71 @@ def build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]
             )
         )
     return steps
+
+
+def partition_index(
+    connection: psycopg.Connection[Any],
+    table: TableName,
+    parent: Relation,
+    old: Partition | None,
+    columns: Collection[str],
+) -> bool | None:
+    """Build, ahead of :func:`finish`, a unique index of the future partition *table* over (some of) *columns*.
+
+    :returns: whether there is one now; not if rows share their values. ``None`` if the partition needs no such.
+    """
+    indexes = [*parent_indexes(connection, parent), *own_indexes(connection, old)]
+    for number, index in enumerate(indexes):
+        if index.is_unique and set(index.columns) <= set(columns):
+            name = working_name(table, number)
+            if name in built_indexes(connection, table):
+                return True
+            return _built(connection, build_index(table, name, index))
+    return None
+
+
+def batch_index(
+    connection: psycopg.Connection[Any], table: TableName, columns: Sequence[str]
+) -> bool:
+    """Build a unique index over *columns* of a staged table; it goes when the table goes, or becomes a partition.
+
+    :returns: whether there is one now; not if rows share their values.
+    """
+    step = sql.SQL("CREATE UNIQUE INDEX ON {} ({})").format(
+        statements.ident(table), statements.names(columns)
+    )
+    return _built(connection, [step])
+
+
+def _built(connection: psycopg.Connection[Any], steps: Sequence[sql.Composed]) -> bool:
+    try:
+        with connection.transaction():
+            for step in steps:
+                connection.execute(step)
+    except (psycopg.errors.UniqueViolation, psycopg.errors.ProgramLimitExceeded):
+        # Duplicates, which are counted then, or values that are too long for an index.
+        return False
+    except (psycopg.errors.UndefinedObject, psycopg.errors.FeatureNotSupported):
+        # A type that nothing orders.
+        return False
+    return True
+
+
+def built_indexes(
+    connection: psycopg.Connection[Any], table: TableName
+) -> dict[str, tuple[bool, str]]:
+    """The indexes that *table* has already: whether each is unique, and its definition."""
+    rows = connection.execute(
+        queries("twin")["built_indexes"], {"schema": table.schema, "name": table.name}
+    ).fetchall()
+    return {name: (is_unique, definition) for name, is_unique, definition in rows}
+
+
+def drop_index(table: TableName, name: str) -> sql.Composed:
+    """Drop an index of *table*, and the constraint that stands on it."""
+    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}; DROP INDEX IF EXISTS {}").format(
+        statements.ident(table), sql.Identifier(name), sql.Identifier(table.schema, name)
+    )
 
 
 def add_constraint(table: TableName, name: str, definition: str) -> sql.Composed:

@@ -52,18 +52,47 @@ class ExpectationType:
     kwargs: Mapping[str, Kwarg]
 
 
+_CONDITION = {"row_condition": Kwarg(False, False), "condition_parser": Kwarg(False, False)}
+
+#: What Great Expectations does not have, written and reported in the same way.
+OWN_TYPES: Mapping[str, ExpectationType] = {
+    kind.name: kind
+    for kind in (
+        ExpectationType(
+            "expect_column_values_to_be_in_table",
+            {
+                "column": Kwarg(required=True, names_columns=True),
+                "other_table": Kwarg(required=True, names_columns=False),
+                "other_column": Kwarg(required=False, names_columns=False),
+                "mostly": Kwarg(required=False, names_columns=False),
+                **_CONDITION,
+            },
+        ),
+        ExpectationType(
+            "expect_compound_columns_to_be_in_table",
+            {
+                "column_list": Kwarg(required=True, names_columns=True),
+                "other_table": Kwarg(required=True, names_columns=False),
+                "other_columns": Kwarg(required=False, names_columns=False),
+                "mostly": Kwarg(required=False, names_columns=False),
+                **_CONDITION,
+            },
+        ),
+    )
+}
+
+
 @cache
 def read_gallery() -> Mapping[str, ExpectationType]:
-    """The expectation types a suite may use, by name."""
+    """The expectation types a suite may use, by name: those of Great Expectations, and our own."""
     text = files("airflow_etl_provider.quality").joinpath(FILE).read_text(encoding="utf-8")
-    return MappingProxyType(
-        {
-            name: ExpectationType(
-                name, MappingProxyType({key: Kwarg(**facts) for key, facts in kwargs.items()})
-            )
-            for name, kwargs in json.loads(text)["expectations"].items()
-        }
-    )
+    theirs = {
+        name: ExpectationType(
+            name, MappingProxyType({key: Kwarg(**facts) for key, facts in kwargs.items()})
+        )
+        for name, kwargs in json.loads(text)["expectations"].items()
+    }
+    return MappingProxyType({**theirs, **OWN_TYPES})
 
 
 def generate_gallery() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from enum import StrEnum
 from typing import Any
@@ -31,8 +31,9 @@ class Verdict(StrEnum):
 class ExpectationResult:
     """The outcome of one expectation.
 
-    ``exception`` is set when it could not be evaluated, which counts as failed. ``observed_value``
-    and ``partial_unexpected_list`` hold values of rows and go to the ledger only.
+    ``exception`` is set when it could not be evaluated, which counts as failed. ``observed_value``,
+    ``partial_unexpected_list`` and ``unexpected_index_list`` (the keys of a few unexpected rows) hold values
+    of rows and go to the ledger only.
     """
 
     type: str
@@ -46,6 +47,7 @@ class ExpectationResult:
     missing_count: int | None = None
     observed_value: Any = None
     partial_unexpected_list: tuple[Any, ...] = ()
+    unexpected_index_list: tuple[Mapping[str, Any], ...] = ()
     exception: str | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class ExpectationResult:
                 "missing_count": self.missing_count,
                 "observed_value": json_safe(self.observed_value),
                 "partial_unexpected_list": json_safe(self.partial_unexpected_list),
+                "unexpected_index_list": json_safe(self.unexpected_index_list),
             },
             "exception_info": {
                 "raised_exception": self.exception is not None,
@@ -119,6 +122,15 @@ class ExpectationResult:
             if isinstance(value, int | float | str) and not key.startswith(("column", "condition"))
         ]
         return f" ({', '.join(limits)})" if limits else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one engine found of each expectation, by its number; what it cannot judge is *left*, with the reason."""
+
+    rows: int | None
+    results: Mapping[int, ExpectationResult]
+    left: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

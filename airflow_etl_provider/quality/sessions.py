@@ -20,8 +20,13 @@ LONGEST_REASON = 300
 # How the reason of a statement that took too long begins.
 TIMED_OUT = "QueryCanceled: "
 
+# Literals are read as in all our sessions: a bound without a zone is UTC.
 _LIMITS = """
-SELECT set_config('statement_timeout', %(statement_timeout)s, true),
+SELECT set_config('TimeZone', 'UTC', true),
+       set_config('DateStyle', 'ISO, YMD', true),
+       set_config('IntervalStyle', 'postgres', true),
+       set_config('extra_float_digits', '1', true),
+       set_config('statement_timeout', %(statement_timeout)s, true),
        set_config('client_connection_check_interval', '1s', true),
        set_config('tcp_keepalives_idle', '10', true),
        set_config('tcp_keepalives_interval', '5', true),

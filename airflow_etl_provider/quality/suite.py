@@ -19,7 +19,9 @@ from airflow_etl_provider.quality.gallery import ExpectationType, read_gallery
 
 # Written by a Great Expectations export; kept out of the suite because nothing depends on them.
 _DESCRIPTIVE = frozenset({"notes", "rendered_content", "success_on_last_run", "windows"})
-_EXPECTATION_KEYS = frozenset({"type", "kwargs", "severity", "meta", "id", "description"})
+_EXPECTATION_KEYS = frozenset(
+    {"type", "kwargs", "severity", "meta", "id", "description", "on_fail"}
+)
 _SUITE_KEYS = frozenset({"name", "expectations", "id", "meta", "notes", "suite_parameters"})
 
 # These judge which columns exist, so a column that is missing is their verdict and no mistake.
@@ -46,6 +48,14 @@ class Severity(StrEnum):
     INFO = "info"
 
 
+class OnFail(StrEnum):
+    """What becomes of a batch with failing rows: ``block`` goes by the severity, ``quarantine`` sets the rows
+    aside and publishes the rest."""
+
+    BLOCK = "block"
+    QUARANTINE = "quarantine"
+
+
 @dataclass(frozen=True, slots=True)
 class Expectation:
     """One expectation: its type is in the gallery and its kwargs fit that type."""
@@ -56,6 +66,7 @@ class Expectation:
     meta: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
     description: str | None = None
+    on_fail: OnFail = OnFail.BLOCK
 
     def __post_init__(self) -> None:
         _check_kwargs(_type_named(self.type), self.kwargs)
@@ -73,7 +84,11 @@ class Expectation:
 
     def as_json(self) -> dict[str, Any]:
         """The form Great Expectations exports; reads back as an equal expectation."""
-        optional = {"id": self.id, "description": self.description}
+        optional = {
+            "id": self.id,
+            "description": self.description,
+            "on_fail": None if self.on_fail is OnFail.BLOCK else self.on_fail.value,
+        }
         return {
             "type": self.type,
             "kwargs": dict(self.kwargs),
@@ -208,6 +223,7 @@ def _parse_expectation(entry: Any, where: str) -> Expectation:
             meta=_plain_mapping(entry.get("meta"), "meta"),
             id=_text_or_none(entry.get("id"), "id"),
             description=_text_or_none(entry.get("description"), "description"),
+            on_fail=_on_fail(entry),
         )
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error.what}", remedy=error.remedy) from error
@@ -262,6 +278,21 @@ def _severity(name: Any) -> Severity:
         raise ConfigurationError(
             f"unknown severity {name!r}{_nearest(name, [severity.value for severity in Severity])}",
             remedy=f"use one of {', '.join(Severity)}.",
+        ) from error
+
+
+def _on_fail(entry: Mapping[str, Any]) -> OnFail:
+    """From the key of its own, or from ``meta``, which Great Expectations keeps when it exports a suite."""
+    meta = entry.get("meta")
+    name = entry.get("on_fail", meta.get("on_fail") if isinstance(meta, Mapping) else None)
+    if name is None:
+        return OnFail.BLOCK
+    try:
+        return OnFail(name)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"unknown on_fail {name!r}{_nearest(name, [choice.value for choice in OnFail])}",
+            remedy=f"use one of {', '.join(OnFail)}.",
         ) from error
 
 

@@ -160,7 +160,9 @@ SELECT i.indexrelid::bigint AS oid,
        con.condeferrable AS is_deferrable,
        con.condeferred AS is_deferred,
        pg_get_constraintdef(con.oid) AS constraint_definition,
-       i.indisreplident AS is_replica_identity
+       i.indisreplident AS is_replica_identity,
+       ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k (attnum)
+             LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) AS columns
 FROM pg_index AS i
 JOIN pg_class AS ci ON ci.oid = i.indexrelid
 JOIN pg_class AS c ON c.oid = i.indrelid

@@ -133,7 +133,9 @@ SELECT i.indexrelid::bigint AS oid,
        i.indisunique AS is_unique,
        con.contype::text AS constraint_type,
        pg_get_constraintdef(con.oid) AS constraint_definition,
-       i.indisreplident AS is_replica_identity
+       i.indisreplident AS is_replica_identity,
+       ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k (attnum)
+             LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) AS columns
 FROM pg_index AS i
 JOIN pg_class AS ci ON ci.oid = i.indexrelid
 JOIN pg_class AS c ON c.oid = i.indrelid
@@ -143,6 +145,18 @@ LEFT JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid =
 WHERE i.indrelid = %(old)s AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
 ORDER BY ci.relname
+
+-- name: built_indexes
+SELECT ci.relname::text,
+       i.indisunique,
+       substr(pg_get_indexdef(i.indexrelid),
+              length(format('CREATE %%sINDEX %%I ON %%I.%%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
+                            ci.relname, n.nspname, c.relname)) + 1)
+FROM pg_index AS i
+JOIN pg_class AS ci ON ci.oid = i.indexrelid
+JOIN pg_class AS c ON c.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 
 -- name: taken_names
 SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

@@ -192,6 +192,7 @@ def test_ledger_has_the_shape_of_great_expectations() -> None:
             "missing_count": 0,
             "observed_value": None,
             "partial_unexpected_list": [SECRET],
+            "unexpected_index_list": [],
         },
         "exception_info": {"raised_exception": False, "exception_message": None},
     }
