@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from airflow_etl_provider.core.columns import Selected, missing_column
+from airflow_etl_provider.core.conversion import Conversion
 from airflow_etl_provider.core.errors import ConfigurationError, DataError, EtlError
 from airflow_etl_provider.core.load import (
     Load,
@@ -44,8 +45,9 @@ from airflow_etl_provider.core.window import FULL, Nulls, Window, bound_text, re
 class StagingPlan:
     """How a batch will be staged: decided from both catalogs before anything is created.
 
-    ``logged`` is false where subscribers of the target's database would be sent the staged table; ``ddl`` is
-    what the schema contract lets the target be changed by first.
+    ``primary_key`` is the target's. ``logged`` is false where subscribers of the target's database would be
+    sent the staged table; ``ddl`` is what the schema contract lets the target be changed by first. With a
+    ``conversion`` rows that the target's types cannot hold are set aside.
     """
 
     window: Window
@@ -57,6 +59,8 @@ class StagingPlan:
     partitions: tuple[PartitionRange, ...]
     logged: bool = True
     ddl: tuple[str, ...] = ()
+    conversion: Conversion | None = None
+    primary_key: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +238,11 @@ def extract(
             if resumed is not None:
                 cut = resumed.cut
             else:
+                # How many rows are set aside is judged over all of them at once.
+                whole = plan.conversion is not None
                 cut = snapshot.cut(
-                    rows=request.slice_rows if request.resumable else None,
-                    parts=request.shards,
+                    rows=request.slice_rows if request.resumable and not whole else None,
+                    parts=1 if whole else request.shards,
                     by=[c.source for c in columns if c.name in request.keys],
                 )
             if cut.slices:
@@ -280,6 +286,7 @@ def extract(
         staging=str(manifest.staging),
         rows=manifest.rows,
         bytes=manifest.bytes,
+        dead=manifest.rows_dead,
     )
     _look_at_emptiness(request, area, manifest, log=log)
     return manifest
@@ -358,6 +365,7 @@ def _open(
         columns=plan.columns,
         binary=plan.binary,
         checksum=request.checksum,
+        judged=() if plan.conversion is None else plan.conversion.as_text,
     )
 
 
@@ -432,7 +440,7 @@ def _look_at_emptiness(
     request: ExtractRequest, area: StagingArea, manifest: Manifest, *, log: EventLog
 ) -> None:
     """:raises DataError: the window holds no row, with ``on_empty="fail"``."""
-    if manifest.rows or request.on_empty is OnEmpty.PUBLISH:
+    if not manifest.was_empty or request.on_empty is OnEmpty.PUBLISH:
         return
     if request.on_empty is OnEmpty.FAIL:
         what = f"window {manifest.window} of {manifest.source} holds no row"

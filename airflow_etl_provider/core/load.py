@@ -124,7 +124,8 @@ class Manifest:
     ``moves_watermark`` is false for backfills, windows by hand and snapshots; ``settled`` says how it is
     known that nothing can be added below the window's end; ``nothing`` marks a watermark window without
     anything new, for which there is no load. ``null_rows`` counts the source's rows without a cursor value,
-    in this batch or not.
+    in this batch or not. ``rows_dead`` of the rows that were read were set aside, and are not among ``rows``.
+    ``replays`` is the load whose dead letters this one brings back.
     """
 
     load_id: str
@@ -155,7 +156,14 @@ class Manifest:
     null_rows: int = 0
     slices: int = 1
     read_until: datetime | None = None
+    rows_dead: int = 0
+    replays: str | None = None
     report: Mapping[str, Any] | None = field(default=None)
+
+    @property
+    def was_empty(self) -> bool:
+        """Whether the window held no row, not even one that was set aside."""
+        return not self.rows and not self.rows_dead
 
     def as_json(self) -> dict[str, Any]:
         """Small JSON: names, counts and bounds; no row content and no secret."""
@@ -195,6 +203,8 @@ class Manifest:
             "null_rows": self.null_rows,
             "slices": self.slices,
             "read_until": None if self.read_until is None else self.read_until.isoformat(),
+            "rows_dead": self.rows_dead,
+            "replays": self.replays,
             "report": None if self.report is None else dict(self.report),
         }
 
@@ -252,6 +262,9 @@ class Manifest:
                 read_until=None
                 if data["read_until"] is None
                 else datetime.fromisoformat(data["read_until"]),
+                # Of loads that were staged before anything could be set aside.
+                rows_dead=data.get("rows_dead", 0),
+                replays=data.get("replays"),
                 report=data["report"],
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

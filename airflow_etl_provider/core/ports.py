@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -67,13 +67,15 @@ class SourceColumn:
 class SourceShape:
     """What a source offers: its columns, and the OpenLineage datasets that it reads.
 
-    Of a query nobody knows which column is made of which.
+    Of a query nobody knows which column is made of which. ``proven`` says that every value is of its
+    column's type; a driver only tells what a column is declared to be.
     """
 
     name: str
     columns: tuple[SourceColumn, ...]
     datasets: tuple[tuple[str, str], ...]
     is_query: bool = False
+    proven: bool = True
 
     def names(self) -> list[str]:
         return [column.name for column in self.columns]
@@ -225,9 +227,12 @@ class Source(Protocol):
         columns: Sequence[Selected],
         binary: bool,
         checksum: bool,
+        judged: Collection[str] = (),
     ) -> AbstractContextManager[Snapshot]:
         """Take one snapshot and make the rows of *window* ready to send.
 
+        :param judged: columns of the batch whose values are sent as their text, whatever they are. A source
+            whose types are not proven then ends each row with what it has to say against it, or NULL.
         :raises ConfigurationError: the source cannot give what is asked for (a checksum, a hash).
         """
         ...

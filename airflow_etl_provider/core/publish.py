@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from airflow_etl_provider.core.errors import (
     CatalogError,
@@ -110,6 +111,33 @@ class PublishOptions:
             raise ConfigurationError(
                 f"keep_versions counts versions, {self.keep_versions} is not a count"
             )
+
+    def about_rows(self) -> dict[str, Any]:
+        """What decides where a row goes, for the ledger: a replay of rows that were set aside does the same."""
+        return {
+            "keys": list(self.keys),
+            "delete_flag": self.delete_flag,
+            "deletes": self.deletes.value,
+            "delete_values": list(self.delete_values),
+            "load_id_column": self.load_id_column,
+            "valid_from": self.valid_from,
+            "valid_to": self.valid_to,
+            "is_current": self.is_current,
+        }
+
+    @classmethod
+    def of_rows(cls, data: Mapping[str, Any]) -> PublishOptions:
+        """Options that treat rows as :meth:`about_rows` says; everything else is the default."""
+        return cls(
+            keys=tuple(data["keys"]),
+            delete_flag=data["delete_flag"],
+            deletes=Deletes(data["deletes"]),
+            delete_values=tuple(data["delete_values"]),
+            load_id_column=data["load_id_column"],
+            valid_from=data["valid_from"],
+            valid_to=data["valid_to"],
+            is_current=data["is_current"],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from airflow_etl_provider.core.columns import Selection, Treatment
+from airflow_etl_provider.core.dead_letters import DeadLimits, OnConversionError
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, RunInfo
 from airflow_etl_provider.core.names import TableName, check_stream
@@ -87,6 +88,7 @@ class ExtractRequest:
     :param wait: a wait for the settled bound that an earlier process began.
     :param filled_by_publish: columns of the target that publish fills (load id, validity), so that the
         source need not give them.
+    :param dead_limits: how many rows may be set aside with ``on_conversion_error="quarantine"``.
     :param reads_as: whatever else decides what the source sends, such as a check of the key of hashes.
     """
 
@@ -119,6 +121,8 @@ class ExtractRequest:
     reads_as: str = ""
     filled_by_publish: tuple[str, ...] = ()
     schema_contract: SchemaContract = SchemaContract.FREEZE
+    on_conversion_error: OnConversionError = OnConversionError.FAIL
+    dead_limits: DeadLimits = field(default_factory=DeadLimits)
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -201,6 +205,8 @@ class ExtractRequest:
             self.nulls,
             self.reads_as,
         ]
+        if self.on_conversion_error is OnConversionError.QUARANTINE:
+            said.append("quarantine")
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
     def _check_nulls(self) -> None:

@@ -45,21 +45,30 @@ class _UnfitError(ValueError):
     """A value that its column cannot hold; the text says why, without the value."""
 
 
+#: What encoding a value that its column cannot hold raises.
+_REFUSALS = (ValueError, OverflowError, TypeError, ArithmeticError, RecursionError)
+
+
 class RowEncoder:
     """Rows of some columns as COPY text; for one thread, since it learns from what it has seen.
 
     :param columns: name and PostgreSQL type of each column; further values of a row are left out.
+    :param remarks: send what a column cannot hold as its text all the same, for the target to judge, and end
+        each row with a remark where its text does not stand for the value, else with NULL.
     """
 
-    def __init__(self, columns: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, columns: Sequence[tuple[str, str]], *, remarks: bool = False) -> None:
         self._columns = tuple((name, type_, _Column(type_)) for name, type_ in columns)
+        self._remarks = remarks
 
     def encode(self, rows: Sequence[Sequence[Any]], first: int) -> bytes:
         """*rows* as COPY text, each ended by a line feed.
 
         :param first: the number of the first row, for errors.
-        :raises DataError: a value that cannot be stored exactly; names row and column.
+        :raises DataError: a value that cannot be stored exactly; names row and column. Not with remarks.
         """
+        if self._remarks:
+            return self._encode_all(rows)
         try:
             texts = [
                 column.texts(values)
@@ -69,8 +78,23 @@ class RowEncoder:
             ]
             lines = ["\t".join(line) for line in zip(*texts, strict=True)]
             return ("\n".join(lines) + "\n").encode()
-        except (ValueError, OverflowError, TypeError, ArithmeticError, RecursionError) as error:
+        except _REFUSALS as error:
             raise self._place(rows, first) or error from None
+
+    def _encode_all(self, rows: Sequence[Sequence[Any]]) -> bytes:
+        remarks: dict[int, list[str]] = {}
+        texts = [
+            _lenient(values, column, name, type_, remarks)
+            for values, (name, type_, column) in zip(
+                zip(*rows, strict=True), self._columns, strict=False
+            )
+        ]
+        said = [
+            escaped(["; ".join(remarks[number])])[0] if number in remarks else NULL
+            for number in range(len(rows))
+        ]
+        lines = ["\t".join(line) for line in zip(*texts, said, strict=True)]
+        return ("\n".join(lines) + "\n").encode()
 
     def _place(self, rows: Sequence[Sequence[Any]], first: int) -> DataError | None:
         """The first value that cannot be encoded."""
@@ -82,7 +106,7 @@ class RowEncoder:
                     reason = str(error)
                 except UnicodeEncodeError:
                     reason = "text that is no valid Unicode"
-                except (ValueError, OverflowError, TypeError, ArithmeticError, RecursionError):
+                except _REFUSALS:
                     reason = f"a {type(value).__name__} that {type_} cannot hold"
                 else:
                     continue
@@ -112,6 +136,56 @@ def escaped(texts: Sequence[str]) -> Sequence[str]:
         whole = whole.replace("\\", "\\\\").replace("\t", "\\t")
         return whole.replace("\n", "\\n").replace("\r", "\\r").split("\0")
     return texts
+
+
+def _lenient(
+    values: Sequence[Any],
+    column: _Column,
+    name: str,
+    type_: str,
+    remarks: dict[int, list[str]],
+) -> Sequence[str]:
+    """The texts of a column; of those that it refuses, whatever stands for them, with a remark if that lies."""
+    try:
+        texts = column.texts(values)
+        "".join(texts).encode()
+    except _REFUSALS:
+        pass
+    else:
+        return texts
+    found = []
+    for number, value in enumerate(values):
+        text, remark = _shown(value, column, type_)
+        found.append(text)
+        if remark is not None:
+            remarks.setdefault(number, []).append(f"column {name}: {remark}")
+    return found
+
+
+def _shown(value: Any, column: _Column, type_: str) -> tuple[str, str | None]:
+    """The text of one value, and why it does not stand for it."""
+    try:
+        (text,) = column.anew([value])
+        text.encode()
+    except _UnfitError as error:
+        reason = str(error)
+    except UnicodeEncodeError:
+        reason = "text that is no valid Unicode"
+    except _REFUSALS:
+        reason = f"a {type(value).__name__} that {type_} cannot hold"
+    else:
+        return text, None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _binary([value])[0], reason
+    # Every text is some bytes, so none of them shows that it was no bytes before.
+    judged = base_of(type_)[0] != "bytea"
+    try:
+        (text,) = _rule(type(value), _TEXT)([value])
+        text.encode()
+    except _REFUSALS:
+        plain = str(value).replace("\0", "\ufffd").encode(errors="replace").decode()
+        return escaped([plain])[0], reason
+    return text, None if judged else reason
 
 
 class _Column:

@@ -31,6 +31,8 @@ class Request:
     :param types: PostgreSQL types that the user declares for columns; every value is checked against it.
     :param clock: what the cursor would show at the time of the snapshot, where it shows times.
     :param hash_key: the key of columns that are hashed.
+    :param remarks: a value that its column cannot hold is sent all the same, and each row ends with what is
+        to be said against it.
     """
 
     relation: Relation
@@ -40,6 +42,7 @@ class Request:
     types: Mapping[str, str] | None = None
     clock: str | None = None
     hash_key: str | None = field(default=None, repr=False)
+    remarks: bool = False
 
     @property
     def looks_outside(self) -> bool:

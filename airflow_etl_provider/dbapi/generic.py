@@ -178,7 +178,8 @@ class Generic:
             close=cursor.close,
             fetch=SizedFetch(cursor.fetchmany, widths_in(wide)) if wide else cursor.fetchmany,
             encode=RowEncoder(
-                [(column.source, types[column.source]) for column in request.columns]
+                [(column.source, types[column.source]) for column in request.columns],
+                remarks=request.remarks,
             ).encode,
             null_cursors=nulls,
             unreachable=unreachable,

@@ -134,7 +134,7 @@ class MySql:
             fetch=SizedFetch(cursor.fetchmany, widths_in(range(len(plan.runs))))
             if plan.wide
             else cursor.fetchmany,
-            encode=plan.encode,
+            encode=plan.encode_all if request.remarks else plan.encode,
             null_cursors=nulls,
             unreachable=unreachable,
             most_rows=MOST_ROWS,

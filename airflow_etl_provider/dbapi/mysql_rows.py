@@ -21,6 +21,7 @@ HASH_INNER, HASH_OUTER = "@etl_hash_inner", "@etl_hash_outer"
 _HASH_WIDTH = 64
 _NULL = "X'5C4E'"
 _TAB = "X'09'"
+_NUL = "text with a NUL character, which PostgreSQL cannot hold"
 
 Treated = tuple[Column, Treatment]
 
@@ -81,6 +82,21 @@ class RowPlan:
             self._check(lines, first)
         return block
 
+    def encode_all(self, rows: Sequence[Row], first: int) -> bytes:
+        """The rows as COPY text, zero dates and all, each ended by a remark where its text was changed, or NULL."""
+        columns = [column.source.name for column, _ in chain.from_iterable(self.runs)]
+        lines = []
+        for number, row in enumerate(rows, first):
+            line = self._line(row, number)
+            remark = b"\\N"
+            if b"\0" in line:
+                fields = zip(line.split(b"\t"), columns, strict=True)
+                said = [f"column {name}: {_NUL}" for field, name in fields if b"\0" in field]
+                remark = "; ".join(said).replace("\\", "\\\\").encode()
+                line = line.replace(b"\0", "\ufffd".encode())
+            lines.append(line + b"\t" + remark)
+        return b"\n".join(lines) + b"\n"
+
     def _line(self, row: Row, number: int) -> bytes:
         parts = []
         for value, raw, columns in zip(row, self.raw, self.runs, strict=True):
@@ -116,8 +132,7 @@ class RowPlan:
             for field, column in zip(fields, columns, strict=False):
                 if b"\0" in field:
                     raise DataError(
-                        f"row {number} of the source, column {column.source.name}: text with a NUL character, "
-                        "which PostgreSQL cannot hold",
+                        f"row {number} of the source, column {column.source.name}: {_NUL}",
                         remedy="mend it in the source, or read a query that removes it",
                     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -177,9 +177,11 @@ class DbApiSource:
         columns: Sequence[Selected],
         binary: bool,
         checksum: bool,
+        judged: Collection[str] = (),
     ) -> Iterator[DbApiSnapshot]:
         """Take one snapshot and make the rows of *window* ready to send.
 
+        :param judged: if there are any, all columns are sent as text anyway, each row with a remark.
         :raises ConfigurationError: a checksum or binary rows, which only PostgreSQL can give, a column to
             be hashed without a key or in a database that cannot, or bounds in the query that the window
             has not.
@@ -192,7 +194,13 @@ class DbApiSource:
                 remedy="leave checksum out: row counts are compared for every load",
             )
         request = Request(
-            self._relation, columns, cursor, window, self.types, hash_key=self._key_for(columns)
+            self._relation,
+            columns,
+            cursor,
+            window,
+            self.types,
+            hash_key=self._key_for(columns),
+            remarks=bool(judged),
         )
         what = f"reading {self.name} of {self.label}"
 
@@ -301,6 +309,7 @@ class DbApiSource:
             columns=columns,
             datasets=(dataset,),
             is_query=self.query is not None,
+            proven=False,
         )
 
     def _columns(self, connection: Connection) -> tuple[SourceColumn, ...]:

@@ -161,7 +161,8 @@ class Sqlite:
                         "text" if column.treatment is Treatment.HASH else types[column.source],
                     )
                     for column in request.columns
-                ]
+                ],
+                remarks=request.remarks,
             ).encode,
             null_cursors=nulls,
             unreachable=unreachable,

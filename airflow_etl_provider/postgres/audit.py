@@ -64,6 +64,7 @@ class PostgresAuditArea:
         with (
             connect(self.endpoint) as connection,
             translated_errors(f"recording the audit of load {load_id}"),
+            connection.transaction(),
         ):
             ledger.mark_audited(connection, load_id, rejected=rejected, report=report, error=error)
 

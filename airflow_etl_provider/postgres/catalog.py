@@ -31,6 +31,9 @@ class CatalogColumn:
 
     ``builtin``: the type is PostgreSQL's own, so its binary form means the same on every server.
     ``definition``: what its domains and composites stand for, all the way down; empty without any.
+    ``restricted``: values of a type of this name may be fewer here than elsewhere (enums, domains).
+    ``soft_input``: whether the server (16 and newer) can tell a bad text without an error.
+    ``stored``: what a domain stands for at last, with its modifiers; ``never_null``: it is NOT NULL.
     """
 
     name: str
@@ -42,6 +45,10 @@ class CatalogColumn:
     generated: bool
     identity: bool
     definition: str
+    restricted: bool = False
+    soft_input: bool = True
+    stored: str = ""
+    never_null: bool = False
 
     @property
     def column(self) -> Column:

@@ -124,11 +124,13 @@ class Exchange:
         *,
         verify: Callable[[], None],
         dimensions_first: bool,
+        keys: Sequence[str] = (),
     ) -> Published:
         """Exchange *changes* and record them, in one transaction.
 
         :param verify: looks, in the transaction and before the locks that stop readers, whether what was
             built is still right.
+        :param keys: columns that identify a row, where the publish goes by key.
         :raises PartitionMoved: a partition is not the one that was looked at.
         """
         connection, manifest = self._connection, self._manifest
@@ -169,7 +171,11 @@ class Exchange:
             # The ledger is written before the table locks are taken, so that they are held for the
             # catalog changes alone.
             published = ledger.record_published(
-                connection, replace(published, position=position), manifest
+                connection,
+                replace(published, position=position),
+                manifest,
+                options=self._options.about_rows(),
+                keys=keys,
             )
             until = time.monotonic() + self._options.lock_budget.total_seconds()
             locked = locking.take(connection, locks, until)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 import psycopg2
+from psycopg import sql
 
 from airflow_etl_provider.core.columns import Treatment
-from airflow_etl_provider.core.errors import ContractError
+from airflow_etl_provider.core.dead_letters import listed
+from airflow_etl_provider.core.errors import ContractError, DataError, Stopped
 from airflow_etl_provider.core.extract import StagingPlan
 from airflow_etl_provider.core.load import Column, Manifest
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import (
     Cut,
     EventLog,
@@ -25,8 +28,15 @@ from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import humane
 from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres.conversion import RAW_TABLE, Texts
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy, session_of
+from airflow_etl_provider.postgres.session import (
+    Endpoint,
+    connect_for_copy,
+    execute_patiently,
+    run_patiently,
+    session_of,
+)
 from airflow_etl_provider.postgres.slices import (
     PlannedSlice,
     SliceWriter,
@@ -48,6 +58,7 @@ class _Totals:
     checksum: str | None
     snapshot_at: datetime
     read_until: datetime
+    dead: int = 0
 
 
 class Filling:
@@ -87,19 +98,22 @@ class Filling:
 
     def _in_one_piece(self, snapshot: Snapshot, settled: Settled, cut: Cut) -> Manifest:
         """Everything in one transaction: COPY FREEZE needs the one that creates the table."""
-        sender = snapshot.sender(None)
+        sender, conversion = snapshot.sender(None), self._plan.conversion
         with connect_for_copy(self._endpoint, read_only=False) as connection:
+            texts = None
+            if conversion is not None:
+                texts = Texts.of(conversion, self._plan.staging, connection.server_version)
             with translated_errors(self.what), connection.cursor() as cursor:
                 own = session_of(connection, "target")
                 for session in (own, sender.session):
                     if session is not None:
                         ledger.add_session(self._watching, self._request.load_id, session)
-                for statement in self._create():
+                for statement in [*self._create(), *(texts.create() if texts else [])]:
                     cursor.execute(statement.as_string(None))
             moved = relay(
                 sender,
                 connection,
-                self._copy_in(freeze=True),
+                self._copy_in(freeze=True) if texts is None else self._copy_raw(texts),
                 stop=self._stop,
                 progress=lambda size, seconds: self._progress(
                     own, size, seconds, sender.estimated_rows
@@ -108,15 +122,69 @@ class Filling:
             )
             read_at = snapshot.snapshot_at
             totals = _Totals(moved.rows, moved.bytes, sender.checksum, read_at, read_at)
+            received = RAW_TABLE if texts is not None else self._plan.staging
+            with translated_errors(self.what), connection.cursor() as cursor:
+                self._compare_checksums(cursor, sender.checksum, received)
+            if texts is not None:
+                totals = self._convert(connection, texts, totals)
             manifest = self._manifest(snapshot, settled, cut, totals)
             with translated_errors(self.what), connection.cursor() as cursor:
-                self._compare_checksums(cursor, sender.checksum)
                 statement, params = ledger.staged_statement(manifest)
                 cursor.execute(statement.as_string(None), params)
                 if cursor.rowcount != 1:
                     raise taken_over(self._request.load_id)
                 connection.commit()
         return manifest
+
+    def _convert(
+        self, connection: psycopg2.extensions.connection, texts: Texts, totals: _Totals
+    ) -> _Totals:
+        """Turn what was received into the staged rows; what cannot be is set aside, in the same transaction.
+
+        :raises DataError: more rows than may be; then none is.
+        """
+        request = self._request
+
+        def run(statement: sql.Composable) -> int:
+            if self._stop.is_set():
+                raise Stopped(f"{self.what}: stopped on request; nothing was stored")
+            return execute_patiently(connection, statement)
+
+        with translated_errors(f"converting the rows of {self._plan.staging}"):
+            run(texts.judge())
+            reasons = {
+                reason: int(rows) for reason, rows in run_patiently(connection, texts.count())
+            }
+            dead = sum(reasons.values())
+            broken = request.dead_limits.exceeded(dead, totals.rows)
+            if broken is not None:
+                raise DataError(
+                    f"{dead:,} of {totals.rows:,} rows of {self._source.name} cannot be stored in {request.target}, and "
+                    f"{broken}: {listed(reasons)}",
+                    remedy="nothing was set aside: mend the source or the types of the target, or allow more with "
+                    "max_dead_share and max_dead_rows",
+                )
+            if dead:
+                run(
+                    texts.set_aside(
+                        request.stream, request.load_id, self._keys(), request.target_cursor
+                    )
+                )
+                run(texts.drop_bad())
+                self._log("rows set aside", load_id=request.load_id, rows=dead, reasons=reasons)
+            stored = run(texts.convert())
+        if stored + dead != totals.rows:
+            raise ContractError(
+                f"{self.what}: {totals.rows:,} rows were received, {stored:,} stored and {dead:,} set aside",
+                remedy="nothing was kept; look for triggers or rules on the target, then clear the task",
+            )
+        return replace(totals, rows=stored, dead=dead)
+
+    def _keys(self) -> tuple[str, ...]:
+        """What a letter is known by."""
+        batch = {column.name for column in self._plan.columns}
+        keys = self._request.keys or self._plan.primary_key
+        return keys if batch.issuperset(keys) else ()
 
     def _in_slices(
         self, snapshot: Snapshot, settled: Settled, cut: Cut, *, resumed: bool
@@ -166,7 +234,7 @@ class Filling:
         )
         manifest = self._manifest(snapshot, settled, cut, totals)
         with translated_errors(self.what), watching.transaction(), watching.cursor() as cursor:
-            self._compare_checksums(cursor, totals.checksum)
+            self._compare_checksums(cursor, totals.checksum, self._plan.staging)
             statement, params = ledger.staged_statement(manifest)
             cursor.execute(statement, params)
             if cursor.rowcount != 1:
@@ -199,14 +267,22 @@ class Filling:
             self._plan.staging, columns, binary=self._plan.binary, freeze=freeze
         ).as_string(None)
 
+    def _copy_raw(self, texts: Texts) -> str:
+        return statements.copy_in(
+            RAW_TABLE, texts.received, binary=self._plan.binary, freeze=False
+        ).as_string(None)
+
     def _compare_checksums(
-        self, cursor: psycopg.Cursor[Any] | psycopg2.extensions.cursor, sent: str | None
+        self,
+        cursor: psycopg.Cursor[Any] | psycopg2.extensions.cursor,
+        sent: str | None,
+        received: TableName,
     ) -> None:
-        """Where both sides have the same types, what is staged has the checksum of what was sent."""
+        """Where both sides have the same types, what was received has the checksum of what was sent."""
         if sent is None or not self._plan.binary:
             return
         columns = [column.name for column in self._plan.columns]
-        statement = statements.checksum(statements.ident(self._plan.staging), columns)
+        statement = statements.checksum(statements.ident(received), columns)
         cursor.execute(statement.as_string(None))
         (found,) = cursor.fetchone() or (None,)
         if found != sent:
@@ -244,6 +320,8 @@ class Filling:
     ) -> Manifest:
         request, plan, source = self._request, self._plan, self._source
         types = {column.name: column.type for column in source.columns}
+        if plan.conversion is not None:
+            types |= {c.name: c.type for c in plan.conversion.columns if c.text}
         return Manifest(
             load_id=request.load_id,
             stream=request.stream,
@@ -280,4 +358,5 @@ class Filling:
             settled=settled.evidence,
             null_rows=snapshot.null_cursors,
             slices=max(len(cut.slices), 1),
+            rows_dead=totals.dead,
         )

@@ -39,6 +39,7 @@ from airflow_etl_provider.postgres.statements import ident, names, qualified
 
 #: How often a publish is done over because others wrote the same keys meanwhile.
 _ATTEMPTS = 3
+_BY_KEY = (Strategy.MERGE, Strategy.SCD2)
 
 
 class InPlace:
@@ -103,11 +104,15 @@ class InPlace:
                 " WHERE name = 'search_path'"
             )
             require_same_rows(manifest, scalar(connection, statements.count(manifest.staging)))
-            if strategy in (Strategy.MERGE, Strategy.SCD2):
+            if strategy in _BY_KEY:
                 self._keyed.require_keys()
             counts = apply()
             published = ledger.record_published(
-                connection, self._published(strategy, counts, position), manifest
+                connection,
+                self._published(strategy, counts, position),
+                manifest,
+                options=self._options.about_rows(),
+                keys=self._keyed.keys if strategy in _BY_KEY else (),
             )
             if self._stop.is_set():
                 raise Stopped(
@@ -136,7 +141,7 @@ class InPlace:
 
     @cached_property
     def _keyed(self) -> KeyedBatch:
-        by_cursor = self._strategy in (Strategy.MERGE, Strategy.SCD2)
+        by_cursor = self._strategy in _BY_KEY
         return KeyedBatch(
             self._connection, self._manifest, self._target, self._options, by_cursor=by_cursor
         )

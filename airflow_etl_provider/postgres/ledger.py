@@ -7,7 +7,7 @@ caller's transaction.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -37,13 +37,14 @@ from airflow_etl_provider.core.load import (
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import Session
 from airflow_etl_provider.core.window import Nulls, Window
+from airflow_etl_provider.postgres import dead_letters
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
 
 STAGING_SCHEMA = "etl_staging"
-LEDGER_VERSION = 3
+LEDGER_VERSION = 4
 #: What ``etl.loads.bounds`` says of a load that holds only rows without a cursor value.
 NULLS_ONLY = "nulls"
 
@@ -324,12 +325,15 @@ def require_load(connection: psycopg.Connection[Any], load_id: str, *, label: st
 
 
 def abandon(connection: psycopg.Connection[Any], load_id: str, reason: str) -> None:
-    """End an unfinished load that a newer one replaces."""
-    connection.execute(queries("ledger")["abandon"], {"load_id": load_id, "reason": reason})
+    """End an unfinished load that a newer one replaces, and its dead letters with it."""
+    done = connection.execute(queries("ledger")["abandon"], {"load_id": load_id, "reason": reason})
+    if done.rowcount:
+        dead_letters.end(connection, [load_id], reason)
 
 
 def restart(connection: psycopg.Connection[Any], load_id: str) -> None:
     """Take back a load whose staged table is gone, so that it can be staged again."""
+    dead_letters.forget(connection, load_id)
     connection.execute(queries("ledger")["forget_slices"], {"load_id": load_id})
     connection.execute(queries("ledger")["restart_load"], {"load_id": load_id})
 
@@ -379,6 +383,7 @@ def newer_snapshots(
         sql.SQL(
             "SELECT EXISTS (SELECT FROM etl.loads WHERE stream = %(stream)s AND state = 'published'"
             " AND load_id <> %(load_id)s AND coalesce(read_until, snapshot_at) > %(snapshot_at)s AND bounds <> 'nulls'"
+            " AND replays IS NULL"
             " AND (window_type IS NULL OR coalesce(window_low::{t} <= %(high)s::{t}, true)"
             "      AND coalesce(window_high::{t} >= %(low)s::{t}, true)))"
         ).format(t=cursor_type_sql(manifest.window.type or "")),
@@ -476,6 +481,7 @@ def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
         "snapshot_at": manifest.snapshot_at,
         "read_until": manifest.read_until or manifest.snapshot_at,
         "rows": manifest.rows,
+        "rows_dead": manifest.rows_dead,
         "bytes": manifest.bytes,
         "checksum": manifest.checksum,
     }
@@ -489,7 +495,7 @@ def mark_audited(
     report: Mapping[str, Any],
     error: str | None,
 ) -> None:
-    """Record the audit.
+    """Record the audit; the dead letters of a load that is rejected end with it.
 
     :raises Superseded: the load is no longer waiting for one.
     """
@@ -507,6 +513,10 @@ def mark_audited(
             f"load {load_id} is no longer waiting for an audit: another task has moved it on",
             remedy="look at its row in etl.loads; clear extract and downstream to load the window anew",
         )
+    if rejected:
+        dead_letters.end(connection, [load_id], f"load {load_id} was rejected by its audit")
+    else:
+        dead_letters.hold_again(connection, load_id)
 
 
 def mark_failed(
@@ -534,6 +544,7 @@ def enter_publish(
 
     :raises StateError: the load is not ``validated``, a newer load of the same run took its place, or
         the stream was rewound below its window since it was planned.
+    :raises Superseded: the batch was audited again meanwhile, and is not the one that was to be published.
     """
     named = queries("ledger")
     at = _position(_row(connection, named["lock_stream"], {"stream": manifest.stream}))
@@ -548,6 +559,10 @@ def enter_publish(
             f"load {manifest.load_id} of stream {manifest.stream} is {state}, not validated, so it is not published",
             remedy=_state_remedy(None if current is None else current.state),
         )
+    _require_same_batch(current, manifest)
+    if manifest.replays is not None:
+        # Its letters say whether there is anything left to bring back.
+        return at
     newer = connection.execute(named["newer_load_of_run"], {"load_id": manifest.load_id}).fetchone()
     if newer is not None:
         raise StateError(
@@ -560,6 +575,16 @@ def enter_publish(
         abandon(connection, manifest.load_id, reason)
         return _overtaken(manifest, strategy, at, overtaken_by)
     return at
+
+
+def _require_same_batch(current: Load, manifest: Manifest) -> None:
+    """:raises Superseded: rows were set aside since *manifest* was read."""
+    now = current.manifest
+    if now is not None and (now.staging, now.rows) != (manifest.staging, manifest.rows):
+        raise Superseded(
+            f"the batch of load {manifest.load_id} was audited again while it was being published",
+            remedy="nothing to do: Airflow retries, and publishes the batch as it is now",
+        )
 
 
 def _overtaken(
@@ -592,7 +617,7 @@ def _newer_publish(connection: psycopg.Connection[Any], load: Load, window: Wind
         found = connection.execute(
             sql.SQL(
                 "SELECT load_id FROM etl.loads"
-                " WHERE stream = %(stream)s AND state = 'published'"
+                " WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL"
                 " AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) >"
                 "      (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))"
                 " AND bounds <> 'nulls' AND (window_type IS NULL"
@@ -616,16 +641,24 @@ def _state_remedy(state: LoadState | None) -> str:
 
 
 def record_published(
-    connection: psycopg.Connection[Any], published: Published, manifest: Manifest
+    connection: psycopg.Connection[Any],
+    published: Published,
+    manifest: Manifest,
+    *,
+    options: Mapping[str, Any] | None = None,
+    keys: Sequence[str] = (),
 ) -> Published:
     """Write everything a publish leaves in the ledger; called inside the publish transaction.
 
     Coverage grows by the window; the position moves to the end of contiguous coverage if this load
-    may move it, and never back.
+    may move it, and never back. A replay covers nothing.
+
+    :param options: what publish was told about the rows, for replays of what was set aside.
+    :param keys: columns that identify a row, where the publish went by key.
     """
     named = queries("ledger")
     moved = published.position
-    if manifest.window.is_range:
+    if manifest.window.is_range and manifest.replays is None:
         _cover(connection, manifest)
         if manifest.moves_watermark:
             moved = _advance(connection, manifest, published.position)
@@ -640,6 +673,7 @@ def record_published(
             "rows_unchanged": published.rows_unchanged,
             "rows_stale": published.rows_stale,
             "watermark_high": moved.position,
+            "options": None if options is None else Jsonb(dict(options)),
         },
     )
     if done.rowcount != 1:
@@ -659,6 +693,7 @@ def record_published(
                 "previous": partition.previous,
             },
         )
+    dead_letters.follow_publish(connection, manifest, keys)
     return replace(published, position=moved)
 
 

@@ -11,21 +11,24 @@ import psycopg
 from psycopg import sql
 
 from airflow_etl_provider.core.columns import Selected
+from airflow_etl_provider.core.conversion import Conversion
+from airflow_etl_provider.core.dead_letters import OnConversionError
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError
 from airflow_etl_provider.core.load import Kind, PartitionRange, StreamPosition
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.ports import SourceShape
+from airflow_etl_provider.core.ports import SourceColumn, SourceShape
 from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.catalog import CatalogColumn, Table, scalar
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.partitions import (
     expected_partitions,
     obstacles,
     refuse_default_rows,
 )
+from airflow_etl_provider.postgres.types import judged
 
 
 def watermark_window(
@@ -125,6 +128,49 @@ def matching_columns(
     for key in request.keys:
         target.column(key, use="a key")
     return tuple(column for column in columns if column.name in chosen)
+
+
+def conversion_of(
+    request: ExtractRequest,
+    source: SourceShape,
+    ours: Sequence[SourceColumn],
+    theirs: Sequence[CatalogColumn],
+    target: Table,
+) -> Conversion | None:
+    """How rows that the target cannot hold are found and set aside; ``None`` if they fail the load, or cannot be."""
+    if request.on_conversion_error is OnConversionError.FAIL:
+        return None
+    # By these windows and partitions are cut, before a single value is looked at.
+    strict = {
+        *target.partition_columns,
+        *([request.target_cursor] if request.target_cursor else []),
+    }
+    columns = judged(ours, theirs, proven=source.proven, strict=strict)
+    if columns is None:
+        return None
+    return Conversion(columns, remarks=not source.proven, limits=request.dead_limits)
+
+
+def conversion_sent(
+    conversion: Conversion, ours: Sequence[SourceColumn], theirs: Sequence[CatalogColumn]
+) -> tuple[list[SourceColumn], list[CatalogColumn]]:
+    """The columns of both sides as they travel: what is judged in the target is text on the way."""
+    sent = conversion.as_text
+    return (
+        [
+            # Of what a driver gives there is no binary form.
+            replace(column, type="text", portable=not conversion.remarks, definition="")
+            if column.name in sent
+            else column
+            for column in ours
+        ],
+        [
+            replace(column, type="text", builtin=True, refers_by_oid=False, definition="")
+            if column.name in sent
+            else column
+            for column in theirs
+        ],
+    )
 
 
 def partitions_of(

@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import StreamPosition
 from airflow_etl_provider.core.suggest import nearest
-from airflow_etl_provider.postgres import ledger
+from airflow_etl_provider.postgres import dead_letters, ledger
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.cursors import (
     CursorKind,
@@ -204,7 +204,9 @@ def _undo_above(connection: Connection, row: Mapping[str, Any], goal: str | None
         connection.execute(named["drop_coverage"].format(t=cast), params)
         connection.execute(named["cut_coverage"].format(t=cast), params)
         found = connection.execute(named["abandon_above"].format(t=cast), params)
-    return [load_id for (load_id,) in found]
+    abandoned = [load_id for (load_id,) in found]
+    dead_letters.end(connection, abandoned, params["why"])
+    return abandoned
 
 
 def move_position(

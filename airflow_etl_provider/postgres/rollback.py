@@ -33,7 +33,7 @@ from airflow_etl_provider.core.load import (
 )
 from airflow_etl_provider.core.names import TableName, short_id, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.postgres import ledger, locking, statements
+from airflow_etl_provider.postgres import dead_letters, ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
     Table,
@@ -620,8 +620,9 @@ class _Rollback:
         """Write the ledger, before the table locks; whether the watermark was moved."""
         connection, named = self._connection, queries("rollback")
         params = {"load_id": self._load.load_id, "stream": self._load.stream, "why": self._why}
-        for name in ("mark", "uncover", "supersede_letters"):
+        for name in ("mark", "uncover"):
             connection.execute(named[name], params)
+        dead_letters.end(connection, [self._load.load_id], self._why)
         for one in found:
             connection.execute(
                 named["keep"],

@@ -215,16 +215,33 @@ def run_patiently(
 
     psycopg2 serves no signal while a statement runs; whatever ends the waiting early cancels it.
     """
+    return _patiently(connection, statement, params)[0]
+
+
+def execute_patiently(connection: psycopg2.extensions.connection, statement: sql.Composable) -> int:
+    """How many rows *statement*, which returns none, has written; run as :func:`run_patiently` does."""
+    return _patiently(connection, statement, None)[1]
+
+
+def _patiently(
+    connection: psycopg2.extensions.connection,
+    statement: sql.Composable,
+    params: Mapping[str, Any] | None,
+) -> tuple[list[tuple[Any, ...]], int]:
     rows: list[tuple[Any, ...]] = []
+    count = 0
     errors: list[Exception] = []
     # Not the thread's own word: a signal's exception inside join leaves it marked as ended.
     done = threading.Event()
 
     def run() -> None:
+        nonlocal count
         try:
             with connection.cursor() as cursor:
                 cursor.execute(statement.as_string(None), params)
-                rows.extend(cursor.fetchall())
+                count = cursor.rowcount
+                if cursor.description is not None:
+                    rows.extend(cursor.fetchall())
         except Exception as error:  # noqa: BLE001  (a thread hands every error to its caller)
             errors.append(error)
         finally:
@@ -241,7 +258,7 @@ def run_patiently(
             done.wait(_STEP)
     if errors:
         raise errors[0]
-    return rows
+    return rows, count
 
 
 def _dsn(endpoint: Endpoint) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -66,6 +66,7 @@ class Reading:
     columns: Sequence[Selected]
     binary: bool
     checksum: bool
+    as_text: Collection[str] = ()
 
     @property
     def what(self) -> str:
@@ -73,7 +74,12 @@ class Reading:
 
     def query(self, part: Slice | None) -> sql.Composed:
         return statements.selection(
-            self.relation.rows(self.window), self.columns, self.cursor, self.window, part
+            self.relation.rows(self.window),
+            self.columns,
+            self.cursor,
+            self.window,
+            part,
+            self.as_text,
         )
 
 

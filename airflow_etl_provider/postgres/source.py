@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,6 +108,7 @@ class PostgresSource:
         columns: Sequence[Selected],
         binary: bool,
         checksum: bool,
+        judged: Collection[str] = (),
     ) -> Iterator[PostgresSnapshot]:
         """Take one snapshot and make the rows of *window* ready to send.
 
@@ -120,7 +121,7 @@ class PostgresSource:
         rows = self.relation.rows(window)
         with connect_for_copy(endpoint, read_only=True) as session:
             reading = Reading(
-                endpoint, self.relation, table, window, cursor, columns, binary, checksum
+                endpoint, self.relation, table, window, cursor, columns, binary, checksum, judged
             )
             with translated_errors(reading.what), session.cursor() as run:
                 canonical_names(session, table)

@@ -11,6 +11,7 @@ import structlog
 from psycopg import sql
 
 from airflow_etl_provider.core.columns import Selected
+from airflow_etl_provider.core.conversion import Conversion
 from airflow_etl_provider.core.extract import Resumed, StagingPlan
 from airflow_etl_provider.core.load import Kind, Load, LoadState, Manifest, StreamPosition
 from airflow_etl_provider.core.names import TableName, staging_name
@@ -25,6 +26,8 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.filling import Filling
 from airflow_etl_provider.postgres.planning import (
     becomes_partition,
+    conversion_of,
+    conversion_sent,
     matching_columns,
     partitions_of,
     watermark_window,
@@ -55,14 +58,16 @@ class PostgresStaging:
             target = catalog.read_table(connection, request.target, label=self.endpoint.label)
             with translated_errors(f"comparing {source.name} with {request.target}"):
                 evolution = keep_contract(connection, request, source, columns, target)
-            chosen, binary = _batch_of(request, source, evolution)
+            chosen, binary, conversion = _batch_of(request, source, evolution)
             with translated_errors(f"planning the load of {request.target}"):
                 partitions = partitions_of(connection, request, target, window)
             return StagingPlan(
                 window=window,
                 columns=chosen,
                 binary=binary,
-                direct=becomes_partition(request, source, target, partitions),
+                # Rows that are written one by one are not frozen, so the table cannot be attached as it is.
+                direct=conversion is None
+                and becomes_partition(request, source, target, partitions),
                 staging=TableName(
                     ledger.STAGING_SCHEMA,
                     staging_name(request.stream, request.load_id, request.run.try_number),
@@ -75,6 +80,8 @@ class PostgresStaging:
                     {"schema": ledger.STAGING_SCHEMA},
                 ),
                 ddl=evolution.ddl,
+                conversion=conversion,
+                primary_key=target.primary_key,
             )
 
     def evolve(
@@ -176,7 +183,11 @@ class PostgresStaging:
             return [session for session in known if session.side == "source"]
 
     def restart(self, load_id: str) -> None:
-        with connect(self.endpoint) as connection, translated_errors(f"restarting load {load_id}"):
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"restarting load {load_id}"),
+            connection.transaction(),
+        ):
             ledger.restart(connection, load_id)
 
     def has(self, staging: TableName) -> bool:
@@ -206,7 +217,8 @@ class PostgresStaging:
                     [c.column for c in found.columns]
                     == [target.column(c.name, use="a column").column for c in plan.columns]
                 )
-                if loaded and same and request.resumable and load.window.is_range:
+                resumable = request.resumable and plan.conversion is None
+                if loaded and same and resumable and load.window.is_range:
                     for step in statements.move(load.staging, plan.staging):
                         connection.execute(step)
                     slices.move_staging(connection, request.load_id, plan.staging)
@@ -281,21 +293,21 @@ class PostgresStaging:
 
 def _batch_of(
     request: ExtractRequest, source: SourceShape, evolution: Evolution
-) -> tuple[tuple[Selected, ...], bool]:
-    """The columns of the batch, and whether they travel in binary.
+) -> tuple[tuple[Selected, ...], bool, Conversion | None]:
+    """The columns of the batch, whether they travel in binary, and how what the target cannot hold is set aside.
 
     :raises ContractError: a column that the target demands, computes itself, or cannot hold.
     """
     target = evolution.target
     chosen = matching_columns(request, source, evolution.columns, target)
     offered = {column.name: column for column in source.columns}
-    binary = agreement(
-        [offered[column.name] for column in chosen],
-        [target.column(column.name, use="a column of the batch") for column in chosen],
-        where=f"stream {request.stream}",
-        table=request.target,
-    )
-    return chosen, binary
+    ours = [offered[column.name] for column in chosen]
+    theirs = [target.column(column.name, use="a column of the batch") for column in chosen]
+    conversion = conversion_of(request, source, ours, theirs, target)
+    if conversion is not None:
+        ours, theirs = conversion_sent(conversion, ours, theirs)
+    binary = agreement(ours, theirs, where=f"stream {request.stream}", table=request.target)
+    return chosen, binary, conversion
 
 
 def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psycopg import sql
 
@@ -90,8 +90,8 @@ def in_slice(part: Slice) -> sql.Composed:
     return sql.SQL("{} AND {}").format(compared(">=", part.low), compared("<", part.high))
 
 
-def expression(column: Selected) -> sql.Composable:
-    """What the source sends for *column*.
+def expression(column: Selected, *, as_text: bool = False) -> sql.Composable:
+    """What the source sends for *column*; with *as_text* the text of that.
 
     A hash is the HMAC-SHA-256 (RFC 2104) of the value's text, in hexadecimal. The two pads of its key are
     settings of the session, so that no statement shows them.
@@ -107,8 +107,10 @@ def expression(column: Selected) -> sql.Composable:
                 "pg_catalog.encode(pg_catalog.sha256({outer} OPERATOR(pg_catalog.||)"
                 " pg_catalog.sha256({inner} OPERATOR(pg_catalog.||) pg_catalog.convert_to({name}::text, 'UTF8'))), 'hex')"
             ).format(name=name, outer=_pad(HASH_OUTER), inner=_pad(HASH_INNER))
-        case _ if column.name == column.source:
+        case _ if column.name == column.source and not as_text:
             return name
+    if as_text:
+        made = sql.SQL("({})::text").format(made)
     return sql.SQL("{} AS {}").format(made, sql.Identifier(column.name))
 
 
@@ -124,10 +126,14 @@ def selection(
     cursor: str | None,
     window: Window,
     part: Slice | None,
+    as_text: Collection[str] = (),
 ) -> sql.Composed:
     """The rows of *window* (and of *part* of it) among *rows*, as they are sent."""
     query = sql.SQL("SELECT {} FROM {}").format(
-        sql.SQL(", ").join(expression(column) for column in columns), rows
+        sql.SQL(", ").join(
+            expression(column, as_text=column.name in as_text) for column in columns
+        ),
+        rows,
     )
     conditions: list[sql.Composable] = []
     if not window.is_full and cursor is not None:

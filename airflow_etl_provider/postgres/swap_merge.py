@@ -144,6 +144,7 @@ class SwapMerge:
                         self._counts(built),
                         verify=lambda: self._verify(built),
                         dimensions_first=number % 2 == 1,
+                        keys=() if self._keyed is None else self._keyed.keys,
                     )
                 except PartitionMoved:
                     fresh = False

@@ -8,8 +8,9 @@ in silence is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from airflow_etl_provider.core.conversion import Judged
 from airflow_etl_provider.core.errors import ContractError
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import SourceColumn
@@ -28,6 +29,8 @@ _WIDER = {
 _MODIFIER = re.compile(
     r"^(?P<base>[^(]+?)(?:\((?P<args>[\d,]+)\))?(?P<rest> with(?:out)? time zone)?$"
 )
+_TEXTS = ("text", "character varying", "character", "name")
+_NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _SIZED_TEXT = ("character varying", "character", "bit", "bit varying")
 _SCALED_TIME = ("timestamp", "time", "interval")
 _GROWS = ("character varying", "bit varying", "numeric", *_SCALED_TIME)
@@ -76,6 +79,67 @@ def agreement(
         and (ours.type == theirs.type or (_is_text(ours.type) and _is_text(theirs.type)))
         for ours, theirs in zip(source, target, strict=True)
     )
+
+
+def judged(
+    source: Sequence[SourceColumn],
+    target: Sequence[CatalogColumn],
+    *,
+    proven: bool,
+    strict: Collection[str],
+) -> tuple[Judged, ...] | None:
+    """Which columns travel as text because each value decides whether the target can hold it.
+
+    ``None`` where no value can be refused. Pairs that no value settles stay as they are, for
+    :func:`agreement` to refuse: a time with a zone and one without mean something else, whatever they say.
+
+    :param proven: whether every value of the source is of its column's type.
+    :param strict: columns that may not change their type, since windows or partitions go by them.
+    """
+    found = tuple(
+        Judged(
+            name=theirs.name,
+            type=theirs.type,
+            stored=theirs.stored or theirs.type,
+            text=(ours.name not in strict or fits(ours.type, theirs.type))
+            and _value_decides(ours, theirs, proven=proven),
+            required=(theirs.not_null or theirs.never_null) and not (proven and ours.not_null),
+            soft=theirs.soft_input,
+        )
+        for ours, theirs in zip(source, target, strict=True)
+    )
+    return found if any(column.text or column.required for column in found) else None
+
+
+def _value_decides(ours: SourceColumn, theirs: CatalogColumn, *, proven: bool) -> bool:
+    same_definition = ours.definition == theirs.definition or theirs.type == "text"
+    if not same_definition:
+        return ours.type == theirs.type or _base(ours.type) in _TEXTS
+    if fits(ours.type, theirs.type):
+        return not proven or theirs.restricted or _is_narrower(ours.type, theirs.type)
+    one, other = _base(ours.type), _base(theirs.type)
+    return (
+        one in _TEXTS
+        or (one in _NUMBERS and other in _NUMBERS)
+        or one == other
+        or (one, other) == ("json", "jsonb")
+    )
+
+
+def _is_narrower(source: str, target: str) -> bool:
+    """Whether text of the one may be too long for the other."""
+    if _base(target) not in _SIZED_TEXT or source == target:
+        return False
+    ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
+    if ours is None or theirs is None or theirs["args"] is None:
+        return False
+    return ours["args"] is None or int(ours["args"]) > int(theirs["args"])
+
+
+def _base(name: str) -> str:
+    """A type without its modifiers."""
+    match = _MODIFIER.match(name)
+    return name if match is None else match["base"] + (match["rest"] or "")
 
 
 def widens_in_place(target: str, source: str) -> bool:

@@ -82,8 +82,24 @@ SELECT format_type(g.oid, g.modifier) AS type,
                                       WHERE f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped) || ')'
                      END, '; ' ORDER BY format_type(t.oid, NULL))
                  FROM reached AS r JOIN pg_type AS t ON t.oid = r.oid
-                 WHERE r.place = g.place AND t.oid >= 16384 AND t.typtype IN ('d', 'c')), '') AS definition
+                 WHERE r.place = g.place AND t.oid >= 16384 AND t.typtype IN ('d', 'c')), '') AS definition,
+       EXISTS (SELECT FROM reached AS r JOIN pg_type AS t ON t.oid = r.oid
+               WHERE r.place = g.place AND t.typtype IN ('d', 'e')) AS restricted,
+       NOT EXISTS (SELECT FROM reached AS r JOIN pg_type AS t ON t.oid = r.oid
+                   WHERE r.place = g.place AND t.typinput::oid >= 16384) AS soft_input,
+       own.stored, own.never_null
 FROM given AS g
+CROSS JOIN LATERAL (
+    WITH RECURSIVE down AS (
+        SELECT g.oid, g.modifier, false AS not_null
+        UNION ALL
+        SELECT t.typbasetype, t.typtypmod, t.typnotnull FROM down AS d JOIN pg_type AS t ON t.oid = d.oid
+        WHERE t.typtype = 'd'
+    )
+    SELECT max(format_type(d.oid, d.modifier)) FILTER (WHERE t.typtype <> 'd') AS stored,
+           bool_or(d.not_null) AS never_null
+    FROM down AS d JOIN pg_type AS t ON t.oid = d.oid
+) AS own
 ORDER BY g.place
 
 -- name: tables_by_oid

@@ -88,12 +88,12 @@ DELETE FROM etl.load_slices WHERE load_id = %(load_id)s
 SELECT count(*) > 0 AS newer,
        coalesce(bool_or(window_type IS NULL OR manifest -> 'window' ->> 'nulls' <> 'exclude'), false) AS newer_nulls
 FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s
+WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s AND replays IS NULL
   AND coalesce(read_until, snapshot_at) > %(snapshot_at)s
 
 -- name: newer_nulls_load
 SELECT load_id FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published'
+WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL
   AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) > (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))
   AND (window_type IS NULL OR bounds = 'nulls')
 ORDER BY seq DESC LIMIT 1
@@ -121,7 +121,7 @@ DELETE FROM etl.sessions WHERE load_id = %(load_id)s
 UPDATE etl.loads
 SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, snapshot_at = %(snapshot_at)s,
     read_until = %(read_until)s,
-    rows_staged = %(rows)s, bytes_staged = %(bytes)s, checksum = %(checksum)s, staged_at = clock_timestamp(),
+    rows_staged = %(rows)s, rows_dead = nullif(%(rows_dead)s, 0), bytes_staged = %(bytes)s, checksum = %(checksum)s, staged_at = clock_timestamp(),
     report = NULL, validated_at = NULL, error = NULL
 WHERE load_id = %(load_id)s AND state = 'started'
 
@@ -140,7 +140,7 @@ WHERE load_id = %(load_id)s AND state NOT IN ('published', 'abandoned', 'rolled_
 UPDATE etl.loads
 SET state = 'published', strategy = %(strategy)s, rows_inserted = %(rows_inserted)s, rows_updated = %(rows_updated)s,
     rows_deleted = %(rows_deleted)s, rows_unchanged = %(rows_unchanged)s, rows_stale = %(rows_stale)s,
-    watermark_high = %(watermark_high)s,
+    watermark_high = %(watermark_high)s, options = %(options)s,
     published_at = clock_timestamp(), error = NULL
 WHERE load_id = %(load_id)s AND state = 'validated'
 
@@ -153,7 +153,7 @@ ORDER BY newer.seq DESC LIMIT 1
 
 -- name: newer_full_load
 SELECT load_id FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published' AND window_type IS NULL
+WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL AND window_type IS NULL
   AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) > (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))
 ORDER BY seq DESC LIMIT 1
 

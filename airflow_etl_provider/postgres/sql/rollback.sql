@@ -36,10 +36,6 @@ UPDATE etl.loads SET state = 'rolled_back', error = %(why)s WHERE load_id = %(lo
 -- name: uncover
 DELETE FROM etl.coverage WHERE stream = %(stream)s AND load_id = %(load_id)s
 
--- name: supersede_letters
-UPDATE etl.dead_letters SET status = 'superseded', resolved_at = clock_timestamp(), resolution = %(why)s
-WHERE load_id = %(load_id)s AND status IN ('held', 'pending')
-
 -- name: keep
 -- The version that was taken back is kept in the place of the one that came back, and ages from now on.
 UPDATE etl.load_partitions SET previous = %(kept)s, rebuild = NULL, published_at = clock_timestamp()

@@ -1,0 +1,176 @@
+"""Dead letters in the ledger: rows become letters, and letters follow what becomes of their load.
+
+All functions work on the caller's connection, inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_etl_provider.core.errors import Superseded
+from airflow_etl_provider.core.load import Kind, Manifest
+from airflow_etl_provider.core.window import Nulls, Window
+from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.statements import ident
+
+Connection = psycopg.Connection[Any]
+
+#: Columns of a letter that are made of its row, in the order of :func:`contents`.
+CONTENTS = ("record", "record_key", "position", "row_hash", "ordinal")
+
+
+def printed(value: sql.Composable) -> sql.Composed:
+    """*value* as the server prints it, whatever its type; NULL stays NULL."""
+    return sql.SQL("CASE WHEN num_nulls({v}) = 0 THEN concat({v}) END").format(v=value)
+
+
+def key_text(keys: Sequence[sql.Composable]) -> sql.Composable:
+    """The texts of a key in one: that of a single column as it is, those of several as a JSON array."""
+    if not keys:
+        return sql.SQL("NULL::text")
+    if len(keys) == 1:
+        return keys[0]
+    return sql.SQL("to_jsonb(ARRAY[{}]::text[])::text").format(sql.SQL(", ").join(keys))
+
+
+def contents(
+    columns: Mapping[str, sql.Composable],
+    key: sql.Composable,
+    position: sql.Composable,
+    load_id: str,
+    rows: sql.Composable,
+    place: sql.Composable,
+    carried: sql.Composable,
+) -> sql.Composed:
+    """A query for the :data:`CONTENTS` of letters, and what is *carried* beside them.
+
+    :param columns: the text of each column by its name.
+    :param rows: what stands behind FROM.
+    :param place: orders them.
+    """
+    return sql.SQL(
+        "SELECT etl_record, etl_key, etl_position, etl_hash,"
+        # Identical rows are told apart, also from those that an earlier audit set aside.
+        " row_number() OVER (PARTITION BY etl_hash) + coalesce((SELECT max(e.ordinal) FROM etl.dead_letters AS e"
+        "   WHERE e.load_id = {load_id} AND e.row_hash = etl_hash), 0), etl_carried"
+        " FROM (SELECT *, encode(sha256(convert_to(etl_record::text, 'UTF8')), 'hex') AS etl_hash"
+        "   FROM (SELECT jsonb_object(ARRAY[{names}]::text[], ARRAY[{texts}]::text[]) AS etl_record,"
+        "     {key} AS etl_key, {position} AS etl_position, {place} AS etl_place, {carried} AS etl_carried"
+        "     FROM {rows}) AS etl_read) AS etl_hashed ORDER BY etl_place"
+    ).format(
+        load_id=sql.Literal(load_id),
+        names=sql.SQL(", ").join(sql.Literal(name) for name in columns),
+        texts=sql.SQL(", ").join(columns.values()),
+        key=key,
+        position=position,
+        carried=carried,
+        rows=rows,
+        place=place,
+    )
+
+
+def end(connection: Connection, load_ids: Sequence[str], why: str) -> None:
+    """Loads have come to nothing, or were taken back: their letters need no replay."""
+    connection.execute(queries("dead_letters")["end"], {"load_ids": list(load_ids), "why": why})
+
+
+def hold_again(connection: Connection, load_id: str) -> None:
+    """A load that was rejected has passed after all."""
+    connection.execute(queries("dead_letters")["hold_again"], {"load_id": load_id})
+
+
+def forget(connection: Connection, load_id: str) -> None:
+    """Drop the letters of a batch that is read anew, before anybody could act on them."""
+    connection.execute(queries("dead_letters")["forget"], {"load_id": load_id})
+
+
+def reasons(connection: Connection, load_id: str) -> dict[str, int]:
+    """Why rows of a load were set aside, with their numbers."""
+    found = connection.execute(queries("dead_letters")["reasons"], {"load_id": load_id})
+    return dict(found.fetchall())
+
+
+def follow_publish(connection: Connection, manifest: Manifest, keys: Sequence[str]) -> None:
+    """In the publish transaction: the load's letters can be replayed, and older ones that it settles cannot.
+
+    :param keys: columns that identify a row, where the publish went by key.
+    :raises Superseded: letters that this load brings back were settled otherwise meanwhile.
+    """
+    if manifest.replays is not None:
+        _mark_replayed(connection, manifest)
+        return
+    connection.execute(queries("dead_letters")["release"], {"load_id": manifest.load_id})
+    params = {"stream": manifest.stream, "load_id": manifest.load_id}
+    if not scalar(connection, queries("dead_letters")["others_pending"], params):
+        return
+    connection.execute(
+        queries("dead_letters")["overtake"].format(reached=_reached(manifest, keys)),
+        {
+            **params,
+            "why": f"load {manifest.load_id} has read the row again",
+            # An event does not change: whoever loads its window has it. Of a row that changes only a later
+            # reading knows better.
+            "whenever": manifest.kind is Kind.EVENTS,
+            "snapshot_at": manifest.snapshot_at,
+            "cursor": manifest.cursor,
+            "type": manifest.window.type,
+            "low": manifest.window.low,
+            "high": manifest.window.high,
+        },
+    )
+
+
+def _mark_replayed(connection: Connection, manifest: Manifest) -> None:
+    marked = connection.execute(
+        queries("dead_letters")["mark_replayed"],
+        {"load_id": manifest.load_id, "why": f"published by load {manifest.load_id}"},
+    ).rowcount
+    if marked != manifest.rows:
+        raise Superseded(
+            f"{manifest.rows - marked:,} of the letters that load {manifest.load_id} brings back were settled "
+            "otherwise meanwhile",
+            remedy="nothing was changed: replay again, which takes what is still pending",
+        )
+
+
+def _reached(manifest: Manifest, keys: Sequence[str]) -> sql.Composable:
+    """Which older letters (``d``, of load ``l``) a published load settles: those in its window, and of its keys."""
+    window = manifest.window
+    if window.is_full:
+        return sql.SQL("true")
+    reached = _in_window(window)
+    if not keys or manifest.kind is Kind.EVENTS:
+        return reached
+    staged = key_text([printed(sql.Identifier("s", key)) for key in keys])
+    return sql.SQL("({} OR d.record_key IN (SELECT {} FROM {} AS s))").format(
+        reached, staged, ident(manifest.staging)
+    )
+
+
+def _in_window(window: Window) -> sql.Composed:
+    """By the cursor value of a letter; where it has no valid one, by the window of its load."""
+    nulls = sql.SQL("false" if window.nulls is Nulls.EXCLUDE else "true")
+    lies: sql.Composable = sql.SQL("false")
+    within: sql.Composable = sql.SQL("false")
+    if window.is_range:
+        cast = cursor_type_sql(window.type or "")
+        low = sql.SQL(">=" if window.bounds[0] == "[" else ">")
+        high = sql.SQL("<=" if window.bounds[1] == "]" else "<")
+        lies = sql.SQL(
+            "coalesce(d.position::{t} {low} %(low)s::{t}, true) AND coalesce(d.position::{t} {high} %(high)s::{t}, true)"
+        ).format(t=cast, low=low, high=high)
+        within = sql.SQL(
+            "coalesce(l.window_low::{t} >= %(low)s::{t}, %(low)s::text IS NULL)"
+            " AND coalesce(l.window_high::{t} <= %(high)s::{t}, %(high)s::text IS NULL)"
+        ).format(t=cast)
+    return sql.SQL(
+        "CASE WHEN jsonb_exists(d.record, %(cursor)s::text) AND d.record ->> %(cursor)s::text IS NULL THEN {nulls}"
+        " WHEN l.window_type IS DISTINCT FROM %(type)s::text OR l.bounds = 'nulls' THEN false"
+        " WHEN d.position IS NOT NULL THEN {lies} ELSE {within} END"
+    ).format(nulls=nulls, lies=lies, within=within)
