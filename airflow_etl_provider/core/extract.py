@@ -33,6 +33,7 @@ from airflow_etl_provider.core.request import (
     NullCursor,
     OnEmpty,
     OpenWindow,
+    StageAs,
     WindowMode,
 )
 from airflow_etl_provider.core.settle import Settled, StillSettling
@@ -44,7 +45,8 @@ from airflow_etl_provider.core.window import FULL, Nulls, Window, bound_text, re
 class StagingPlan:
     """How a batch will be staged: decided from both catalogs before anything is created.
 
-    ``logged`` is false where subscribers of the target's database would be sent the staged table.
+    ``logged`` is false where subscribers of the target's database would be sent the staged table. ``types`` are
+    those of the staged columns where they are not the target's.
     """
 
     window: Window
@@ -55,6 +57,7 @@ class StagingPlan:
     partition_column: str | None
     partitions: tuple[PartitionRange, ...]
     logged: bool = True
+    types: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +353,8 @@ def _columns(request: ExtractRequest, offered: SourceShape) -> tuple[Selected, .
     if request.cursor is not None and request.cursor not in offered.names():
         raise missing_column(offered.name, request.cursor, "as the cursor", offered.names())
     known = [column.name for column in chosen]
-    for key in request.keys:
+    # A transform may yet make the keys.
+    for key in request.keys if request.stage_as is StageAs.TARGET else ():
         if key not in known:
             raise missing_column(f"the batch from {offered.name}", key, "as a key", known)
     return chosen

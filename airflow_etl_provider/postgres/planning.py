@@ -19,7 +19,7 @@ from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.catalog import CatalogColumn, Table, scalar
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.partitions import (
     expected_partitions,
@@ -125,6 +125,51 @@ def matching_columns(
     for key in request.keys:
         target.column(key, use="a key")
     return tuple(column for column in columns if column.name in chosen)
+
+
+def staged_like_source(
+    connection: psycopg.Connection[Any],
+    source: SourceShape,
+    columns: Sequence[Selected],
+    label: str,
+) -> Table:
+    """The columns of a batch that a transform reads, with the types that they have in the source.
+
+    A type that the target's database does not have, or has by another definition, is staged as text; domains,
+    too, and names of objects (``regclass``), which may not be there.
+    """
+    offered = {column.name: column for column in source.columns}
+    known = dict(
+        connection.execute(
+            "SELECT t, to_regtype(t) IS NOT NULL FROM unnest(%(types)s::text[]) AS t",
+            {"types": sorted({column.type for column in source.columns})},
+        ).fetchall()
+    )
+    described = catalog.read_query(
+        connection,
+        sql.SQL("(SELECT {}) AS batch").format(
+            sql.SQL(", ").join(
+                sql.SQL("NULL::{} AS {}").format(
+                    # The server knows it as the name of a type, so it is nothing else.
+                    sql.SQL(
+                        offered[column.name].type if known[offered[column.name].type] else "text"
+                    ),
+                    sql.Identifier(column.name),
+                )
+                for column in columns
+            )
+        ),
+        label=label,
+    )
+
+    def staged(column: CatalogColumn) -> CatalogColumn:
+        theirs = offered[column.name]
+        same = column.type == theirs.type and column.definition == theirs.definition
+        if same and not column.refers_by_oid:
+            return column
+        return replace(column, type="text", builtin=True, refers_by_oid=False, definition="")
+
+    return replace(described, columns=tuple(staged(column) for column in described.columns))
 
 
 def partitions_of(

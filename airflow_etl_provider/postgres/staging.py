@@ -15,7 +15,7 @@ from airflow_etl_provider.core.extract import Resumed, StagingPlan
 from airflow_etl_provider.core.load import Kind, Load, LoadState, Manifest, StreamPosition
 from airflow_etl_provider.core.names import TableName, staging_name
 from airflow_etl_provider.core.ports import Cut, EventLog, Session, Snapshot, SourceShape, Stop
-from airflow_etl_provider.core.request import ExtractRequest
+from airflow_etl_provider.core.request import ExtractRequest, StageAs
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, slices, statements
@@ -27,6 +27,7 @@ from airflow_etl_provider.postgres.planning import (
     becomes_partition,
     matching_columns,
     partitions_of,
+    staged_like_source,
     watermark_window,
     went_backwards,
     widened,
@@ -53,11 +54,19 @@ class PostgresStaging:
     ) -> StagingPlan:
         with connect(self.endpoint) as connection:
             target = catalog.read_table(connection, request.target, label=self.endpoint.label)
+            as_source = request.stage_as is StageAs.SOURCE
             with translated_errors(f"comparing {source.name} with {request.target}"):
-                columns, target = keep_contract(
-                    connection, request, source, columns, target, label=self.endpoint.label
-                )
-            chosen = matching_columns(request, source, columns, target)
+                if as_source:
+                    chosen = tuple(columns)
+                    staged = staged_like_source(
+                        connection, source, chosen, label=self.endpoint.label
+                    )
+                else:
+                    columns, target = keep_contract(
+                        connection, request, source, columns, target, label=self.endpoint.label
+                    )
+                    chosen = matching_columns(request, source, columns, target)
+                    staged = target
             offered = {column.name: column for column in source.columns}
             with translated_errors(f"planning the load of {request.target}"):
                 partitions = partitions_of(connection, request, target, window)
@@ -66,11 +75,12 @@ class PostgresStaging:
                 columns=chosen,
                 binary=agreement(
                     [offered[column.name] for column in chosen],
-                    [target.column(column.name, use="a column of the batch") for column in chosen],
+                    [staged.column(column.name, use="a column of the batch") for column in chosen],
                     where=f"stream {request.stream}",
                     table=request.target,
                 ),
-                direct=becomes_partition(request, source, target, partitions),
+                types=tuple(column.type for column in staged.columns) if as_source else None,
+                direct=not as_source and becomes_partition(request, source, target, partitions),
                 staging=TableName(
                     ledger.STAGING_SCHEMA,
                     staging_name(request.stream, request.load_id, request.run.try_number),
@@ -163,7 +173,12 @@ class PostgresStaging:
 
     def restart(self, load_id: str) -> None:
         with connect(self.endpoint) as connection, translated_errors(f"restarting load {load_id}"):
+            found = ledger.load(connection, load_id)
             ledger.restart(connection, load_id)
+            if found is not None and found.manifest is not None:
+                # What a transform had read and made goes with what is read anew.
+                for table in found.manifest.earlier_tables:
+                    drop_staging(connection, table)
 
     def has(self, staging: TableName) -> bool:
         with connect(self.endpoint) as connection:
@@ -251,8 +266,10 @@ class PostgresStaging:
                 if found is None or found.state.is_finished:
                     return
                 ledger.abandon(connection, load_id, reason)
-                if found.staging is not None:
-                    drop_staging(connection, found.staging)
+                earlier = () if found.manifest is None else found.manifest.earlier_tables
+                for table in (found.staging, *earlier):
+                    if table is not None:
+                        drop_staging(connection, table)
             log.info("load abandoned", load_id=load_id, reason=reason)
 
     def state(self, load_id: str) -> LoadState | None:

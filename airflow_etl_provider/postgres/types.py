@@ -47,7 +47,7 @@ def agreement(
     problems = [
         f"{ours.name}: {ours.type} does not fit {theirs.type}"
         for ours, theirs in zip(source, target, strict=True)
-        if not _fits(ours.type, theirs.type)
+        if not fits(ours.type, theirs.type)
     ]
     problems += [
         f"{ours.name}: {ours.type} has another definition there ({ours.definition}) than here "
@@ -59,7 +59,7 @@ def agreement(
         approve = [
             f"ALTER TABLE {table} ALTER COLUMN {quoted(theirs.name)} TYPE {ours.type}"
             for ours, theirs in zip(source, target, strict=True)
-            if not _fits(ours.type, theirs.type)
+            if not fits(ours.type, theirs.type)
         ]
         statement = (
             f"approve it with {'; '.join(approve)}" if approve and table else "mend the types"
@@ -72,7 +72,7 @@ def agreement(
         ours.portable
         and theirs.builtin
         and not theirs.refers_by_oid
-        and (ours.type == theirs.type or (_is_text(ours.type) and _is_text(theirs.type)))
+        and (ours.type == theirs.type or (is_text(ours.type) and is_text(theirs.type)))
         for ours, theirs in zip(source, target, strict=True)
     )
 
@@ -97,16 +97,17 @@ def widens_in_place(target: str, source: str) -> bool:
     return wide[0] > args[0] and wide[1:] == args[1:]
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Types whose binary form is the text itself; a limit is checked by the server that stores it."""
     return name == "text" or name.split("(")[0] == "character varying"
 
 
-def _fits(source: str, target: str) -> bool:
+def fits(source: str, target: str) -> bool:
+    """Whether a column of type *target* can hold every value of type *source* as it is."""
     if source == target or target == "text":
         return True
     if source.endswith("[]") and target.endswith("[]"):
-        return _fits(source[:-2], target[:-2])
+        return fits(source[:-2], target[:-2])
     ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
     if ours is None or theirs is None:
         return False
