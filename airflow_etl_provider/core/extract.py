@@ -34,6 +34,7 @@ from airflow_etl_provider.core.request import (
     NullCursor,
     OnEmpty,
     OpenWindow,
+    StageAs,
     WindowMode,
 )
 from airflow_etl_provider.core.settle import Settled, StillSettling
@@ -47,7 +48,8 @@ class StagingPlan:
 
     ``primary_key`` is the target's. ``logged`` is false where subscribers of the target's database would be
     sent the staged table; ``ddl`` is what the schema contract lets the target be changed by first. With a
-    ``conversion`` rows that the target's types cannot hold are set aside.
+    ``conversion`` rows that the target's types cannot hold are set aside. ``types`` are those of the staged
+    columns where they are not the target's.
     """
 
     window: Window
@@ -61,6 +63,7 @@ class StagingPlan:
     ddl: tuple[str, ...] = ()
     conversion: Conversion | None = None
     primary_key: tuple[str, ...] = ()
+    types: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +378,8 @@ def _columns(request: ExtractRequest, offered: SourceShape) -> tuple[Selected, .
     if request.cursor is not None and request.cursor not in offered.names():
         raise missing_column(offered.name, request.cursor, "as the cursor", offered.names())
     known = [column.name for column in chosen]
-    for key in request.keys:
+    # A transform may yet make the keys.
+    for key in request.keys if request.stage_as is StageAs.TARGET else ():
         if key not in known:
             raise missing_column(f"the batch from {offered.name}", key, "as a key", known)
     return chosen

@@ -187,6 +187,12 @@ def copy_in(
     )
 
 
+def copy_in_csv(table: TableName, columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, FREEZE true)").format(
+        ident(table), names(columns)
+    )
+
+
 def _format(binary: bool) -> sql.SQL:
     return sql.SQL("binary") if binary else sql.SQL("text")
 
@@ -216,6 +222,19 @@ def create_staging(
     return sql.SQL(
         "CREATE {} TABLE {} WITH (autovacuum_enabled = off) AS SELECT {} FROM {} WITH NO DATA"
     ).format(sql.SQL("" if logged else "UNLOGGED"), ident(table), names(columns), ident(target))
+
+
+def create_typed(
+    table: TableName, columns: Sequence[tuple[str, str]], *, logged: bool = True
+) -> sql.Composed:
+    """A table of its own; the types are the server's own rendering."""
+    return sql.SQL("CREATE {} TABLE {} ({}) WITH (autovacuum_enabled = off)").format(
+        sql.SQL("" if logged else "UNLOGGED"),
+        ident(table),
+        sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_)) for name, type_ in columns
+        ),
+    )
 
 
 def comment(table: TableName, text: str) -> sql.Composed:

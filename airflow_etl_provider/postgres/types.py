@@ -76,7 +76,7 @@ def agreement(
         ours.portable
         and theirs.builtin
         and not theirs.refers_by_oid
-        and (ours.type == theirs.type or (_is_text(ours.type) and _is_text(theirs.type)))
+        and (ours.type == theirs.type or (is_text(ours.type) and is_text(theirs.type)))
         for ours, theirs in zip(source, target, strict=True)
     )
 
@@ -164,7 +164,7 @@ def widens_in_place(target: str, source: str) -> bool:
     return wide[0] > args[0] and wide[1:] == args[1:]
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Types whose binary form is the text itself; a limit is checked by the server that stores it."""
     return name == "text" or name.split("(")[0] == "character varying"
 

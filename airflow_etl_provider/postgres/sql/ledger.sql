@@ -125,6 +125,26 @@ SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, snapshot_a
     report = NULL, validated_at = NULL, error = NULL
 WHERE load_id = %(load_id)s AND state = 'started'
 
+-- name: mark_transformed
+-- Only as long as the batch is still the one that was read when the transform began.
+UPDATE etl.loads
+SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, rows_staged = %(rows)s, bytes_staged = %(bytes)s,
+    checksum = NULL, report = NULL, validated_at = NULL, error = NULL,
+    rows_dead = (SELECT nullif(count(*), 0) FROM etl.dead_letters AS d WHERE d.load_id = %(load_id)s)
+WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected') AND staging = %(before)s
+RETURNING load_id
+
+-- name: forget_letters
+-- Of an earlier transform of the load, and of audits of what it made: their rows are in the batch again.
+DELETE FROM etl.dead_letters
+WHERE load_id = %(load_id)s AND status = 'held' AND (reason LIKE 'transform: %%' OR expectation IS NOT NULL)
+
+-- name: set_aside
+INSERT INTO etl.dead_letters (stream, load_id, record, record_key, row_hash, ordinal, reason, error_class, status)
+VALUES (%(stream)s, %(load_id)s, %(record)s, %(record_key)s, %(row_hash)s, %(ordinal)s, %(reason)s, %(error_class)s,
+        'held')
+ON CONFLICT (load_id, row_hash, ordinal) DO NOTHING
+
 -- name: mark_audited
 UPDATE etl.loads
 SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s
@@ -210,6 +230,13 @@ WHERE mine.load_id = %(load_id)s AND o.load_id <> mine.load_id AND o.state = 'pu
 ORDER BY o.seq
 
 -- name: last_columns
-SELECT manifest -> 'columns' FROM etl.loads
+-- Of a load that a transform has changed, the columns that extract read.
+SELECT coalesce(manifest -> 'transformed' -> 'columns', manifest -> 'columns') FROM etl.loads
 WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND manifest IS NOT NULL
+ORDER BY published_at DESC LIMIT 1
+
+-- name: last_published_columns
+-- A load without rows does not tell which columns it would have brought.
+SELECT manifest -> 'columns' FROM etl.loads
+WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND rows_staged > 0 AND manifest IS NOT NULL
 ORDER BY published_at DESC LIMIT 1
