@@ -313,7 +313,9 @@ def _refuse_subscribers(
 def _unknown_types(types: dict[str, str], unknown: Sequence[str]) -> str:
     if not unknown:
         return ""
-    return f" (its database does not know the types {', '.join(sorted({types[n] for n in unknown}))})"
+    return (
+        f" (its database does not know the types {', '.join(sorted({types[n] for n in unknown}))})"
+    )
 
 
 # -- what changes the target ----------------------------------------------------------------------
@@ -349,9 +351,7 @@ def _widen(
         f"column {column.name} of {target.name} is {column.type}, in the source {type_name} now, and cannot be widened "
         f"while readers are at work: {'; '.join(name for name, _ in found)}"
     )
-    remedy = (
-        f"at a quiet hour run {_shown([step])}, with what forbids it dropped before and made again after"
-    )
+    remedy = f"at a quiet hour run {_shown([step])}, with what forbids it dropped before and made again after"
     if any(for_good for _, for_good in found):
         remedy = "a partition column keeps its type for good: load the stream into a new table, under a new stream id"
     if not fits(type_name, column.type):

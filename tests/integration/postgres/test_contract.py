@@ -570,9 +570,7 @@ def test_slices_of_a_narrower_column_are_read_again(source18, warehouse18):
     load_id = str(uuid7())
     with pytest.raises(DataError):
         pipe.extract(JANUARY, FEBRUARY, load_id=load_id)
-    assert warehouse18.value(
-        "SELECT count(*) FROM etl.load_slices WHERE loaded_at IS NOT NULL"
-    )
+    assert warehouse18.value("SELECT count(*) FROM etl.load_slices WHERE loaded_at IS NOT NULL")
     manifest = pipe.extract(JANUARY, FEBRUARY, load_id=load_id, try_number=2, **EVOLVE)
     pipe.publish(pipe.waive(manifest))
     assert pipe.rows() == pipe.source_rows()
