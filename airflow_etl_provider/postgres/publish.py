@@ -20,6 +20,7 @@ from airflow_etl_provider.core.publish import Facts, PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
+from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
@@ -56,6 +57,7 @@ class PostgresPublisher:
                 return entered
             _require_batch(connection, manifest)
             target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
+            fit_batch(connection, manifest, target, options)
             try:
                 return self._apply(connection, manifest, target, strategy, options, stop, log)
             except (

@@ -36,6 +36,7 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, Place, size_of
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
+from airflow_etl_provider.postgres.mending import bring_in_line
 from airflow_etl_provider.postgres.partitions import (
     exclude_from_default,
     refuse_default_rows,
@@ -46,7 +47,13 @@ from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
 from airflow_etl_provider.postgres.snapshot import PostgresSender
 from airflow_etl_provider.postgres.transfer import relay
-from airflow_etl_provider.postgres.twin import Parent, finish, own_indexes, parent_indexes
+from airflow_etl_provider.postgres.twin import (
+    Parent,
+    finish,
+    identity_defaults,
+    own_indexes,
+    parent_indexes,
+)
 
 
 def staged_tables(manifest: Manifest) -> list[TableName]:
@@ -125,6 +132,12 @@ class Swap:
         for part, table in zip(self._manifest.partitions, tables, strict=True):
             old = existing.get(part.name)
             with translated_errors(f"preparing {table} for partition {part.name}"):
+                bring_in_line(
+                    self._connection,
+                    table,
+                    self._target,
+                    self._target.oid if old is None else old.oid,
+                )
                 finish(
                     self._connection,
                     table,
@@ -196,8 +209,10 @@ class Swap:
         with ExitStack() as stack:
             reading = stack.enter_context(connect_for_copy(self._endpoint, read_only=True))
             writing = stack.enter_context(connect_for_copy(self._endpoint, read_only=False))
+            draw, drawn = identity_defaults(self._connection, self._target, table, columns)
+            create = [statements.create_twin(table, self._target.name), *draw]
             with translated_errors(what), writing.cursor() as cursor:
-                cursor.execute(statements.create_twin(table, self._target.name).as_string(None))
+                cursor.execute(statements.script(create).as_string(None))
             sender = PostgresSender(
                 connection=reading,
                 statement=statements.copy_out(query, binary=binary).as_string(None),
@@ -209,7 +224,9 @@ class Swap:
                 stop=self._stop,
                 what=what,
             )
-            with translated_errors(what):
+            with translated_errors(what), writing.cursor() as cursor:
+                for step in drawn:
+                    cursor.execute(step.as_string(None))
                 writing.commit()
         return table
 

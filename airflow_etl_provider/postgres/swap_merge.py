@@ -22,7 +22,7 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres import ledger, locking, statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.catalog import Table, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, size_of
 from airflow_etl_provider.postgres.in_place import require_same_rows
@@ -36,6 +36,7 @@ from airflow_etl_provider.postgres.leaves import (
 )
 from airflow_etl_provider.postgres.ledger import ADVISORY_CLASS, STAGING_SCHEMA
 from airflow_etl_provider.postgres.locking import PartitionMoved
+from airflow_etl_provider.postgres.mending import differences
 from airflow_etl_provider.postgres.old_snapshots import wait_out
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
@@ -46,7 +47,11 @@ from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.statements import ident, names, qualified
 from airflow_etl_provider.postgres.swap import patient_keys
-from airflow_etl_provider.postgres.twin import finish, own_indexes, parent_indexes
+from airflow_etl_provider.postgres.twin import (
+    finish,
+    own_indexes,
+    parent_indexes,
+)
 
 #: Equal for two looks at a table between which no row was written: places and writers of all rows.
 _FINGERPRINT = sql.SQL(
@@ -134,10 +139,13 @@ class SwapMerge:
             def attempt(number: int) -> Published:
                 nonlocal built, fresh
                 if not fresh:
-                    self._log("rows were written meanwhile: the partitions are built anew")
+                    self._log(
+                        "rows were written or the table was altered meanwhile: the partitions are built anew"
+                    )
                     built, fresh = self._build(claim), True
-                changes = [exchange.prepared(self._change(one)) for one in built]
                 try:
+                    self._require_alike(built)
+                    changes = [exchange.prepared(self._change(one)) for one in built]
                     return exchange.apply(
                         Strategy.SWAP_MERGE,
                         changes,
@@ -157,6 +165,10 @@ class SwapMerge:
     def _inspect(self) -> None:
         refuse_unswappable(self._connection, self._target)
         locking.require_budget(self._connection, self._options.lock_budget)
+        self._require_whole_rows()
+
+    def _require_whole_rows(self) -> None:
+        """:raises ContractError: the batch lacks columns that its rows have in the target."""
         routed = partition_columns(self._connection, self._target)
         missing = [
             column.name
@@ -223,6 +235,9 @@ class SwapMerge:
             require_same_rows(
                 self._manifest, scalar(connection, statements.count(self._manifest.staging))
             )
+            # A column that the table has got since, and its values, belong to what stays.
+            self._target = read_table(connection, self._target.name, label=self._endpoint.label)
+            self._require_whole_rows()
             self._later = self._read_later()
             fresh = None if self._keyed is None else self._keyed.not_older()
             looks = [self._look(leaf, fresh) for leaf in touched]
@@ -457,6 +472,15 @@ class SwapMerge:
                     place.parent,
                     [(statements.excluding_name_of(old.bound), place.condition)],
                     lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
+                )
+
+    def _require_alike(self, built: Sequence[_Built]) -> None:
+        """:raises PartitionMoved: the table was altered since the partitions were built."""
+        for one in built:
+            found = differences(self._connection, one.new, one.leaf.place.parent)
+            if found:
+                raise PartitionMoved(
+                    f"{self._target.name} was altered meanwhile: {'; '.join(found)}"
                 )
 
     # -- the exchange -----------------------------------------------------------------------------

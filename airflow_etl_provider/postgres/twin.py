@@ -82,6 +82,18 @@ def working_name(table: TableName, number: int) -> str:
     return f"{shortened(table.name, room=4)}_i{number}"
 
 
+def identity_defaults(
+    connection: psycopg.Connection[Any], target: Relation, new: TableName, given: Sequence[str]
+) -> tuple[list[sql.SQL], list[sql.SQL]]:
+    """What to run before and after *new* is filled with the columns *given*, so that identity values are drawn."""
+    rows = connection.execute(
+        queries("twin")["identity_defaults"],
+        {"target": target.oid, "new": str(new), "given": list(given)},
+    ).fetchall()
+    # The server's own rendering.
+    return [sql.SQL(before) for before, _ in rows], [sql.SQL(after) for _, after in rows]
+
+
 def finish(
     connection: psycopg.Connection[Any],
     table: TableName,

@@ -82,22 +82,6 @@ WHERE con.conrelid = %(oid)s AND con.contype = 'f'
   AND NOT EXISTS (SELECT FROM pg_constraint AS of WHERE of.oid = con.conparentid AND of.conrelid = con.conrelid)
 ORDER BY con.conname
 
--- name: columns_differ
--- What ATTACH would refuse, with the name of the column.
-SELECT CASE WHEN n.attname IS NULL THEN format('column %%I was added', p.attname)
-            WHEN p.attname IS NULL THEN format('column %%I was dropped or renamed', n.attname)
-            WHEN n.attgenerated <> p.attgenerated THEN format('column %%I is generated otherwise', p.attname)
-            ELSE format('column %%I is now %%s, not %%s', p.attname, format_type(p.atttypid, p.atttypmod),
-                        format_type(n.atttypid, n.atttypmod)) END
-FROM (SELECT * FROM pg_attribute WHERE attrelid = %(parent)s AND attnum > 0 AND NOT attisdropped) AS p
-FULL JOIN (SELECT a.* FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
-           JOIN pg_namespace AS s ON s.oid = c.relnamespace
-           WHERE s.nspname = %(schema)s AND c.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped) AS n
-     ON n.attname = p.attname
-WHERE (n.atttypid, n.atttypmod, n.attcollation, n.attgenerated)
-      IS DISTINCT FROM (p.atttypid, p.atttypmod, p.attcollation, p.attgenerated)
-ORDER BY 1
-
 -- name: problems
 -- What cannot follow, with the name of the thing.
 SELECT DISTINCT format('%%s %%s shows partition %%s by name and would go on showing the replaced rows',
@@ -162,3 +146,12 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = ANY (%(names)s)
   AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = c.oid AND i.indrelid = %(old)s)
+
+-- name: identity_defaults
+-- Until it is attached, a table draws the identity values that a batch does not bring from the target's sequence.
+SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET DEFAULT nextval(%%L::regclass)', %(new)s::text, a.attname,
+              pg_get_serial_sequence(a.attrelid::regclass::text, a.attname)),
+       format('ALTER TABLE %%s ALTER COLUMN %%I DROP DEFAULT', %(new)s::text, a.attname)
+FROM pg_attribute AS a
+WHERE a.attrelid = %(target)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attidentity <> ''
+  AND a.attname <> ALL (%(given)s)
