@@ -8,7 +8,14 @@ from typing import Any
 import psycopg
 import structlog
 
-from airflow_etl_provider.core.errors import CatalogError, ContractError, EtlError, Superseded
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ContractError,
+    EtlError,
+    Stopped,
+    Superseded,
+    TerminalError,
+)
 from airflow_etl_provider.core.load import (
     Manifest,
     Published,
@@ -29,8 +36,9 @@ from airflow_etl_provider.postgres.swap_merge import SwapMerge, filled_tables
 
 log = structlog.get_logger(__name__)
 
-#: Undefined table, duplicate table, duplicate object: what two tries of one load do to each other.
-_RACES = ("42P01", "42P07", "42710")
+#: Undefined table, duplicate table, duplicate object, internal error (of the catalog): what two tries of one
+#: load do to each other.
+_RACES = ("42P01", "42P07", "42710", "XX000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +62,25 @@ class PostgresPublisher:
                 entered = ledger.enter_publish(connection, manifest, strategy)
             if isinstance(entered, Published):
                 return entered
-            _require_batch(connection, manifest)
-            target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
             try:
+                _require_batch(connection, manifest)
+                target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
                 return self._apply(connection, manifest, target, strategy, options, stop, log)
-            except (
-                psycopg.errors.UndefinedTable,
-                psycopg.errors.DuplicateTable,
-                psycopg.errors.DuplicateObject,
-                psycopg.errors.InternalError_,
-                CatalogError,
-            ) as error:
-                if isinstance(error, CatalogError) and error.sqlstate not in _RACES:
+            except (psycopg.Error, EtlError) as error:
+                raced = error.sqlstate in _RACES
+                if isinstance(error, Stopped) or not (raced or isinstance(error, TerminalError)):
                     raise
-                # Another try of this load, at work at the same time, was first with something.
+                # Another try of this load, at work at the same time, may have been first with something.
                 with connection.transaction():
                     entered = ledger.enter_publish(connection, manifest, strategy)
                 if isinstance(entered, Published):
                     return entered
+                if not raced:
+                    raise
+                # Or the target is gone, which is said then.
+                catalog.read_table(connection, manifest.target, label=self.endpoint.label)
                 raise Superseded(
-                    f"{what}: another try of the same load is at work",
+                    f"{what}: another try of the same load, or somebody else, is at work on its tables",
                     remedy="nothing to do: Airflow retries, and finds it published or free",
                 ) from None
 
