@@ -111,10 +111,29 @@ class Exchange:
         )
 
     def prepared(self, change: Change) -> Change:
-        """*change* with the statements that make it, which are written before any lock is taken."""
-        if change.old is not None:
-            self._require_same_columns(change)
+        """*change* with the statements that make it, which are written before any lock is taken.
+
+        :raises ContractError: the table was altered since the new partition was made.
+        """
+        if found := self.alterations(change):
+            raise ContractError(
+                f"{self._target.name} was altered since load {self._manifest.load_id} was staged: "
+                f"{'; '.join(found)}",
+                remedy="clear extract and downstream: the batch is staged anew, as the table is now",
+            )
         return replace(change, steps=tuple(self._steps(change)))
+
+    def alterations(self, change: Change) -> list[str]:
+        """What was altered in the table since the new partition was made, and ATTACH would refuse."""
+        rows = self._connection.execute(
+            queries("twin")["columns_differ"],
+            {
+                "parent": change.place.parent.oid,
+                "schema": change.new.schema,
+                "name": change.new.name,
+            },
+        ).fetchall()
+        return [text for (text,) in rows]
 
     def apply(
         self,
@@ -226,23 +245,6 @@ class Exchange:
                     f"partition {change.place.name} was replaced by somebody else meanwhile"
                 )
 
-    def _require_same_columns(self, change: Change) -> None:
-        """:raises ContractError: the table was changed since the new partition was made."""
-        row = self._connection.execute(
-            queries("twin")["columns_differ"],
-            {
-                "parent": change.place.parent.oid,
-                "schema": change.new.schema,
-                "name": change.new.name,
-            },
-        ).fetchall()
-        if row:
-            raise ContractError(
-                f"{self._target.name} was altered since load {self._manifest.load_id} was staged: "
-                f"{'; '.join(text for (text,) in row)}",
-                remedy="clear extract and downstream: the batch is staged anew, as the table is now",
-            )
-
     def _steps(self, change: Change) -> list[sql.Composable]:
         """The catalog changes for one partition, in order."""
         connection, place, old = self._connection, change.place, change.old
@@ -272,8 +274,8 @@ class Exchange:
         steps += statements.move(change.new, final)
         steps += move_statistics(connection, change.new, final, old)
         steps += [
-            statements.rename_index(final.schema, working_name(change.new, number), name)
-            for number, name in enumerate(index_names)
+            statements.rename_index(final.schema, working_name(change.new, index), name)
+            for index, name in zip(indexes, index_names, strict=True)
         ]
         steps += last_touches(connection, old, parent, final, short_id(self._manifest.load_id))
         return steps

@@ -40,6 +40,9 @@ log = structlog.get_logger(__name__)
 #: load do to each other.
 _RACES = ("42P01", "42P07", "42710", "XX000")
 
+#: Undefined column, other type: the target was altered since the batch was staged.
+_ALTERED = ("42703", "42804")
+
 
 @dataclass(frozen=True, slots=True)
 class PostgresPublisher:
@@ -67,6 +70,8 @@ class PostgresPublisher:
                 target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
                 return self._apply(connection, manifest, target, strategy, options, stop, log)
             except (psycopg.Error, EtlError) as error:
+                if error.sqlstate in _ALTERED:
+                    raise _does_not_fit(manifest, error) from None
                 raced = error.sqlstate in _RACES
                 if isinstance(error, Stopped) or not (raced or isinstance(error, TerminalError)):
                     raise
@@ -153,6 +158,15 @@ class PostgresPublisher:
             translated_errors(f"recording the failure of {load_id}"),
         ):
             ledger.mark_failed(connection, load_id, error)
+
+
+def _does_not_fit(manifest: Manifest, error: psycopg.Error | EtlError) -> ContractError:
+    # Both sorts of error speak of columns and types, never of rows.
+    reason = error.what if isinstance(error, EtlError) else error.diag.message_primary
+    return ContractError(
+        f"the batch of load {manifest.load_id} does not fit {manifest.target} as it is now: {reason}",
+        remedy="clear extract and downstream: the batch is staged anew, as the table is now",
+    )
 
 
 def _require_batch(connection: psycopg.Connection[Any], manifest: Manifest) -> None:

@@ -22,7 +22,7 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres import ledger, locking, statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.catalog import Table, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, size_of
 from airflow_etl_provider.postgres.in_place import require_same_rows
@@ -113,7 +113,8 @@ class SwapMerge:
         self._later: tuple[Window, ...] = ()
 
     def run(self) -> Published:
-        """Build, wait for older snapshots, exchange; over again where rows were written meanwhile.
+        """Build, wait for older snapshots, exchange; over again where rows were written meanwhile, or the table
+        was altered.
 
         :raises CatalogError: the target cannot be swapped.
         :raises ContractError: the batch changed since its audit, or lacks columns that old rows have.
@@ -134,10 +135,16 @@ class SwapMerge:
             def attempt(number: int) -> Published:
                 nonlocal built, fresh
                 if not fresh:
-                    self._log("rows were written meanwhile: the partitions are built anew")
+                    self._log("the table has changed meanwhile: its partitions are built anew")
                     built, fresh = self._build(claim), True
-                changes = [exchange.prepared(self._change(one)) for one in built]
+                changes = [self._change(one) for one in built]
                 try:
+                    for change in changes:
+                        if altered := exchange.alterations(change):
+                            raise PartitionMoved(
+                                f"{self._target.name} was altered: {'; '.join(altered)}"
+                            )
+                    changes = [exchange.prepared(change) for change in changes]
                     return exchange.apply(
                         Strategy.SWAP_MERGE,
                         changes,
@@ -156,6 +163,9 @@ class SwapMerge:
     def _inspect(self) -> None:
         refuse_unswappable(self._connection, self._target)
         locking.require_budget(self._connection, self._options.lock_budget)
+        self._require_whole_rows()
+
+    def _require_whole_rows(self) -> None:
         routed = partition_columns(self._connection, self._target)
         missing = [
             column.name
@@ -179,7 +189,7 @@ class SwapMerge:
     @contextmanager
     def _claim(self) -> Iterator[psycopg.Connection[Any]]:
         """A session whose transaction holds what only one build at a time may work on."""
-        with connect(self._endpoint) as claim, claim.transaction():
+        with connect(self._endpoint) as claim, translated_errors(self._what), claim.transaction():
             milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
             claim.execute(
                 "SELECT set_config('lock_timeout', %s, true),"
@@ -219,6 +229,7 @@ class SwapMerge:
             self._claim_leaves(claim, touched)
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            self._hold_columns()
             require_same_rows(
                 self._manifest, scalar(connection, statements.count(self._manifest.staging))
             )
@@ -255,6 +266,15 @@ class SwapMerge:
             kept=sum(one.kept for one in built),
         )
         return built
+
+    def _hold_columns(self) -> None:
+        """From here to the end of the transaction the table has the columns that it has now: all are carried over."""
+        connection = self._connection
+        milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),))
+        connection.execute(statements.lock(self._target.name, "ACCESS SHARE"))
+        self._target = read_table(connection, self._target.name, label=self._endpoint.label)
+        self._require_whole_rows()
 
     @property
     def _prefix(self) -> str:

@@ -3,6 +3,7 @@ it replaces has of its own."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,9 +73,10 @@ def _indexes(
     ]
 
 
-def working_name(table: TableName, number: int) -> str:
-    """The name of a future partition's index until it is attached."""
-    return f"{shortened(table.name, room=4)}_i{number}"
+def working_name(table: TableName, index: Index) -> str:
+    """The name of a future partition's index until it is attached: another one where *index* is not the same."""
+    what = f"{index.name} {index.is_unique} {index.definition} {index.constraint_definition}"
+    return f"{shortened(table.name, room=9)}_{hashlib.blake2s(what.encode(), digest_size=4).hexdigest()}"
 
 
 def finish(
@@ -89,23 +91,23 @@ def finish(
 ) -> None:
     """Give *table* all that can be given before it is attached, then analyze it.
 
-    A try before this one may have done it, or a part of it: what is there is left as it is.
+    A try before this one may have done it, or a part of it: what is there is left as it is, but for indexes
+    that the parent no longer has.
 
     :param condition: which rows the partition's bound lets in.
     :param in_attempts: runs what needs a lock on tables that foreign keys refer to, until it is granted.
     """
     known = {"schema": table.schema, "name": table.name}
     has_constraint = queries("catalog")["has_constraint"]
-    if not scalar(connection, has_constraint, {**known, "constraint": statements.BOUND_CHECK}):
-        with connection.transaction():
-            if old is not None:
-                params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
-                own_steps = connection.execute(queries("twin")["before_attach"], params)
-                for (own,) in own_steps.fetchall():
-                    connection.execute(own)
-            for number, index in enumerate(indexes):
-                for step in build_index(table, working_name(table, number), index):
-                    connection.execute(step)
+    begun = scalar(connection, has_constraint, {**known, "constraint": statements.BOUND_CHECK})
+    with connection.transaction():
+        if old is not None and not begun:
+            params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
+            own_steps = connection.execute(queries("twin")["before_attach"], params)
+            for (own,) in own_steps.fetchall():
+                connection.execute(own)
+        _have_indexes(connection, table, indexes)
+        if not begun:
             connection.execute(statements.bound_check(table, condition))
     like = parent.oid if old is None else old.oid
     foreign = connection.execute(queries("twin")["foreign_keys"], {"oid": like}).fetchall()
@@ -123,6 +125,29 @@ def finish(
             in_attempts(add)
         connection.execute(statements.validate_constraint(table, name))
     connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
+
+
+def _have_indexes(
+    connection: psycopg.Connection[Any], table: TableName, indexes: Sequence[Index]
+) -> None:
+    """Build those of *indexes* that *table* lacks, and drop what is none of them."""
+    wanted = {working_name(table, index): index for index in indexes}
+    rows = connection.execute(
+        queries("twin")["indexes_of"], {"schema": table.schema, "name": table.name}
+    ).fetchall()
+    for name, is_constraint in rows:
+        if name not in wanted and is_constraint:
+            connection.execute(
+                sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
+                    statements.ident(table), sql.Identifier(name)
+                )
+            )
+        elif name not in wanted:
+            connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(table.schema, name)))
+    there = {name for name, _ in rows}
+    for name, index in wanted.items():
+        for step in [] if name in there else build_index(table, name, index):
+            connection.execute(step)
 
 
 def last_touches(

@@ -83,7 +83,7 @@ WHERE con.conrelid = %(oid)s AND con.contype = 'f'
 ORDER BY con.conname
 
 -- name: columns_differ
--- What ATTACH would refuse, with the name of the column.
+-- What ATTACH would refuse, with the name of the column or the constraint.
 SELECT CASE WHEN n.attname IS NULL THEN format('column %%I was added', p.attname)
             WHEN p.attname IS NULL THEN format('column %%I was dropped or renamed', n.attname)
             WHEN n.attgenerated <> p.attgenerated THEN format('column %%I is generated otherwise', p.attname)
@@ -96,6 +96,31 @@ FULL JOIN (SELECT a.* FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.att
      ON n.attname = p.attname
 WHERE (n.atttypid, n.atttypmod, n.attcollation, n.attgenerated)
       IS DISTINCT FROM (p.atttypid, p.atttypmod, p.attcollation, p.attgenerated)
+UNION ALL
+SELECT format('column %%I must not be NULL now', p.attname)
+FROM pg_attribute AS p
+JOIN pg_attribute AS n ON n.attname = p.attname
+JOIN pg_class AS c ON c.oid = n.attrelid
+JOIN pg_namespace AS s ON s.oid = c.relnamespace
+WHERE p.attrelid = %(parent)s AND p.attnum > 0 AND NOT p.attisdropped AND p.attnotnull AND NOT n.attnotnull
+  AND s.nspname = %(schema)s AND c.relname = %(name)s AND n.attnum > 0 AND NOT n.attisdropped
+UNION ALL
+SELECT format('constraint %%I was added', p.conname)
+FROM pg_constraint AS p
+WHERE p.conrelid = %(parent)s AND p.contype = 'c' AND NOT p.connoinherit
+  AND NOT EXISTS (SELECT FROM pg_constraint AS n JOIN pg_class AS c ON c.oid = n.conrelid
+                  JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                  WHERE s.nspname = %(schema)s AND c.relname = %(name)s AND n.contype = 'c' AND n.conname = p.conname)
+ORDER BY 1
+
+-- name: indexes_of
+SELECT ci.relname::text, EXISTS (SELECT FROM pg_constraint AS con WHERE con.conindid = i.indexrelid
+                                  AND con.conrelid = i.indrelid AND con.contype IN ('p', 'u', 'x'))
+FROM pg_index AS i
+JOIN pg_class AS ci ON ci.oid = i.indexrelid
+JOIN pg_class AS c ON c.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 ORDER BY 1
 
 -- name: problems
