@@ -137,7 +137,8 @@ class PostgresPublisher:
                         (str(round(options.lock_budget.total_seconds() * 1000)),),
                     )
                     for partition in published.partitions:
-                        if partition.previous is not None and not published.already:
+                        if partition.previous is not None:
+                            # Again, should an earlier try have died before it came to this.
                             release(connection, published.load_id, partition)
                         for old in ledger.old_versions(
                             connection, partition.name, keep=options.keep_versions
