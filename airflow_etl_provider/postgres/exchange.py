@@ -283,8 +283,8 @@ class Exchange:
         steps += statements.move(change.new, final)
         steps += move_statistics(connection, change.new, final, old)
         steps += [
-            statements.rename_index(final.schema, working_name(change.new, number), name)
-            for number, name in enumerate(index_names)
+            statements.rename_index(final.schema, working_name(change.new, index), name)
+            for index, name in zip(indexes, index_names, strict=True)
         ]
         steps += last_touches(connection, old, parent, final, short_id(self._manifest.load_id))
         return steps

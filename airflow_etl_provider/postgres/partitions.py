@@ -244,6 +244,29 @@ def _refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: 
         )
 
 
+def partition_of(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    part: PartitionRange,
+    existing: Sequence[Partition],
+) -> Partition | None:
+    """The partition with the bounds of *part*, whatever it is called by now; ``None`` where none has rows of it.
+
+    :raises CatalogError: the table is cut differently by now, or the name for a new partition is taken.
+    """
+    column = target.column(target.partition_columns[0], use="the partition column")
+    name = _existing_name(connection, target, part, existing, column.type)
+    found = [p for p in existing if p.table == TableName(target.name.schema, name or "")]
+    if name is None:
+        (other,) = _overlapping(connection, existing, part, column.type)
+        raise CatalogError(
+            f"partition {other.table} of {target.name} is partitioned itself, or lies in another schema, since the "
+            "batch was staged",
+            remedy="publish with strategy='auto', which then writes in place",
+        )
+    return found[0] if found else None
+
+
 def refuse_default_rows(
     connection: psycopg.Connection[Any],
     target: Table,

@@ -39,6 +39,7 @@ from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.mending import bring_in_line
 from airflow_etl_provider.postgres.partitions import (
     exclude_from_default,
+    partition_of,
     refuse_default_rows,
     refuse_dependents,
     refuse_unswappable,
@@ -117,7 +118,7 @@ class Swap:
         """Build, then exchange.
 
         :raises CatalogError: the target cannot be swapped: other tables reference it, it is published,
-            cut differently, or a privilege is missing.
+            cut differently (by now), or a privilege is missing.
         :raises ContractError: the batch changed since its audit, or holds rows outside its partitions.
         :raises ShrinkBrake: a partition would lose more rows than allowed.
         :raises StateError, FenceConflict: a part of the window was published by a load that was read later.
@@ -127,10 +128,10 @@ class Swap:
         refuse_unswappable(self._connection, self._target)
         locking.require_budget(self._connection, self._options.lock_budget)
         tables = self._fill()
-        existing = self._existing()
         shared = parent_indexes(self._connection, self._target)
-        for part, table in zip(self._manifest.partitions, tables, strict=True):
-            old = existing.get(part.name)
+        for part, table, old in zip(
+            self._manifest.partitions, tables, self._existing(), strict=True
+        ):
             with translated_errors(f"preparing {table} for partition {part.name}"):
                 bring_in_line(
                     self._connection,
@@ -172,11 +173,13 @@ class Swap:
             attempt, lambda: [change.old.oid for change in changes if change.old is not None]
         )
 
-    def _existing(self) -> dict[str, Partition]:
-        return {
-            partition.table.name: partition
-            for partition in read_partitions(self._connection, self._target)
-        }
+    def _existing(self) -> list[Partition | None]:
+        """What stands now where the batch's partitions belong."""
+        found = read_partitions(self._connection, self._target)
+        return [
+            partition_of(self._connection, self._target, part, found)
+            for part in self._manifest.partitions
+        ]
 
     def _fill(self) -> list[TableName]:
         """The tables that become partitions: the staged one itself, or one filled from it for each."""
@@ -241,10 +244,8 @@ class Swap:
             manifest.partitions,
             lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
         )
-        existing = self._existing()
         changes = []
-        for part, table in zip(manifest.partitions, tables, strict=True):
-            old = existing.get(part.name)
+        for part, table, old in zip(manifest.partitions, tables, self._existing(), strict=True):
             refuse_dependents(self._connection, [] if old is None else [old])
             self._require_logged(table)
             rows = self._count_once(table)
@@ -259,7 +260,7 @@ class Swap:
             if rows or before:
                 parent = self._target.name
                 place = Place(
-                    name=TableName(parent.schema, part.name),
+                    name=TableName(parent.schema, part.name) if old is None else old.table,
                     parent=Parent(parent, self._target.oid),
                     clause=statements.range_clause(part),
                     bound=f"FROM ('{part.low}') TO ('{part.high}')",
@@ -306,7 +307,7 @@ class Swap:
     def _require_nothing_above(self, change: Change) -> None:
         """A window may end within its last partition only as long as that holds nothing further."""
         window = self._manifest.window
-        ends = [p.high for p in self._manifest.partitions if p.name == change.place.name.name]
+        ends = [part.high for part in self._manifest.partitions]
         if change.old is None or window.high is None or window.high in ends:
             return
         rows = scalar(

@@ -118,7 +118,8 @@ class SwapMerge:
         self._later: tuple[Window, ...] = ()
 
     def run(self) -> Published:
-        """Build, wait for older snapshots, exchange; over again where rows were written meanwhile.
+        """Build, wait for older snapshots, exchange; over again where rows were written meanwhile, or the table
+        was altered.
 
         :raises CatalogError: the target cannot be swapped.
         :raises ContractError: the batch changed since its audit, or lacks columns that old rows have.
@@ -192,7 +193,7 @@ class SwapMerge:
     @contextmanager
     def _claim(self) -> Iterator[psycopg.Connection[Any]]:
         """A session whose transaction holds what only one build at a time may work on."""
-        with connect(self._endpoint) as claim, claim.transaction():
+        with connect(self._endpoint) as claim, translated_errors(self._what), claim.transaction():
             milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
             claim.execute(
                 "SELECT set_config('lock_timeout', %s, true),"
@@ -232,6 +233,7 @@ class SwapMerge:
             self._claim_leaves(claim, touched)
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            self._hold_columns()
             require_same_rows(
                 self._manifest, scalar(connection, statements.count(self._manifest.staging))
             )
@@ -271,6 +273,15 @@ class SwapMerge:
             kept=sum(one.kept for one in built),
         )
         return built
+
+    def _hold_columns(self) -> None:
+        """From here to the end of the transaction the table has the columns that it has now: all are carried over."""
+        connection = self._connection
+        milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),))
+        connection.execute(statements.lock(self._target.name, "ACCESS SHARE"))
+        self._target = read_table(connection, self._target.name, label=self._endpoint.label)
+        self._require_whole_rows()
 
     @property
     def _prefix(self) -> str:

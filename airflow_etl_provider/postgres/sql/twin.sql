@@ -82,6 +82,16 @@ WHERE con.conrelid = %(oid)s AND con.contype = 'f'
   AND NOT EXISTS (SELECT FROM pg_constraint AS of WHERE of.oid = con.conparentid AND of.conrelid = con.conrelid)
 ORDER BY con.conname
 
+-- name: indexes_of
+SELECT ci.relname::text, EXISTS (SELECT FROM pg_constraint AS con WHERE con.conindid = i.indexrelid
+                                  AND con.conrelid = i.indrelid AND con.contype IN ('p', 'u', 'x'))
+FROM pg_index AS i
+JOIN pg_class AS ci ON ci.oid = i.indexrelid
+JOIN pg_class AS c ON c.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+ORDER BY 1
+
 -- name: problems
 -- What cannot follow, with the name of the thing.
 SELECT DISTINCT format('%%s %%s shows partition %%s by name and would go on showing the replaced rows',
@@ -129,18 +139,6 @@ LEFT JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid =
 WHERE i.indrelid = %(old)s AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
 ORDER BY ci.relname
-
--- name: built_indexes
-SELECT ci.relname::text,
-       i.indisunique,
-       substr(pg_get_indexdef(i.indexrelid),
-              length(format('CREATE %%sINDEX %%I ON %%I.%%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
-                            ci.relname, n.nspname, c.relname)) + 1)
-FROM pg_index AS i
-JOIN pg_class AS ci ON ci.oid = i.indexrelid
-JOIN pg_class AS c ON c.oid = i.indrelid
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 
 -- name: taken_names
 SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
