@@ -24,6 +24,7 @@ from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.request import StageAs, WindowMode
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
+from airflow_etl_provider.quality.report import Report
 from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import (
     FEBRUARY,
@@ -63,7 +64,9 @@ class TestWhatItGives:
         """The plain case: fewer rows than came in, one column from a table of the warehouse."""
         pipe = simple(source, warehouse)
         fill(source, JANUARY, FEBRUARY, 1000)
-        warehouse.run("CREATE TABLE a.names AS SELECT i AS id, 'name ' || i AS name FROM generate_series(1, 2000) i")
+        warehouse.run(
+            "CREATE TABLE a.names AS SELECT i AS id, 'name ' || i AS name FROM generate_series(1, 2000) i"
+        )
         batch = pipe.extract(JANUARY, FEBRUARY)
         assert batch.direct
         made = pipe.transform(
@@ -196,7 +199,9 @@ class TestWhatItGives:
         """What is made of a batch is staged in one table; publish builds the partitions."""
         pipe = simple(source18, warehouse18)
         fill(source18, JANUARY, MARCH, 100)
-        made = pipe.transform(pipe.extract(JANUARY, MARCH), "SELECT id, ts, upper(v) AS v FROM batch")
+        made = pipe.transform(
+            pipe.extract(JANUARY, MARCH), "SELECT id, ts, upper(v) AS v FROM batch"
+        )
         done = publish(pipe, made)
         assert [part.rows for part in done.partitions] == [53, 47]
         assert warehouse18.value("SELECT count(*) FROM a.t WHERE v LIKE 'ROW %'") == 100
@@ -251,7 +256,10 @@ class TestWhatItGives:
         with pytest.raises(ContractError, match="it lacks 'load_id', NOT NULL without a default"):
             pipe.transform(batch, SAME)
         made = pipe.transform(batch, SAME, filled_by_publish=("load_id",))
-        assert publish(pipe, made, strategy=Strategy.APPEND, load_id_column="load_id").rows_inserted == 1
+        assert (
+            publish(pipe, made, strategy=Strategy.APPEND, load_id_column="load_id").rows_inserted
+            == 1
+        )
 
 
 class TestParameters:
@@ -344,7 +352,11 @@ class TestRefused:
         [
             ("id, ts, 1 AS v", "v: integer does not fit|v", None),
             ("id::text, ts, v", "id: text does not fit bigint", "write id::bigint AS id"),
-            ("id, ts::timestamp, v", "ts: timestamp without time zone does not fit", "AT TIME ZONE 'UTC' AS ts"),
+            (
+                "id, ts::timestamp, v",
+                "ts: timestamp without time zone does not fit",
+                "AT TIME ZONE 'UTC' AS ts",
+            ),
             ("id, ts, v, v AS w", "it has 'w', which a.t has not", None),
             ("id, ts, v AS V1", "it has 'v1', which a.t has not; did you mean 'v'", None),
             ("ts, v", "it lacks 'id', NOT NULL without a default", None),
@@ -393,7 +405,11 @@ class TestRefused:
     def test_rows_outside_of_the_window(self, staged):
         """Publish replaces the rows of the window: what lies outside would be there twice one day."""
         pipe, batch = staged
-        for shifted in ("date_trunc('year', ts) - interval '1 day'", "ts + interval '1 month'", "NULL::timestamptz"):
+        for shifted in (
+            "date_trunc('year', ts) - interval '1 day'",
+            "ts + interval '1 month'",
+            "NULL::timestamptz",
+        ):
             with pytest.raises(DataError, match=r"10 rows .* outside of the window"):
                 pipe.transform(batch, f"SELECT id, {shifted} AS ts, v FROM batch")
         assert pipe.left_in_staging() == {batch.staging.name}
@@ -417,7 +433,9 @@ class TestRefused:
         with pytest.raises(ContractError, match="it lacks 'v', which earlier loads"):
             pipe.transform(pipe.extract(JANUARY, FEBRUARY), "SELECT id, ts FROM batch")
 
-    def test_a_stream_with_a_transform_may_read_what_the_target_has_not(self, source18, warehouse18):
+    def test_a_stream_with_a_transform_may_read_what_the_target_has_not(
+        self, source18, warehouse18
+    ):
         """The contract between source and target is about what extract carried, not about what was made of it."""
         pipe = simple(source18, warehouse18)
         warehouse18.run("ALTER TABLE a.t ADD made text")
@@ -503,13 +521,31 @@ class TestStates:
         with pytest.raises(StateError, match="staged, not validated"):
             pipe.publish(first)
 
+    def test_an_audit_of_the_batch_before_says_nothing_of_the_one_after(self, staged):
+        """A zombie of validate ends while the batch is made anew: publish does not take what it has not seen."""
+        pipe, batch = staged
+        first = pipe.transform(batch, SAME)
+        pipe.transform(
+            batch, "SELECT id, ts, 'unseen' AS v FROM batch", try_number=2, clear_number=1
+        )
+        started = datetime.now(UTC)
+        report = Report(batch.load_id, "none", str(first.staging), 10, (), started, started)
+        with pytest.raises(Superseded, match="no longer waiting"):
+            pipe.audits().record_audit(batch.load_id, report, error=None, staging=first.staging)
+        assert pipe.state(batch.load_id) == "staged"
+
     def test_a_published_load_is_left_alone(self, staged):
         pipe, batch = staged
         made = pipe.transform(batch, SAME)
         publish(pipe, made)
-        again = pipe.transform(batch, "SELECT * FROM batch WHERE false", try_number=2, clear_number=1)
+        again = pipe.transform(
+            batch, "SELECT * FROM batch WHERE false", try_number=2, clear_number=1
+        )
         assert again.rows == 10
-        assert "already published; clear extract and downstream to load the window anew" in pipe.log.names()
+        assert (
+            "already published; clear extract and downstream to load the window anew"
+            in pipe.log.names()
+        )
 
     def test_a_second_transform_is_refused(self, staged):
         """It would read what extract staged, and undo the first."""
@@ -520,14 +556,20 @@ class TestStates:
 
     def test_an_original_that_is_gone(self, staged):
         pipe, batch = staged
-        pipe.warehouse.run(sql.SQL("DROP TABLE {}").format(sql.Identifier("etl_staging", batch.staging.name)))
+        pipe.warehouse.run(
+            sql.SQL("DROP TABLE {}").format(sql.Identifier("etl_staging", batch.staging.name))
+        )
         with pytest.raises(ContractError, match="is gone"):
             pipe.transform(batch, SAME)
 
     def test_an_original_that_somebody_changed(self, staged):
         """What is read is what was staged, or nothing."""
         pipe, batch = staged
-        pipe.warehouse.run(sql.SQL("DELETE FROM {} WHERE id = 1").format(sql.Identifier("etl_staging", batch.staging.name)))
+        pipe.warehouse.run(
+            sql.SQL("DELETE FROM {} WHERE id = 1").format(
+                sql.Identifier("etl_staging", batch.staging.name)
+            )
+        )
         with pytest.raises(ContractError, match="holds 9 rows, 10 were staged"):
             pipe.transform(batch, SAME)
 
@@ -540,7 +582,9 @@ class TestStates:
     def test_a_transformed_batch_that_is_gone_is_read_anew_by_extract(self, staged):
         pipe, batch = staged
         made = pipe.transform(batch, SAME)
-        pipe.warehouse.run(sql.SQL("DROP TABLE {}").format(sql.Identifier("etl_staging", made.staging.name)))
+        pipe.warehouse.run(
+            sql.SQL("DROP TABLE {}").format(sql.Identifier("etl_staging", made.staging.name))
+        )
         again = pipe.extract(JANUARY, FEBRUARY, load_id=batch.load_id, try_number=2)
         assert again.transformed is None
         assert pipe.left_in_staging() == {again.staging.name}
@@ -550,7 +594,11 @@ class TestStates:
         pipe, batch = staged
         first = pipe.transform(batch, SAME)
         with pipe.warehouse.connect() as looking, looking.transaction():
-            looking.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier("etl_staging", first.staging.name)))
+            looking.execute(
+                sql.SQL("SELECT * FROM {}").format(
+                    sql.Identifier("etl_staging", first.staging.name)
+                )
+            )
             made = pipe.transform(batch, SAME, try_number=2, clear_number=1)
             assert first.staging.name in pipe.left_in_staging()
         publish(pipe, made)
@@ -627,8 +675,8 @@ class TestInterrupted:
 
     def test_a_load_that_was_cleared_meanwhile_keeps_nothing_of_it(self, staged):
         pipe, batch = staged
+        pipe.warehouse.run("UPDATE etl.loads SET state = 'abandoned'")
         with pytest.raises(StateError, match="abandoned"):
-            pipe.warehouse.run("UPDATE etl.loads SET state = 'abandoned'")
             pipe.transform(batch, SAME)
 
 
@@ -645,7 +693,11 @@ def test_lineage_knows_what_is_a_column_of_the_source(source18, warehouse18):
         "WITH own AS (SELECT * FROM batch) SELECT o.id, o.ts, coalesce(n.name, o.v) AS v FROM own AS o"
         " LEFT JOIN a.names AS n USING (id) WHERE NOT EXISTS (SELECT FROM a.seen AS s WHERE s.id = o.id)",
     )
-    assert {column.name: column.source for column in made.columns} == {"id": "id", "ts": "ts", "v": None}
+    assert {column.name: column.source for column in made.columns} == {
+        "id": "id",
+        "ts": "ts",
+        "v": None,
+    }
     assert [name.split(".", 1)[1] for _, name in made.transformed.reads] == ["a.lookup", "a.seen"]
     assert made.rows == 10
 
@@ -675,10 +727,15 @@ def test_names_are_looked_up_as_the_role_does(source18, warehouse18):
     )
     fill(source18, JANUARY, FEBRUARY, 3)
     made = pipe.transform(
-        pipe.extract(JANUARY, FEBRUARY), "SELECT batch.id, ts, name AS v FROM batch LEFT JOIN names USING (id)"
+        pipe.extract(JANUARY, FEBRUARY),
+        "SELECT batch.id, ts, name AS v FROM batch LEFT JOIN names USING (id)",
     )
     publish(pipe, made)
-    assert warehouse18.run("SELECT id, v FROM a.t ORDER BY id") == [(1, "one"), (2, None), (3, None)]
+    assert warehouse18.run("SELECT id, v FROM a.t ORDER BY id") == [
+        (1, "one"),
+        (2, None),
+        (3, None),
+    ]
 
 
 def test_a_long_select_is_transformed_in_utc(source18, warehouse18):
