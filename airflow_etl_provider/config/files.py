@@ -162,9 +162,11 @@ class _Files:
 
     def _stream(self, data: dict[str, Any], path: KeyPath) -> dict[str, Any]:
         data = dict(data)
-        source, quality = data.get("source"), data.get("quality")
+        source, transform, quality = (data.get(key) for key in ("source", "transform", "quality"))
         if isinstance(source, dict) and isinstance(source.get("query_file"), str):
             data["source"] = self._query(source, (*path, "source"))
+        if isinstance(transform, dict) and isinstance(transform.get("sql_file"), str):
+            data["transform"] = self._sql(transform, (*path, "transform"))
         if isinstance(quality, dict) and isinstance(quality.get("suite"), str):
             data["quality"] = self._suite(quality, (*path, "quality"))
         return data
@@ -183,6 +185,19 @@ class _Files:
             self._refuse(key, f"{source['query_file']} is empty", "write a SELECT into it")
             return source
         return source | {"query": text.strip()}
+
+    def _sql(self, transform: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+        key = (*path, "sql_file")
+        if transform.get("sql") is not None:
+            self._refuse(key, "stands beside sql", "write exactly one of sql, sql_file and python")
+            return transform
+        text = self._text(transform["sql_file"], key)
+        if text is None:
+            return transform
+        if not text.strip():
+            self._refuse(key, f"{transform['sql_file']} is empty", "write a SELECT into it")
+            return transform
+        return transform | {"sql": text.strip()}
 
     def _suite(self, quality: dict[str, Any], path: KeyPath) -> dict[str, Any]:
         key = (*path, "suite")

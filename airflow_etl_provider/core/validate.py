@@ -47,7 +47,14 @@ class AuditArea(Protocol):
         """:raises ContractError: the staged table is gone or no longer holds the staged rows."""
         ...
 
-    def record_audit(self, load_id: str, report: AuditReport, *, error: str | None) -> None: ...
+    def record_audit(
+        self, load_id: str, report: AuditReport, *, error: str | None, staging: TableName | None
+    ) -> None:
+        """Record the verdict on *staging*.
+
+        :raises Superseded: the batch of the load is another one by now.
+        """
+        ...
 
     def fail(self, load_id: str, error: str) -> None: ...
 
@@ -91,7 +98,7 @@ def validate(
     try:
         reject(report, manifest.staging)
     except QualityGateFailed as failure:
-        area.record_audit(load_id, report, error=failure.what)
+        area.record_audit(load_id, report, error=failure.what, staging=manifest.staging)
         log(
             "batch rejected",
             load_id=load_id,
@@ -99,6 +106,6 @@ def validate(
             failures=list(failure.failures),
         )
         raise
-    area.record_audit(load_id, report, error=None)
+    area.record_audit(load_id, report, error=None, staging=manifest.staging)
     log("batch validated", load_id=load_id, verdict=report.verdict, rows=manifest.rows)
     return manifest, report

@@ -1,4 +1,4 @@
-"""A DAG from one pipeline: extract, validate and publish for each of its streams."""
+"""A DAG from one pipeline: extract, transform, validate and publish for each of its streams."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from airflow.sdk import DAG, Param, TaskGroup, TriggerRule
 
 from airflow_etl_provider.config.files import parse_pipeline
 from airflow_etl_provider.config.findings import Finding, as_written
-from airflow_etl_provider.config.models import Pipeline, Source, Stream
+from airflow_etl_provider.config.models import Pipeline, Source, Stream, Transform
 from airflow_etl_provider.config.rules import group_id
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.request import NullCursor, OnEmpty, WindowMode
+from airflow_etl_provider.core.request import NullCursor, OnEmpty, StageAs, WindowMode
 from airflow_etl_provider.factories import schedule
 from airflow_etl_provider.factories.page import page
 from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 from airflow_etl_provider.operators.publish import PartitionSwapOperator
+from airflow_etl_provider.operators.transform import TransformOperator
 from airflow_etl_provider.operators.validate import QualityValidationOperator
 from airflow_etl_provider.quality.suite import parse_suite
 
@@ -132,7 +133,7 @@ def _load(
     strategy: Strategy,
     suffix: str = "",
 ) -> tuple[IncrementalExtractOperator, PartitionSwapOperator]:
-    """extract >> validate >> publish of what *window* says; returns the first and the last."""
+    """extract >> transform (if any) >> validate >> publish of what *window* says; returns the first and the last."""
     source, target = stream.source, stream.target
     partition = None
     if target.partition is not None:
@@ -156,11 +157,21 @@ def _load(
         checksum=source.checksum,
         zero_dates=source.zero_dates,
         filled_by_publish=list(target.filled_by_publish),
+        stage_as=(StageAs.TARGET if stream.transform is None else StageAs.SOURCE).value,
         **window,
     )
+    staged: IncrementalExtractOperator | TransformOperator = extract
+    if stream.transform is not None:
+        staged = TransformOperator(
+            task_id=f"transform{suffix}",
+            batch=extract.output,
+            filled_by_publish=list(target.filled_by_publish),
+            **_transform(stream.transform),
+        )
+        extract >> staged
     validate = QualityValidationOperator(
         task_id=f"validate{suffix}",
-        batch=extract.output,
+        batch=staged.output,
         expectations=suite,
         **_given(engine=stream.quality.engine, result_format=stream.quality.result_format),
     )
@@ -186,8 +197,23 @@ def _load(
         readers_on_standby=target.readers_on_standby,
         audit=target.audit,
     )
-    extract >> validate >> publish
+    staged >> validate >> publish
     return extract, publish
+
+
+def _transform(transform: Transform) -> dict[str, Any]:
+    """What the pipeline says of these arguments of the transform, whose defaults are the operator's."""
+    given = {
+        "sql": transform.sql,
+        "python_callable": transform.python,
+        "parameters": transform.parameters,
+        "on_error": None if transform.on_error is None else transform.on_error.value,
+        "max_dead_share": transform.max_dead_share,
+        "max_dead_rows": transform.max_dead_rows,
+        "batch_rows": transform.batch_rows,
+        "as_text": None if transform.as_text is None else list(transform.as_text),
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _declared(source: Source) -> dict[str, Any]:

@@ -53,20 +53,39 @@ class PostgresAuditArea:
                 manifest, catalog.scalar(connection, statements.count(manifest.staging))
             )
 
-    def record_audit(self, load_id: str, report: AuditReport, *, error: str | None) -> None:
+    def record_audit(
+        self, load_id: str, report: AuditReport, *, error: str | None, staging: TableName | None
+    ) -> None:
         self._record(
-            load_id, report.as_ledger(), rejected=report.verdict == "rejected", error=error
+            load_id,
+            report.as_ledger(),
+            rejected=report.verdict == "rejected",
+            error=error,
+            staging=staging,
         )
 
     def _record(
-        self, load_id: str, report: Mapping[str, Any], *, rejected: bool, error: str | None
+        self,
+        load_id: str,
+        report: Mapping[str, Any],
+        *,
+        rejected: bool,
+        error: str | None,
+        staging: TableName | None = None,
     ) -> None:
         with (
             connect(self.endpoint) as connection,
             translated_errors(f"recording the audit of load {load_id}"),
             connection.transaction(),
         ):
-            ledger.mark_audited(connection, load_id, rejected=rejected, report=report, error=error)
+            ledger.mark_audited(
+                connection,
+                load_id,
+                rejected=rejected,
+                report=report,
+                error=error,
+                staging=staging,
+            )
 
     def waive(self, load_id: str, actor: str) -> None:
         """Record that nobody audited the load because the task said ``audit="none"``."""

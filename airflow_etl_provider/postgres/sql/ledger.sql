@@ -149,6 +149,7 @@ ON CONFLICT (load_id, row_hash, ordinal) DO NOTHING
 UPDATE etl.loads
 SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s
 WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
+  AND (%(staging)s::text IS NULL OR staging = %(staging)s::text)
 
 -- name: mark_failed
 UPDATE etl.loads
