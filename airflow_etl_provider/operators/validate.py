@@ -27,6 +27,12 @@ from airflow_etl_provider.operators.run import (
     operator_lineage,
     run_info,
 )
+from airflow_etl_provider.operators.stream_checks import (
+    of_rows,
+    refuse_without_load,
+    stream_results,
+    with_stream_results,
+)
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.quality.gx import GreatExpectationsAuditor
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
@@ -59,12 +65,14 @@ class QualityValidationOperator(BaseOperator):
         vocabulary; severity is ``critical`` (default), ``warning`` or ``info``. Never templated.
     :param suite: file with a suite (JSON or YAML, as Great Expectations exports it), relative to the
         DAG's file; read when the DAG is parsed.
+    :param source: the SELECT that extract read, for ``expect_batch_to_match_source``; of a table the batch
+        knows the name. (templated)
     :param engine: ``auto`` or ``gx``.
     :param conn_id: PostgreSQL connection, with *table* instead of *batch*. (templated)
     :param table: ``schema.table`` to check, with *conn_id*. (templated)
     """
 
-    template_fields: Sequence[str] = ("batch", "conn_id", "table")
+    template_fields: Sequence[str] = ("batch", "source", "conn_id", "table")
     ui_color = "#fdf0c8"
 
     def __init__(
@@ -73,6 +81,7 @@ class QualityValidationOperator(BaseOperator):
         batch: Any = None,
         expectations: Sequence[Mapping[str, Any]] | None = None,
         suite: str | Path | None = None,
+        source: str | None = None,
         engine: str = "auto",
         conn_id: str | None = None,
         table: str | None = None,
@@ -80,12 +89,15 @@ class QualityValidationOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.batch = batch
+        self.source = source
         self.conn_id = conn_id
         self.table = table
         self.engine = engine
         # Read while the DAG is parsed: a bad suite is an import error, long before data moves, and a
         # version of the DAG keeps the suite it had.
         self.expectations: Suite | None = self._read_suite(expectations, suite)
+        if batch is None:
+            refuse_without_load(self.expectations)
         self._stopper = Stopper()
         self._auditor: GreatExpectationsAuditor | None = None
         self._manifest: Manifest | None = None
@@ -138,6 +150,7 @@ class QualityValidationOperator(BaseOperator):
                 f"task {self.task_id} has nothing to validate",
                 remedy="give batch=extract.output, or conn_id and table",
             )
+        refuse_without_load(self.expectations)
         name = application_name("validate", None, run_info(context))
         area = PostgresAuditArea(EtlPostgresHook(postgres_conn_id=self.conn_id).endpoint(name))
         table = TableName.parse(self.table)
@@ -149,13 +162,16 @@ class QualityValidationOperator(BaseOperator):
         started = datetime.now(UTC)
         columns = self._columns = area.columns(table)
         self._dataset = area.dataset(table if self._manifest is None else self._manifest.target)
-        if self.expectations is not None:
-            check_columns(self.expectations, [column.name for column in columns])
+        suite = self.expectations
+        if suite is not None:
+            check_columns(suite, [column.name for column in columns])
+        rows_only = None if suite is None else of_rows(suite)
+        if rows_only is not None:
             endpoint = area.endpoint
             self._auditor = GreatExpectationsAuditor(
                 endpoint.parameters(), endpoint.application_name
             )
-            audit = partial(self._auditor.audit, table.schema, table.name, self.expectations)
+            audit = partial(self._auditor.audit, table.schema, table.name, rows_only)
             self._report = in_worker(partial(audit, load_id=load_id), self._auditor.cancel)
         else:
             self._report = Report(
@@ -167,6 +183,10 @@ class QualityValidationOperator(BaseOperator):
                 started_at=started,
                 finished_at=datetime.now(UTC),
             )
+        manifest = None if self._manifest is None else area.load(load_id).manifest
+        if suite is not None and manifest is not None:
+            judged = stream_results(suite, manifest, area.endpoint, source=self.source)
+            self._report = with_stream_results(self._report, suite, judged)
         for line in self._report.as_table().splitlines():
             self.log.info("%s", line)
         return self._report

@@ -1,7 +1,7 @@
 """Which expectations exist and what they take, known without importing Great Expectations.
 
 ``gallery.json`` is generated from the installed Great Expectations; write it anew after an
-upgrade with ``python -m airflow_etl_provider.quality.gallery``.
+upgrade with ``python -m airflow_etl_provider.quality.gallery``. ``OWN_TYPES`` are this package's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from airflow_etl_provider.quality.own import FRESH, ROW_COUNT, SOURCE, TARGET
 
 FILE = "gallery.json"
 
@@ -33,15 +35,17 @@ _COMMON_FIELDS = frozenset(
         "windows",
     }
 )
-_COLUMN_KWARGS = frozenset({"column", "column_A", "column_B", "column_list", "column_set"})
+_LISTS = frozenset({"column_list", "column_set"})
+_COLUMN_KWARGS = frozenset({"column", "column_A", "column_B"}) | _LISTS
 
 
 @dataclass(frozen=True, slots=True)
 class Kwarg:
-    """One keyword of an expectation: must it be given, does it name columns of the table."""
+    """One keyword of an expectation: must it be given, does it name columns of the table, and a list of them."""
 
     required: bool
     names_columns: bool
+    many: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +56,45 @@ class ExpectationType:
     kwargs: Mapping[str, Kwarg]
 
 
+def _own(
+    name: str, *plain: str, column: str | None = None, lists: tuple[str, ...] = ()
+) -> ExpectationType:
+    kwargs = {key: Kwarg(required=False, names_columns=False) for key in plain}
+    if column is not None:
+        kwargs[column] = Kwarg(required=False, names_columns=True)
+    kwargs |= {key: Kwarg(required=False, names_columns=True, many=True) for key in lists}
+    return ExpectationType(name, MappingProxyType(kwargs))
+
+
+#: Types that Great Expectations does not have, by name; what their keywords mean: :mod:`quality.own`.
+OWN_TYPES: Mapping[str, ExpectationType] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            _own(ROW_COUNT, "deviations", "loads", "min_loads", "season"),
+            _own(FRESH, "max_age", "deviations", "loads", "min_loads", "season", column="column"),
+            _own(SOURCE, "tolerance", lists=("sum", "min", "max", "checksum")),
+            _own(TARGET, "filled_by_publish"),
+        )
+    }
+)
+
+
 @cache
 def read_gallery() -> Mapping[str, ExpectationType]:
-    """The expectation types a suite may use, by name."""
+    """The expectation types a suite may use, by name: those of Great Expectations and our own."""
     text = files("airflow_etl_provider.quality").joinpath(FILE).read_text(encoding="utf-8")
     return MappingProxyType(
         {
             name: ExpectationType(
-                name, MappingProxyType({key: Kwarg(**facts) for key, facts in kwargs.items()})
+                name,
+                MappingProxyType(
+                    {key: Kwarg(**facts, many=key in _LISTS) for key, facts in kwargs.items()}
+                ),
             )
             for name, kwargs in json.loads(text)["expectations"].items()
         }
+        | dict(OWN_TYPES)
     )
 
 

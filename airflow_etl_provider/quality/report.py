@@ -32,7 +32,8 @@ class ExpectationResult:
     """The outcome of one expectation.
 
     ``exception`` is set when it could not be evaluated, which counts as failed. ``observed_value``
-    and ``partial_unexpected_list`` hold values of rows and go to the ledger only.
+    and ``partial_unexpected_list`` hold values of rows and go to the ledger only; ``note`` is what an
+    expectation of ours found, in one line without any value of a row.
     """
 
     type: str
@@ -47,6 +48,8 @@ class ExpectationResult:
     observed_value: Any = None
     partial_unexpected_list: tuple[Any, ...] = ()
     exception: str | None = None
+    note: str | None = None
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         if self.success and self.exception is not None:
@@ -62,6 +65,8 @@ class ExpectationResult:
         """What was found, in one line without any value of a row."""
         if self.exception is not None:
             return f"could not be evaluated: {self.exception}"
+        if self.note is not None:
+            return self.note
         if self.success and not self.unexpected_count:
             return "holds"
         if self.unexpected_count is not None and self.element_count:
