@@ -37,6 +37,7 @@ from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.quality.gx import GreatExpectationsAuditor
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
 from airflow_etl_provider.quality.suite import (
+    Severity,
     Suite,
     check_columns,
     load_suite,
@@ -189,11 +190,13 @@ class QualityValidationOperator(BaseOperator):
             self._report = with_stream_results(self._report, suite, judged)
         for line in self._report.as_table().splitlines():
             self.log.info("%s", line)
+        for failure in self._report.failures(Severity.WARNING):
+            self.log.warning("%s", failure)
         return self._report
 
     def _reject(self, report: AuditReport, table: TableName) -> None:
         if isinstance(report, Report):
-            raise_if_rejected(report, staging=str(table))
+            raise_if_rejected(report, staging=None if self._manifest is None else str(table))
 
     def _read_suite(
         self, expectations: Sequence[Mapping[str, Any]] | None, suite: str | Path | None
