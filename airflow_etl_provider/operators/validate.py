@@ -40,7 +40,7 @@ from airflow_etl_provider.quality.suite import (
     Severity,
     Suite,
     check_columns,
-    load_suite,
+    find_suite,
     parse_suite,
 )
 
@@ -65,7 +65,8 @@ class QualityValidationOperator(BaseOperator):
     :param expectations: inline suite: ``{"type", "kwargs", "severity"}`` in Great Expectations'
         vocabulary; severity is ``critical`` (default), ``warning`` or ``info``. Never templated.
     :param suite: file with a suite (JSON or YAML, as Great Expectations exports it), relative to the
-        DAG's file; read when the DAG is parsed.
+        DAG's file, or ``gx:NAME``: a suite of the Great Expectations project beside it or above; read when the
+        DAG is parsed.
     :param source: the SELECT that extract read, for ``expect_batch_to_match_source``; of a table the batch
         knows the name. (templated)
     :param engine: ``auto`` or ``gx``.
@@ -208,7 +209,5 @@ class QualityValidationOperator(BaseOperator):
             )
         if suite is None:
             return parse_suite(expectations, name=self.task_id) if expectations else None
-        path = Path(suite)
-        if not path.is_absolute() and self.has_dag():  # type: ignore[no-untyped-call]
-            path = Path(self.dag.fileloc).parent / path
-        return load_suite(path)
+        beside = Path(self.dag.fileloc).parent if self.has_dag() else Path()  # type: ignore[no-untyped-call]
+        return find_suite(suite, beside)

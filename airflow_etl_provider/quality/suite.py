@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
+from airflow_etl_provider.core.gx_project import is_stored, stored_suite
 from airflow_etl_provider.quality.gallery import OWN_TYPES, ExpectationType, Kwarg, read_gallery
 from airflow_etl_provider.quality.own import check_own_kwargs
 
@@ -146,6 +147,16 @@ def suite_from_json(document: Any, name: str = "inline") -> Suite:
     if "expectations" not in document:
         raise ConfigurationError(f"suite {given!r} has no key 'expectations'")
     return parse_suite(document["expectations"], given)
+
+
+def find_suite(reference: str | Path, folder: Path) -> Suite:
+    """The suite that *reference* names: a file, or ``gx:NAME`` of a Great Expectations project.
+
+    :param folder: where files are relative to, and where a project is looked for, and above it.
+    """
+    if isinstance(reference, str) and is_stored(reference):
+        return load_suite(stored_suite(reference, folder, yaml.safe_load, yaml.YAMLError))
+    return load_suite(folder / reference)
 
 
 def load_suite(path: str | Path) -> Suite:
