@@ -146,7 +146,7 @@ class _Judge:
     """Great Expectations on one selection of rows."""
 
     def __init__(self, engine: sa.Engine, selection: _Selection) -> None:
-        _import_great_expectations()
+        import_great_expectations()
         from great_expectations.execution_engine.sqlalchemy_execution_engine import (
             SqlAlchemyExecutionEngine,
         )
@@ -245,7 +245,7 @@ class _Selection:
         return str(self._select.compile(dialect=dialect)).replace("%%", "%")
 
 
-def _import_great_expectations() -> None:
+def import_great_expectations() -> None:
     """Import it without telemetry and in silence.
 
     Its loggers announce each registered function at import and quote server errors with the
