@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from datetime import timedelta
 
-from airflow_etl_provider.cli import doctor, lint, maintenance, streams, watermark
+from airflow_etl_provider.cli import doctor, lint, maintenance, report, streams, watermark
 from airflow_etl_provider.cli.answer import FINDING, USAGE, Answer, UsageError
 from airflow_etl_provider.core.errors import EtlError
 
@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     shown = _add(commands, "loads", streams.loads, "the last loads of a stream", database)
     _stream(shown)
     _limit(shown, 20)
+    audit = _add(commands, "report", report.report, "what the audit of a load found", database)
+    audit.add_argument("load_id", metavar="LOAD_ID")
+    audit.add_argument(
+        "--html",
+        metavar="FILE|DIR",
+        help="write it as a page of Great Expectations' Data Docs, into a file or, named like the load, a folder",
+    )
     _add(
         commands, "doctor", doctor.doctor, "whether the server suits, and what to change", database
     )

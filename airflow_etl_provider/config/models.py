@@ -279,8 +279,8 @@ Expectation = Annotated[
             "properties": {
                 "type": {
                     "type": "string",
-                    "pattern": "^expect_",
-                    "description": "an expectation of Great Expectations",
+                    "pattern": "^(expect_|unexpected_rows_expectation$)",
+                    "description": "an expectation of Great Expectations, or one of this provider",
                 },
                 "kwargs": {"type": "object", "description": "its arguments, such as column"},
                 "severity": {"enum": ["critical", "warning", "info"], "default": "critical"},
@@ -622,7 +622,9 @@ class Quality(_Model):
     )
     suite: Name | None = Field(
         default=None,
-        description="the name of a suite's JSON or YAML file, relative to the pipeline's file",
+        description="the name of a suite's JSON or YAML file, relative to the pipeline's file, or gx:NAME, a suite of "
+        "the Great Expectations project (gx/) beside the pipeline's file or in a folder above it",
+        examples=["suites/flights.json"],
     )
     engine: Engine | None = Field(
         default=None,
@@ -663,8 +665,8 @@ class Stream(_Model):
     )
     quality: Quality = Field(
         default=Quality(),
-        description="a list of expectations, or {suite: file}",
-        examples=["{suite: suites/flights.json}"],
+        description="a list of expectations, or where a suite of them is: a file, or gx:NAME",
+        examples=["suites/flights.json"],
     )
 
     @property
@@ -699,6 +701,8 @@ class Stream(_Model):
     def _bare_list(cls, quality: object) -> object:
         if quality is None:
             return Quality()
+        if isinstance(quality, str):
+            return {"suite": quality}
         return {"expectations": quality} if isinstance(quality, list | tuple) else quality
 
     @model_validator(mode="after")

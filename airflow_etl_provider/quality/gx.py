@@ -295,6 +295,7 @@ def _result(expectation: Expectation, outcome: Any) -> ExpectationResult:
         missing_count=_whole(found.get("missing_count")),
         observed_value=found.get("observed_value"),
         partial_unexpected_list=tuple(found.get("partial_unexpected_list") or ())[:_SAMPLE],
+        engine=ENGINE,
     )
 
 
@@ -306,6 +307,7 @@ def _failed(expectation: Expectation, reason: str) -> ExpectationResult:
         success=False,
         column=_column(expectation),
         exception=reason,
+        engine=ENGINE,
     )
 
 

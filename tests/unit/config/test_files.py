@@ -126,6 +126,8 @@ def test_suites_and_sql_become_part_of_the_pipeline(tmp_path: Path) -> None:
     assert pipeline.streams[0].transform.sql == "SELECT * FROM batch"
     assert pipeline.streams[0].source_text == "SELECT 1 WHERE cursor >= :low AND cursor < :high"
     assert pipeline.streams[0].quality.expectations[0]["type"] == "expect_table_row_count_to_equal"
+    alone = read_pipeline(written(tmp_path, text + "quality: suites/flights.json\n")).pipeline
+    assert alone == pipeline
 
 
 def replaced(old: str, new: str) -> str:
@@ -297,6 +299,14 @@ MISTAKES = {
     "a suite that is not there": (
         FLIGHTS.split("quality:")[0] + "quality: {suite: suites/no.json}\n",
         ["flights.yaml:14: quality.suite: suites/no.json cannot be read: No such file or directory; names are "],
+    ),
+    "a suite alone that is not there": (
+        FLIGHTS.split("quality:")[0] + "quality: suites/no.json\n",
+        ["flights.yaml:14: quality: suites/no.json cannot be read: No such file or directory; names are "],
+    ),
+    "a suite of no project": (
+        FLIGHTS.split("quality:")[0] + "quality: gx:flights\n",
+        ["flights.yaml:14: quality: no Great Expectations project (gx/great_expectations.yml) stands in "],
     ),
     "a query file that is not there": (
         replaced("table: public.flights", "query_file: sql/no.sql"),
