@@ -43,6 +43,7 @@ from airflow_etl_provider.quality.plan import (
     UniqueCheck,
     every,
     present,
+    regexes_of,
     simplified,
 )
 from airflow_etl_provider.quality.report import ExpectationResult, Judged
@@ -222,8 +223,7 @@ class _Judging:
     def _questions(self, check: Check) -> _Questions:
         match check:
             case RowCheck():
-                counts = self._counts(check)
-                return _Questions([count for count in counts if count is not None])
+                return _Questions([*_asked(*self._counts(check)), *_valid_regexes(check)])
             case UniqueCheck():
                 statements = [] if self._is_proven(check) else [self._duplicates(check)]
                 counts = (self._count(check.within), self._count(every(check.within, check.judged)))
@@ -366,7 +366,8 @@ class _Judging:
             or judged == 0
             or (float(judged) - float(wrong)) / float(judged) >= check.mostly,
             element_count=total,
-            unexpected_count=wrong,
+            # Great Expectations adds up the unexpected rows of a single column, and a sum of none is no number.
+            unexpected_count=None if total == 0 and _is_of_one_column(check) else wrong,
             unexpected_percent=wrong / judged * 100 if judged else None,
             missing_count=None if check.judged is None else total - judged,
             partial_unexpected_list=shown,
@@ -435,17 +436,29 @@ class _Judging:
             return self.connection.execute(sql.SQL("SELECT {} ").format(as_text) + rest).fetchall()
 
     def _observed(self, check: MeasureCheck, answers: _Answers) -> Any:
+        if check.function is Function.DISTINCT:
+            return answers.value(self._distinct_count(check))
+        if check.function not in (Function.ROWS, Function.SHARE_PRESENT, Function.SHARE_DISTINCT):
+            return answers.value(self._aggregate(check))
         count = _number(answers, self._count(check.within))
         if check.function is Function.ROWS:
             return count
-        if check.function is Function.DISTINCT:
-            return answers.value(self._distinct_count(check))
-        if check.function in (Function.SHARE_PRESENT, Function.SHARE_DISTINCT):
-            some = _number(answers, self._count(every(check.within, present(check.column or ""))))
-            if check.function is Function.SHARE_PRESENT:
-                return some / count if count else 0
-            return answers.value(self._distinct_count(check)) / some if some else 0
-        return answers.value(self._aggregate(check))
+        some = _number(answers, self._count(every(check.within, present(check.column or ""))))
+        if check.function is Function.SHARE_PRESENT:
+            return some / count if count else 0
+        return answers.value(self._distinct_count(check)) / some if some else 0
+
+
+def _valid_regexes(check: RowCheck) -> list[sql.Composable]:
+    """Has regexes compiled even where no row is matched with them: a broken one is never left unnoticed."""
+    return [
+        sql.SQL("bool_or('' ~ {})").format(literal(regex))
+        for regex in sorted(regexes_of(check.unexpected))
+    ]
+
+
+def _is_of_one_column(check: Check) -> bool:
+    return isinstance(check, RowCheck) and len(check.columns) == 1
 
 
 def _asked(*counts: sql.Composable | None) -> list[sql.Composable]:

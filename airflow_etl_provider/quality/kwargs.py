@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime
 from typing import Any
 
 from airflow_etl_provider.quality.plan import (
+    Bounds,
+    Check,
     Comparison,
     Constant,
     Either,
@@ -29,11 +31,14 @@ class NotExact(Exception):
 
 Kwargs = Mapping[str, Any]
 Columns = Mapping[str, str]
+#: Raises ``NotExact`` where there is no check that says exactly the same.
+Compile = Callable[[Kwargs, Columns], Check]
 
 
 # -- literals -------------------------------------------------------------------------------------
 
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOMENT = re.compile(
     r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}(:?\d{2})?)?"
 )
@@ -44,7 +49,8 @@ def bound(value: Any) -> Value:
     if isinstance(value, bool):
         raise NotExact
     if isinstance(value, int | float):
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     if isinstance(value, str):
         if DATE.fullmatch(value):
             with suppress(ValueError):
@@ -62,13 +68,20 @@ def scalars(values: Any) -> tuple[Value, ...]:
 
 
 def scalar(value: Any) -> Value:
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, str):
+        return text(value)
+    if value is None or isinstance(value, int | float | bool):
         return value
     raise NotExact
 
 
 def text(value: Any) -> str:
-    if not isinstance(value, str):
+    # PostgreSQL has no text with these.
+    if (
+        not isinstance(value, str)
+        or "\x00" in value
+        or (not value.isascii() and _SURROGATE.search(value))
+    ):
         raise NotExact
     return value
 
@@ -86,12 +99,44 @@ def flag(kwargs: Kwargs, name: str) -> bool:
     return value
 
 
+# -- bounds ---------------------------------------------------------------------------------------
+
+#: What Great Expectations compares with a bound: it refuses texts and truth values.
+NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
+TIMES = ("date", "timestamp without time zone", "timestamp with time zone")
+
+
+def base(type_name: str) -> str:
+    return re.sub(r"\(.*?\)", "", type_name)
+
+
+def bounds_of(kwargs: Kwargs) -> Bounds:
+    bounds = Bounds(
+        None if "min_value" not in kwargs else bound(kwargs["min_value"]),
+        None if "max_value" not in kwargs else bound(kwargs["max_value"]),
+        flag(kwargs, "strict_min"),
+        flag(kwargs, "strict_max"),
+    )
+    if bounds.low is None and bounds.high is None:
+        raise NotExact
+    if bounds.low is not None and bounds.high is not None:
+        if type(bounds.low) is not type(bounds.high):
+            raise NotExact
+        try:
+            ordered = bounds.low <= bounds.high  # type: ignore[operator]
+        except TypeError:  # moments with and without a zone
+            raise NotExact from None
+        if not ordered:
+            raise NotExact
+    return bounds
+
+
 # -- row conditions -------------------------------------------------------------------------------
 
 _OPERATORS = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 #: The one-line form of older suites, as far as it says the same to everybody.
 _CONDITION = re.compile(
-    r'col\("(?P<column>[^"\\]+)"\)(?:(?P<present>\.notnull\(\))'
+    r'col\("(?P<column>[^"\\\r\n]+)"\)(?:(?P<present>\.notnull\(\))'
     r"|(?P<operator>==|!=|<=|>=|<|>)(?P<number>\d{1,15})"
     r"|(?P<text_operator>==|!=|<=|>=|<|>)(?P<quote>[\"'])(?P<text>[A-Za-z0-9_-]+)(?P=quote))"
 )
@@ -175,5 +220,8 @@ def _condition_column(condition: Mapping[str, Any], columns: Columns) -> str:
 
 def known(name: Any, columns: Columns) -> str:
     if name not in columns:
+        raise NotExact
+    # Great Expectations tells columns apart that differ in case only, but not always.
+    if sum(column.casefold() == name.casefold() for column in columns) > 1:
         raise NotExact
     return str(name)

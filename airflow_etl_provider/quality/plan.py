@@ -213,6 +213,18 @@ class Known:
 Check = RowCheck | UniqueCheck | ReferenceCheck | MeasureCheck | DistinctCheck | Known
 
 
+def regexes_of(predicate: Predicate) -> frozenset[str]:
+    """The regular expressions that values are matched with."""
+    match predicate:
+        case Comparison(_, "~" | "!~", Constant(str(regex))):
+            return frozenset((regex,))
+        case Not(of):
+            return regexes_of(of)
+        case Every(of) | Either(of):
+            return frozenset().union(*map(regexes_of, of))
+    return frozenset()
+
+
 def simplified(predicate: Predicate | None, not_null: Collection[str]) -> Predicate | None:
     """*predicate* without what the columns that are never NULL have decided already; ``None`` is always true."""
     found = Always(True) if predicate is None else _simple(predicate, not_null)
