@@ -15,10 +15,11 @@ from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.ports import AuditReport
 from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, statements
-from airflow_etl_provider.postgres.checks import INDEX_ROWS, judge, refuse_hidden_rows
+from airflow_etl_provider.postgres.checks import INDEX_ROWS, judge
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
+from airflow_etl_provider.postgres.proven import refuse_hidden_rows
 from airflow_etl_provider.postgres.session import Endpoint, connect, dataset_of
 from airflow_etl_provider.postgres.source import as_offered
 from airflow_etl_provider.postgres.staging import exists

@@ -157,12 +157,15 @@ class _Judge:
 
     def results(self, expectations: Sequence[Expectation]) -> list[ExpectationResult]:
         """The outcome of each expectation, in order."""
+        from great_expectations.exceptions.exceptions import GreatExpectationsError
+
         outcomes: dict[int, ExpectationResult] = {}
         configurations = []
         for number, expectation in enumerate(expectations):
             try:
                 configurations.append(self._configuration(expectation, number))
-            except ValueError as error:  # pydantic: the kwargs contradict each other
+            # The kwargs contradict each other, or a row condition cannot be read.
+            except (ValueError, GreatExpectationsError) as error:
                 reason = " ".join(str(error).split())[:LONGEST_REASON]
                 outcomes[number] = _failed(expectation, reason)
         for outcome in self._validate(configurations):
