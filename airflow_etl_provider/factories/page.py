@@ -10,7 +10,13 @@ from airflow_etl_provider.config.models import Pipeline, Stream
 from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.publish import REBUILD_ROWS, REBUILD_SHARE, Deletes
-from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
+from airflow_etl_provider.core.request import (
+    NullCursor,
+    OnEmpty,
+    OpenWindow,
+    SchemaContract,
+    WindowMode,
+)
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.transform import MAX_DEAD_SHARE, OnError
 from airflow_etl_provider.core.window import humane
@@ -47,6 +53,11 @@ _EMPTY_WINDOWS = {
     OnEmpty.PUBLISH: "checked and published like any other",
     OnEmpty.SKIP: "counted as loaded; validate and publish are skipped",
     OnEmpty.FAIL: "fails extract",
+}
+_NEW_COLUMNS = {
+    SchemaContract.FREEZE: "refused, with the statement to approve",
+    SchemaContract.EVOLVE: "added to the target, and wider ones widened there",
+    SchemaContract.DISCARD_COLUMN: "left out, which the log says",
 }
 _TREATMENTS = {
     Treatment.HASH: "hashed, with the password of connection `{key}` as the key",
@@ -153,6 +164,8 @@ def _edges(stream: Stream) -> Iterator[str]:
     yield f"| empty window | {_EMPTY_WINDOWS[empty]} |"
     if stream.window is not WindowMode.FULL:
         yield f"| interval that has not ended | {_OPEN_WINDOWS[still_open]} |"
+    contract = source.schema_contract or SchemaContract.FREEZE
+    yield f"| columns that are new in the source | {_NEW_COLUMNS[contract]} |"
     if source.slice_rows:
         yield f"| slices | a window of more than {source.slice_rows:,} rows is staged in slices |"
     elif source.slice_rows == 0:

@@ -88,6 +88,7 @@ SELECTED: dict[str, Any] = {
     "null_cursor": "include",
     "open_window": "clamp",
     "on_empty": "skip",
+    "schema_contract": "evolve",
     "slice_rows": 5000,
     "shards": 2,
     "row_security": "apply",
@@ -251,7 +252,9 @@ class TestBuiltDag:
             "zero_dates": "null",
         }
         assert {type(value) for value in extract.personal.values()} == {str}
-        assert {type(getattr(extract, name)) for name in ("null_cursor", "on_empty")} == {str}
+        assert {
+            type(getattr(extract, name)) for name in ("null_cursor", "on_empty", "schema_contract")
+        } == {str}
         whole = deep_merged(EVENTS, {"source": {"slice_rows": 0}})
         assert build_pipeline(whole).get_task("extract").slice_rows is None
 
@@ -464,6 +467,7 @@ class TestBuiltDag:
             "| personal data | `notes`: not read |",
             "| no `updated_at` | a row without a value comes with every window outside backfills, merged by key |",
             "| empty window | counted as loaded; validate and publish are skipped |",
+            "| columns that are new in the source | added to the target, and wider ones widened there |",
             "| interval that has not ended | loaded up to where no more rows can be added, and counted as loaded no f",
             "| slices | a window of more than 5,000 rows is staged in slices |",
             "| read at once | 2 slices, in one snapshot |",
@@ -477,6 +481,7 @@ class TestBuiltDag:
         for part in (
             "| no `time_hour` | a row without a value fails the load: no window would ever hold it |",
             "| empty window | checked and published like any other |",
+            "| columns that are new in the source | refused, with the statement to approve |",
             "| interval that has not ended | refused |",
         ):
             assert part in plain
