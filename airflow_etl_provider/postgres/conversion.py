@@ -16,7 +16,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.conversion import Conversion, Judged
 from airflow_etl_provider.core.names import TableName, quoted
-from airflow_etl_provider.postgres.dead_letters import CONTENTS, contents, key_text, printed
+from airflow_etl_provider.postgres.dead_letters import key_text, printed, written
 from airflow_etl_provider.postgres.statements import ident, names
 
 #: The first release whose server says whether it would take a text (``pg_input_is_valid``).
@@ -138,22 +138,15 @@ class Texts:
             position = sql.SQL("CASE WHEN {} THEN {} END").format(
                 self._fits(column), self._canonical(column)
             )
-        return sql.SQL(
-            "INSERT INTO etl.dead_letters (stream, load_id, {contents}, reason, error_class, status)"
-            " SELECT {stream}, {load_id}, c.*, 'data', 'held' FROM ({letters}) AS c"
-        ).format(
-            contents=sql.SQL(", ").join(map(sql.Identifier, CONTENTS)),
-            stream=sql.Literal(stream),
-            load_id=sql.Literal(load_id),
-            letters=contents(
-                texts,
-                key,
-                position,
-                load_id,
-                sql.SQL("{} AS r JOIN {} AS b ON r.ctid = b.place").format(RAW, BAD),
-                sql.SQL("b.place"),
-                sql.SQL("b.reason"),
-            ),
+        return written(
+            stream,
+            load_id,
+            columns=texts,
+            key=key,
+            position=position,
+            rows=sql.SQL("{} AS r JOIN {} AS b ON r.ctid = b.place").format(RAW, BAD),
+            place=sql.SQL("b.place"),
+            why={"reason": sql.SQL("b.reason")},
         )
 
     def drop_bad(self) -> sql.Composed:

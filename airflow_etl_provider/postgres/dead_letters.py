@@ -21,9 +21,6 @@ from airflow_etl_provider.postgres.statements import ident
 
 Connection = psycopg.Connection[Any]
 
-#: Columns of a letter that are made of its row, in the order of :func:`contents`.
-CONTENTS = ("record", "record_key", "position", "row_hash", "ordinal")
-
 
 def printed(value: sql.Composable) -> sql.Composed:
     """*value* as the server prints it, whatever its type; NULL stays NULL."""
@@ -39,39 +36,50 @@ def key_text(keys: Sequence[sql.Composable]) -> sql.Composable:
     return sql.SQL("to_jsonb(ARRAY[{}]::text[])::text").format(sql.SQL(", ").join(keys))
 
 
-def contents(
+def written(
+    stream: str,
+    load_id: str,
+    *,
     columns: Mapping[str, sql.Composable],
     key: sql.Composable,
     position: sql.Composable,
-    load_id: str,
     rows: sql.Composable,
     place: sql.Composable,
-    carried: sql.Composable,
+    why: Mapping[str, sql.Composable],
 ) -> sql.Composed:
-    """A query for the :data:`CONTENTS` of letters, and what is *carried* beside them.
+    """The statement that writes a held letter for each of *rows*.
 
     :param columns: the text of each column by its name.
     :param rows: what stands behind FROM.
-    :param place: orders them.
+    :param place: orders the letters as the rows are.
+    :param why: ``reason``, and whatever else a letter says beside its row, by the letter's column.
     """
+    said = sql.SQL(", ").join(map(sql.Identifier, why))
     return sql.SQL(
-        "SELECT etl_record, etl_key, etl_position, etl_hash,"
+        "INSERT INTO etl.dead_letters (stream, load_id, record, record_key, position, row_hash, ordinal, {said},"
+        "   error_class, status)"
+        " SELECT {stream}, {load_id}, etl_record, etl_key, etl_position, etl_hash,"
         # Identical rows are told apart, also from those that an earlier audit set aside.
-        " row_number() OVER (PARTITION BY etl_hash) + coalesce((SELECT max(e.ordinal) FROM etl.dead_letters AS e"
-        "   WHERE e.load_id = {load_id} AND e.row_hash = etl_hash), 0), etl_carried"
+        "   row_number() OVER (PARTITION BY etl_hash ORDER BY etl_place)"
+        "     + coalesce((SELECT max(e.ordinal) FROM etl.dead_letters AS e"
+        "       WHERE e.load_id = {load_id} AND e.row_hash = etl_hash), 0), {said}, 'data', 'held'"
         " FROM (SELECT *, encode(sha256(convert_to(etl_record::text, 'UTF8')), 'hex') AS etl_hash"
         "   FROM (SELECT jsonb_object(ARRAY[{names}]::text[], ARRAY[{texts}]::text[]) AS etl_record,"
-        "     {key} AS etl_key, {position} AS etl_position, {place} AS etl_place, {carried} AS etl_carried"
-        "     FROM {rows}) AS etl_read) AS etl_hashed ORDER BY etl_place"
+        "     {key} AS etl_key, {position} AS etl_position, {place} AS etl_place, {why} FROM {rows}) AS etl_read"
+        "   ) AS etl_hashed ORDER BY etl_place"
     ).format(
-        load_id=sql.Literal(load_id),
+        stream=sql.Literal(stream),
+        load_id=sql.SQL("{}::uuid").format(sql.Literal(load_id)),
+        said=said,
         names=sql.SQL(", ").join(sql.Literal(name) for name in columns),
         texts=sql.SQL(", ").join(columns.values()),
         key=key,
         position=position,
-        carried=carried,
-        rows=rows,
         place=place,
+        why=sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(made, sql.Identifier(name)) for name, made in why.items()
+        ),
+        rows=rows,
     )
 
 

@@ -438,6 +438,18 @@ def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
     }
 
 
+def reduce_batch(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
+    """Record what is left of a batch after rows were set aside."""
+    connection.execute(
+        queries("ledger")["reduce_batch"],
+        {
+            "load_id": manifest.load_id,
+            "manifest": Jsonb(manifest.as_json()),
+            "rows_dead": manifest.rows_dead,
+        },
+    )
+
+
 def mark_audited(
     connection: psycopg.Connection[Any],
     load_id: str,

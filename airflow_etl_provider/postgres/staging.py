@@ -302,4 +302,16 @@ def drop_staging(connection: psycopg.Connection[Any], table: TableName) -> None:
         {"schema": table.schema, "name": table.name},
     ).fetchone()
     if attached == (False,):
+        drop_views(connection, table)
         connection.execute(sql.SQL("DROP TABLE {}").format(statements.ident(table)))
+
+
+def drop_views(connection: psycopg.Connection[Any], table: TableName) -> None:
+    """Drop the views on a staged table that a killed audit left beside it."""
+    found = connection.execute(
+        queries("catalog")["views_in_schema_of"], {"schema": table.schema, "name": table.name}
+    ).fetchall()
+    for (name,) in found:
+        connection.execute(
+            sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(table.schema, name))
+        )

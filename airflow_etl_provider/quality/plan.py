@@ -258,9 +258,34 @@ def check_of(expectation: Expectation, columns: Mapping[str, str]) -> Check | No
     return None
 
 
+def tells_rows(kind: str) -> bool:
+    """Whether expectations of the type *kind* have a check that tells which rows fail it."""
+    return kind in _COMPILERS and not kind.startswith(_OF_ALL_ROWS)
+
+
 def compiles(kind: str) -> bool:
     """Whether expectations of the type *kind* have a check, as long as columns and kwargs allow it."""
     return kind in _COMPILERS
+
+
+#: How the types begin that say something of all rows, or of the columns.
+_OF_ALL_ROWS = (
+    "expect_table_",
+    "expect_column_to_",
+    *(
+        f"expect_column_{what}_"
+        for what in (
+            "distinct",
+            "max",
+            "mean",
+            "min",
+            "proportion",
+            "stdev",
+            "sum",
+            "unique_value_count",
+        )
+    ),
+)
 
 
 class _NotExact(Exception):

@@ -31,7 +31,8 @@ class Verdict(StrEnum):
 class ExpectationResult:
     """The outcome of one expectation.
 
-    ``exception`` is set when it could not be evaluated, which counts as failed. ``observed_value``,
+    ``exception`` is set when it could not be evaluated, which counts as failed. ``set_aside`` says that the
+    rows that failed have left the batch, so that they block nothing. ``observed_value``,
     ``partial_unexpected_list`` and ``unexpected_index_list`` (the keys of a few unexpected rows) hold values
     of rows and go to the ledger only.
     """
@@ -49,6 +50,7 @@ class ExpectationResult:
     partial_unexpected_list: tuple[Any, ...] = ()
     unexpected_index_list: tuple[Mapping[str, Any], ...] = ()
     exception: str | None = None
+    set_aside: bool = False
 
     def __post_init__(self) -> None:
         if self.success and self.exception is not None:
@@ -67,7 +69,7 @@ class ExpectationResult:
         if self.success and not self.unexpected_count:
             return "holds"
         if self.unexpected_count is not None and self.element_count:
-            return self._share_found()
+            return self._share_found() + (", set aside" if self.set_aside else "")
         if self.unexpected_count is not None:
             return f"{self.unexpected_count:,} unexpected"
         return f"does not hold{self._limits()}"
@@ -94,6 +96,7 @@ class ExpectationResult:
                 "raised_exception": self.exception is not None,
                 "exception_message": json_safe(self.exception),
             },
+            **({"set_aside": True} if self.set_aside else {}),
         }
 
     def as_xcom(self) -> dict[str, Any]:
@@ -105,6 +108,7 @@ class ExpectationResult:
             "unexpected_count": self.unexpected_count,
             "unexpected_percent": json_safe(self.unexpected_percent),
             "exception": json_safe(self.exception),
+            "set_aside": self.set_aside or None,
         }
         return {key: value for key, value in facts.items() if value is not None}
 
@@ -155,8 +159,8 @@ class Report:
     @property
     def verdict(self) -> Verdict:
         """Whether the batch may be published."""
-        failed = {result.severity for result in self.results if not result.success}
-        if Severity.CRITICAL in failed:
+        failed = [result for result in self.results if not result.success]
+        if any(each.severity is Severity.CRITICAL and not each.set_aside for each in failed):
             return Verdict.REJECTED
         return Verdict.WARNED if failed else Verdict.PASSED
 
@@ -165,7 +169,7 @@ class Report:
         return tuple(
             f"{printable(result.name)}: {printable(result.finding)}"
             for result in self.results
-            if not result.success and result.severity is severity
+            if not result.success and result.severity is severity and not result.set_aside
         )
 
     def as_ledger(self) -> dict[str, Any]:
@@ -282,7 +286,8 @@ def _share(percent: float) -> str:
 
 
 def _row(result: ExpectationResult) -> tuple[str, ...]:
-    outcome = "ok" if result.success else "failed" if result.exception is None else "error"
+    failed = "set aside" if result.set_aside else "failed"
+    outcome = "ok" if result.success else failed if result.exception is None else "error"
     count, percent = result.unexpected_count, result.unexpected_percent
     return (
         printable(result.type),

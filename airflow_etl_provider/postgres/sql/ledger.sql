@@ -129,6 +129,9 @@ UPDATE etl.loads
 SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s
 WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
 
+-- name: reduce_batch
+UPDATE etl.loads SET manifest = %(manifest)s, rows_dead = %(rows_dead)s WHERE load_id = %(load_id)s
+
 -- name: mark_failed
 UPDATE etl.loads
 SET state = CASE WHEN state = 'started' THEN 'failed' ELSE state END, error = %(error)s
