@@ -18,7 +18,7 @@ from airflow_etl_provider.core.ports import Cut, EventLog, Session, Snapshot, So
 from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
-from airflow_etl_provider.postgres import catalog, ledger, slices, statements
+from airflow_etl_provider.postgres import catalog, dead_letters, ledger, slices, statements
 from airflow_etl_provider.postgres.contract import keep_contract
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
@@ -267,6 +267,11 @@ class PostgresStaging:
                 if found.staging is not None:
                     drop_staging(connection, found.staging)
             log.info("load abandoned", load_id=load_id, reason=reason)
+
+    def reasons(self, load_id: str) -> dict[str, int]:
+        """Why rows of a load were set aside, with their numbers."""
+        with connect(self.endpoint) as connection, translated_errors(f"reading load {load_id}"):
+            return dead_letters.reasons(connection, load_id)
 
     def state(self, load_id: str) -> LoadState | None:
         """Where a load stands, ``None`` if the ledger does not know it."""

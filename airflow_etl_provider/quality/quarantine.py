@@ -13,11 +13,11 @@ from airflow_etl_provider.quality.suite import OnFail, Suite
 
 def require_rows(suite: Suite) -> None:
     """:raises ConfigurationError: an expectation is to set rows aside, and its type tells none."""
-    for expectation in suite.expectations:
+    for number, expectation in enumerate(suite.expectations, start=1):
         if expectation.on_fail is OnFail.QUARANTINE and not tells_rows(expectation.type):
             raise ConfigurationError(
-                f"suite {suite.name!r}: {expectation.name} has on_fail='quarantine', and expectations of this type "
-                "do not tell which rows fail",
+                f"suite {suite.name!r}, expectation {number} ({expectation.type}): on_fail quarantine sets rows "
+                "aside, and an expectation of this type does not tell which rows fail",
                 remedy="write on_fail: block, or say the same with an expectation about single rows.",
             )
 
