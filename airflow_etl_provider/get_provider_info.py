@@ -28,6 +28,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": "PostgreSQL warehouse ETL",
                 "python-modules": [
                     "airflow_etl_provider.operators.extract",
+                    "airflow_etl_provider.operators.transform",
                     "airflow_etl_provider.operators.validate",
                     "airflow_etl_provider.operators.publish",
                     "airflow_etl_provider.operators.maintenance",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -27,6 +27,7 @@ from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
 from airflow_etl_provider.core.publish import PublishOptions, publish
 from airflow_etl_provider.core.request import ExtractRequest, WindowMode
 from airflow_etl_provider.core.settle import SettleOptions
+from airflow_etl_provider.core.transform import ByCallable, BySql, TransformRequest, transform
 from airflow_etl_provider.core.validate import Engine, Quarantine, validate
 from airflow_etl_provider.core.window import Interval
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
@@ -34,6 +35,7 @@ from airflow_etl_provider.postgres.publish import PostgresPublisher
 from airflow_etl_provider.postgres.relation import Relation
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
+from airflow_etl_provider.postgres.transform import PostgresTransforms
 from airflow_etl_provider.quality.engine import audit
 from airflow_etl_provider.quality.quarantine import combined, failed, quarantined
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
@@ -60,10 +62,12 @@ TARGET_TABLE = """
 """
 
 
-def run_info(run_id: str, run_type: str = "scheduled", try_number: int = 1) -> RunInfo:
+def run_info(
+    run_id: str, run_type: str = "scheduled", try_number: int = 1, task_id: str = "extract"
+) -> RunInfo:
     return RunInfo(
         dag_id="dag",
-        task_id="extract",
+        task_id=task_id,
         run_id=run_id,
         run_type=run_type,
         map_index=-1,
@@ -171,6 +175,39 @@ class Pipeline:
             stop=stop or threading.Event(),
             log=self.log,
         )
+
+    def transform(
+        self,
+        manifest: Manifest,
+        how: str | Callable[[Any], Any],
+        *,
+        try_number: int = 1,
+        clear_number: int = 0,
+        task_id: str = "transform",
+        parameters: dict[str, Any] | None = None,
+        filled_by_publish: tuple[str, ...] = (),
+        stop: Stop | None = None,
+        application: str | None = None,
+        **options: Any,
+    ) -> Manifest:
+        """The batch made anew by a SELECT or a callable, whose options are those of ``ByCallable``."""
+        run = run_info(f"scheduled__{manifest.load_id}", try_number=try_number, task_id=task_id)
+        by = (
+            BySql(how, parameters or {})
+            if isinstance(how, str)
+            else ByCallable(how, getattr(how, "__name__", "callable"), **options)
+        )
+        endpoint = self.warehouse.endpoint(application or self.application, **self.warehouse_role)
+        made = transform(
+            TransformRequest(
+                manifest.load_id, replace(run, clear_number=clear_number), by, filled_by_publish
+            ),
+            area=PostgresTransforms(endpoint),
+            stop=stop or threading.Event(),
+            log=self.log,
+        )
+        # As Airflow does: through JSON.
+        return Manifest.from_json(made.as_json())
 
     def staging(self) -> PostgresStaging:
         return PostgresStaging(self.warehouse.endpoint(self.application, **self.warehouse_role))

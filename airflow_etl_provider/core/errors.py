@@ -1,4 +1,4 @@
-"""One tree of errors; the type says whether another try can help.
+"""One tree of errors; the type says whether another try can help, and its class what is to be done.
 
 ::
 
@@ -15,6 +15,7 @@
         ├── ContractError           source, batch and target do not agree with each other
         ├── StateError              ledger or watermark are unreadable or contradict each other
         ├── DataError               the rows themselves cannot be carried or stored
+        ├── TransformFailed         the code of a transform is wrong
         ├── QualityGateFailed       the audit rejected the batch
         ├── ShrinkBrake             the publish would lose more rows than allowed
         └── Stopped                 the task was told to stop
@@ -23,6 +24,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorClass(StrEnum):
+    """What follows from an error: another try, setting rows aside where that was asked for, or the end."""
+
+    TRANSIENT = "transient"
+    DATA = "data"
+    FATAL = "fatal"
 
 
 class EtlError(Exception):
@@ -32,6 +43,7 @@ class EtlError(Exception):
     :param remedy: the next step for the person who reads this at night.
     """
 
+    error_class: ClassVar[ErrorClass] = ErrorClass.FATAL
     #: The server's code, where a server's error was translated.
     sqlstate: str | None = None
 
@@ -56,6 +68,8 @@ def _rebuild(kind: type[EtlError], state: dict[str, object]) -> EtlError:
 
 class TransientError(EtlError):
     """Another try may succeed."""
+
+    error_class = ErrorClass.TRANSIENT
 
 
 class ConnectionLost(TransientError):
@@ -101,6 +115,12 @@ class StateError(TerminalError):
 class DataError(TerminalError):
     """The rows themselves cannot be carried or stored."""
 
+    error_class = ErrorClass.DATA
+
+
+class TransformFailed(TerminalError):
+    """The code of a transform is wrong, whatever the rows."""
+
 
 class ShrinkBrake(TerminalError):
     """The publish would lose more rows than allowed."""
@@ -116,6 +136,8 @@ class QualityGateFailed(TerminalError):
     :param failures: one line per failed critical expectation: name, column, count and share.
     """
 
+    error_class = ErrorClass.DATA
+
     def __init__(
         self, what: str, *, failures: Sequence[str] = (), remedy: str | None = None
     ) -> None:
@@ -127,3 +149,40 @@ class QualityGateFailed(TerminalError):
         if self.remedy is not None:
             lines.append(f"What to do: {self.remedy}")
         return "\n".join(lines)
+
+
+#: Of the operating system, but not of the moment.
+_MISSING = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_OF_THE_MOMENT = (OSError, MemoryError)
+_OF_THE_CODE = (ImportError, NameError, SyntaxError, NotImplementedError, RecursionError)
+_OF_THE_ROWS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
+def class_of_python(error: BaseException) -> ErrorClass | None:
+    """The class of an error of Python's own; ``None`` of one that says nothing by its type.
+
+    What depends on the machine or the network is transient, what the code cannot do at all is fatal, and
+    what an operation says of its operands is about the data.
+    """
+    told = getattr(error, "error_class", None)
+    if isinstance(told, ErrorClass):
+        return told
+    if isinstance(error, (*_MISSING, *_OF_THE_CODE)):
+        return ErrorClass.FATAL
+    if isinstance(error, _OF_THE_MOMENT):
+        return ErrorClass.TRANSIENT
+    return ErrorClass.DATA if isinstance(error, _OF_THE_ROWS) else None

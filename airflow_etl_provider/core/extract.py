@@ -34,6 +34,7 @@ from airflow_etl_provider.core.request import (
     NullCursor,
     OnEmpty,
     OpenWindow,
+    StageAs,
     WindowMode,
 )
 from airflow_etl_provider.core.settle import Settled, StillSettling
@@ -45,8 +46,10 @@ from airflow_etl_provider.core.window import FULL, Nulls, Window, bound_text, re
 class StagingPlan:
     """How a batch will be staged: decided from both catalogs before anything is created.
 
-    ``primary_key`` is the target's. ``logged`` is false where subscribers of the target's database would be sent the staged table. With a
-    ``conversion`` rows that the target's types cannot hold are set aside.
+    ``primary_key`` is the target's. ``logged`` is false where subscribers of the target's database would be
+    sent the staged table; ``ddl`` is what the schema contract lets the target be changed by first. With a
+    ``conversion`` rows that the target's types cannot hold are set aside. ``types`` are those of the staged
+    columns where they are not the target's.
     """
 
     window: Window
@@ -57,8 +60,10 @@ class StagingPlan:
     partition_column: str | None
     partitions: tuple[PartitionRange, ...]
     logged: bool = True
+    ddl: tuple[str, ...] = ()
     conversion: Conversion | None = None
     primary_key: tuple[str, ...] = ()
+    types: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,18 @@ class StagingArea(Protocol):
 
         :param source: as the target sees it: renamed and treated.
         """
+        ...
+
+    def evolve(
+        self,
+        request: ExtractRequest,
+        source: SourceShape,
+        columns: Sequence[Selected],
+        *,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        """Change the target as the plan said, where no other load has done so meanwhile."""
         ...
 
     def bind(self, request: ExtractRequest) -> Load | None:
@@ -189,6 +206,9 @@ def extract(
         log("the staged batch is gone and is read again", load_id=staged.load_id)
         area.restart(staged.load_id)
     try:
+        if plan.ddl:
+            # Before slices of an earlier try are looked at, which were staged as the target was then.
+            area.evolve(request, shape, columns, stop=stop, log=log)
         resumed = None if load is None else area.resume(request, plan)
         if resumed is not None:
             settled = resumed.settled
@@ -358,7 +378,8 @@ def _columns(request: ExtractRequest, offered: SourceShape) -> tuple[Selected, .
     if request.cursor is not None and request.cursor not in offered.names():
         raise missing_column(offered.name, request.cursor, "as the cursor", offered.names())
     known = [column.name for column in chosen]
-    for key in request.keys:
+    # A transform may yet make the keys.
+    for key in request.keys if request.stage_as is StageAs.TARGET else ():
         if key not in known:
             raise missing_column(f"the batch from {offered.name}", key, "as a key", known)
     return chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -116,6 +116,60 @@ class PartitionRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Transformed:
+    """What a transform made a batch of: the batch as extract staged it, which stays until it is published.
+
+    ``task_id`` and ``clear_number`` are those of the transform, ``how`` is ``sql`` or the name of the callable.
+    ``staging``, ``columns``, ``rows`` and so on are extract's. ``set_aside`` counts rows that went to the dead
+    letters instead; ``reads`` are the datasets that were looked up beside the batch; ``replaced`` are staged
+    tables of earlier transforms of the load.
+    """
+
+    task_id: str
+    clear_number: int
+    how: str
+    staging: TableName
+    columns: tuple[Column, ...]
+    rows: int
+    bytes: int
+    direct: bool
+    transport: str | None
+    checksum: str | None
+    set_aside: int = 0
+    reads: tuple[tuple[str, str], ...] = ()
+    replaced: tuple[TableName, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "task_id": self.task_id,
+            "clear_number": self.clear_number,
+            "how": self.how,
+            "staging": str(self.staging),
+            "columns": [column.as_json() for column in self.columns],
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "direct": self.direct,
+            "transport": self.transport,
+            "checksum": self.checksum,
+            "set_aside": self.set_aside,
+            "reads": [list(dataset) for dataset in self.reads],
+            "replaced": [str(table) for table in self.replaced],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            **{
+                **data,
+                "staging": TableName.parse(data["staging"]),
+                "columns": tuple(Column(**column) for column in data["columns"]),
+                "reads": tuple((space, name) for space, name in data["reads"]),
+                "replaced": tuple(TableName.parse(table) for table in data["replaced"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a staged batch is. This, not the rows, travels through XCom.
 
@@ -126,6 +180,7 @@ class Manifest:
     anything new, for which there is no load. ``null_rows`` counts the source's rows without a cursor value,
     in this batch or not. ``rows_dead`` of the rows that were read were set aside, and are not among ``rows``.
     ``replays`` is the load whose dead letters this one brings back.
+    ``transformed`` says what a transform made the batch of.
     """
 
     load_id: str
@@ -159,6 +214,31 @@ class Manifest:
     rows_dead: int = 0
     replays: str | None = None
     report: Mapping[str, Any] | None = field(default=None)
+    transformed: Transformed | None = None
+
+    @property
+    def extracted(self) -> Manifest:
+        """The batch as extract staged it, whatever has been made of it since."""
+        made = self.transformed
+        if made is None:
+            return self
+        return replace(
+            self,
+            staging=made.staging,
+            columns=made.columns,
+            rows=made.rows,
+            bytes=made.bytes,
+            direct=made.direct,
+            transport=made.transport,
+            checksum=made.checksum,
+            transformed=None,
+        )
+
+    @property
+    def earlier_tables(self) -> tuple[TableName, ...]:
+        """Staged tables of the load beside its own: what a transform read, and what earlier ones wrote."""
+        made = self.transformed
+        return () if made is None else (made.staging, *made.replaced)
 
     @property
     def was_empty(self) -> bool:
@@ -206,6 +286,7 @@ class Manifest:
             "rows_dead": self.rows_dead,
             "replays": self.replays,
             "report": None if self.report is None else dict(self.report),
+            "transformed": None if self.transformed is None else self.transformed.as_json(),
         }
 
     @classmethod
@@ -266,6 +347,10 @@ class Manifest:
                 rows_dead=data.get("rows_dead", 0),
                 replays=data.get("replays"),
                 report=data["report"],
+                # Manifests of loads without a transform may be older than transforms are.
+                transformed=None
+                if data.get("transformed") is None
+                else Transformed.from_json(data["transformed"]),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(
@@ -352,7 +437,7 @@ class Published:
 
     ``rows_stale`` were left as they are because the target already held a newer version.
     ``already`` says that an earlier try had published this load: nothing was done now. ``overtaken_by``
-    is the load that began later and published the whole window first; this one was abandoned.
+    is the load that began or read later and published the whole window first; this one was abandoned.
     """
 
     load_id: str

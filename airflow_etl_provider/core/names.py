@@ -111,15 +111,17 @@ def shortened(name: str, *, room: int = 0) -> str:
     return raw[: limit - 9].decode(errors="ignore") + "_" + digest
 
 
-def staging_name(stream: str, load_id: str, try_number: int) -> str:
+def staging_name(stream: str, load_id: str, try_number: int, *, made_by: str = "") -> str:
     """``<slug of the stream>_<12 hex of the load id>_<try>``: unique per try, never needs quotes.
 
     The last digits of the UUIDv7 are used: its first twelve are only its millisecond.
+
+    :param made_by: a letter before the try, for the tables of another task than extract.
     """
     slug = re.sub(r"[^a-z0-9]+", "_", stream.lower()).strip("_")[:40] or "s"
     if slug[0].isdigit():
         slug = f"s_{slug}"
-    return f"{slug}_{short_id(load_id)}_{try_number}"
+    return f"{slug}_{short_id(load_id)}_{made_by}{try_number}"
 
 
 def short_id(load_id: str) -> str:

@@ -298,8 +298,8 @@ def brake(
         raise ShrinkBrake(
             f"publishing load {manifest.load_id} would take {lost:,} of {before:,} rows ({lost / before:.0%}) from "
             f"{what}; at most {options.max_shrink:.0%} may go",
-            remedy="if the source really shrank, clear publish with max_shrink raised for that run; otherwise look "
-            f"at the batch in {manifest.staging} and at the source",
+            remedy=f"look at the batch in {manifest.staging} and at the source; if that really shrank, trigger a run for "
+            "the same window (window_low, window_high) with the param max_shrink, which then counts for that run alone",
         )
 
 
@@ -348,7 +348,7 @@ def publish(
         raise
     if published.overtaken_by is not None:
         log(
-            "a load that began later has published this window; nothing to do",
+            "a load that is newer has published this window; nothing to do",
             load_id=published.load_id,
             newer=published.overtaken_by,
         )

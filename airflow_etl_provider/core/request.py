@@ -71,6 +71,16 @@ class SchemaContract(StrEnum):
     DISCARD_COLUMN = "discard_column"
 
 
+class StageAs(StrEnum):
+    """How the staged batch is typed: as the ``target``, or as the ``source``, for a transform that follows.
+
+    A transform reads columns that the target need not have; what it makes of them is held against the target.
+    """
+
+    TARGET = "target"
+    SOURCE = "source"
+
+
 @dataclass(frozen=True, slots=True)
 class ExtractRequest:
     """What one extract task was asked to do.
@@ -123,6 +133,7 @@ class ExtractRequest:
     schema_contract: SchemaContract = SchemaContract.FREEZE
     on_conversion_error: OnConversionError = OnConversionError.FAIL
     dead_limits: DeadLimits = field(default_factory=DeadLimits)
+    stage_as: StageAs = StageAs.TARGET
 
     def __post_init__(self) -> None:
         check_stream(self.stream)
@@ -148,6 +159,12 @@ class ExtractRequest:
             )
         self._check_nulls()
         self._check_personal()
+        if self.stage_as is StageAs.SOURCE and self.schema_contract is not SchemaContract.FREEZE:
+            raise ConfigurationError(
+                f"schema_contract={self.schema_contract.value!r} has no use with stage_as='source': the transform decides "
+                "which columns the target gets",
+                remedy="leave it out; what the transform gives is held against the target",
+            )
         if self.shards < 1 or (self.slice_rows is not None and self.slice_rows < 1):
             raise ConfigurationError(
                 f"shards={self.shards} and slice_rows={self.slice_rows} count from 1",
@@ -194,7 +211,7 @@ class ExtractRequest:
     @property
     def fingerprint(self) -> str:
         """Equal for two tries that read the same columns in the same way, so that their slices belong together."""
-        said = [
+        said: list[object] = [
             self.source,
             self.source_conn_id,
             self.cursor,
@@ -207,6 +224,8 @@ class ExtractRequest:
         ]
         if self.on_conversion_error is OnConversionError.QUARANTINE:
             said.append("quarantine")
+        if self.stage_as is StageAs.SOURCE:
+            said.append(self.stage_as)
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
     def _check_nulls(self) -> None:

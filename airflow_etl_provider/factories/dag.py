@@ -265,10 +265,21 @@ def _masked(pipeline: Pipeline) -> Iterator[Finding]:
 
 
 def _params(pipeline: Pipeline) -> dict[str, Param]:
-    """The window by hand; null by default, since a schedule needs params that are valid as they are."""
+    """What a run by hand may say; null by default, since a schedule needs params that are valid as they are."""
+    brake = {
+        "max_shrink": Param(
+            None,
+            type=["null", "number"],
+            minimum=0,
+            maximum=1,
+            title="Rows that may go",
+            description="The largest share (0 to 1) of the rows it replaces that this run may take away, where "
+            "the source really shrank.",
+        )
+    }
     if all(stream.window is WindowMode.FULL for stream in pipeline.streams):
-        return {}
-    return {
+        return brake
+    return brake | {
         "window_low": Param(
             None,
             type=["null", "string"],

@@ -1,7 +1,7 @@
 """What each operator tells OpenLineage.
 
 Staged tables are private and gone after publish, so they are never datasets: extract reads the source,
-validate states its assertions on the target it guards, publish writes the target once it is published.
+transform what it looks up beside the batch, validate states its assertions on the target it guards, publish writes the target once it is published.
 """
 
 from __future__ import annotations
@@ -102,6 +102,22 @@ def extract_lineage(manifest: Manifest | None) -> Lineage:
     )
 
 
+def transform_lineage(manifest: Manifest | None) -> Lineage:
+    """The tables that a transform has looked up."""
+    return Lineage(inputs=_looked_up(manifest))
+
+
+def _looked_up(manifest: Manifest | None) -> list[InputDataset]:
+    from openlineage.client.event_v2 import InputDataset
+
+    if manifest is None or manifest.transformed is None:
+        return []
+    return [
+        InputDataset(namespace=namespace, name=name, facets=_described([], namespace))
+        for namespace, name in manifest.transformed.reads
+    ]
+
+
 def validate_lineage(
     columns: Iterable[Column], report: CheckedTable | None, dataset: Dataset | None
 ) -> Lineage:
@@ -172,6 +188,7 @@ def publish_lineage(
         )
         for source_namespace, source_name in manifest.source_datasets
     ]
+    inputs += _looked_up(manifest)
     if published is None or published.overtaken_by is not None:
         return Lineage(inputs=inputs)
     namespace, name = dataset
@@ -225,8 +242,9 @@ def _described(columns: Iterable[Column], namespace: str) -> dict[str, Any]:
 
 
 def _of_source(manifest: Manifest) -> list[Column]:
-    """The columns as the source calls them, where that is known."""
-    return [Column(c.source, c.type) for c in manifest.columns if c.source is not None]
+    """The columns as the source calls them, where that is known; a transform reads more than it gives."""
+    columns = manifest.extracted.columns
+    return [Column(c.source, c.type) for c in columns if c.source is not None]
 
 
 def _column_lineage(source: Dataset, columns: Iterable[Column]) -> Any:

@@ -27,6 +27,7 @@ from airflow_etl_provider.core.request import (
     OnEmpty,
     OpenWindow,
     SchemaContract,
+    StageAs,
     WindowMode,
 )
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions, StillSettling
@@ -109,6 +110,8 @@ class IncrementalExtractOperator(BaseOperator):
     :param schema_contract: what becomes of a column that the target lacks: ``freeze`` refuses it with the
         statement to approve, ``evolve`` adds it (and widens columns where that rewrites no table),
         ``discard_column`` leaves it out. A column that is gone from the source is refused in any case.
+    :param stage_as: ``source`` where a transform follows: the batch has the columns and types of the source, which
+        the target need not have (types that the warehouse does not know are text); ``target`` else.
     :param on_empty: what becomes of a window without a row: ``publish`` it like any other, ``skip`` what
         follows (the window is recorded as covered), or ``fail``.
     :param cursor_origin: who draws the cursor's values. ``transaction``: the server, inside the writing
@@ -170,6 +173,7 @@ class IncrementalExtractOperator(BaseOperator):
         open_window: str = "refuse",
         on_empty: str = "publish",
         schema_contract: str = "freeze",
+        stage_as: str = "target",
         cursor_origin: str = "auto",
         settle_delay: timedelta = timedelta(minutes=5),
         settle_timeout: timedelta = timedelta(minutes=10),
@@ -209,6 +213,7 @@ class IncrementalExtractOperator(BaseOperator):
         self.open_window = open_window
         self.on_empty = on_empty
         self.schema_contract = schema_contract
+        self.stage_as = stage_as
         self.cursor_origin = cursor_origin
         self.settle_delay = settle_delay
         self.settle_timeout = settle_timeout
@@ -374,6 +379,7 @@ class IncrementalExtractOperator(BaseOperator):
                 OnConversionError, self.on_conversion_error, "on_conversion_error"
             ),
             dead_limits=DeadLimits(self.max_dead_share, self.max_dead_rows),
+            stage_as=choice(StageAs, self.stage_as, "stage_as"),
             slice_rows=self.slice_rows,
             shards=self.shards,
             filled_by_publish=tuple(self.filled_by_publish),

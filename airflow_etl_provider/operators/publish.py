@@ -33,6 +33,7 @@ from airflow_etl_provider.operators.run import (
     partition_spec,
     run_info,
     run_interval,
+    run_share,
     stream_kind,
 )
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
@@ -81,7 +82,8 @@ class PartitionSwapOperator(BaseOperator):
     :param valid_from: column of the target from which on a version is true, for ``scd2``.
     :param valid_to: column up to which it is; NULL is an open end.
     :param is_current: boolean column that marks the versions that are true now, if there is one.
-    :param max_shrink: largest share of rows (0 to 1) that a publish may take away.
+    :param max_shrink: largest share of rows (0 to 1) that a publish may take away; the param ``max_shrink`` of a
+        run says otherwise for that run.
     :param keep_versions: replaced partitions that stay, detached, in schema ``etl_staging``.
     :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
         ``deadlock_timeout``.
@@ -175,7 +177,7 @@ class PartitionSwapOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         die_with_supervisor()
         with airflow_errors():
-            options = self._options()
+            options = self._options(context)
             if self.batch is not None and Manifest.from_json(self.batch).nothing:
                 self.log.info("nothing was loaded, so there is nothing to publish")
                 return {"nothing_to_do": True, "stream": Manifest.from_json(self.batch).stream}
@@ -209,7 +211,7 @@ class PartitionSwapOperator(BaseOperator):
         """The target as output, with rows, schema, columns' origins and partitions, once published."""
         return operator_lineage(publish_lineage(self._manifest, self._published, self._dataset))
 
-    def _options(self) -> PublishOptions:
+    def _options(self, context: Context) -> PublishOptions:
         strategy = choice(Strategy, self.strategy, "strategy")
         if self.audit not in AUDITS:
             raise ConfigurationError(
@@ -225,7 +227,7 @@ class PartitionSwapOperator(BaseOperator):
             valid_from=self.valid_from,
             valid_to=self.valid_to,
             is_current=self.is_current,
-            max_shrink=self.max_shrink,
+            max_shrink=run_share(context, "max_shrink", self.max_shrink),
             lock_budget=self.lock_budget,
             lock_deadline=self.lock_deadline,
             on_lock_deadline=choice(OnLockDeadline, self.on_lock_deadline, "on_lock_deadline"),

@@ -139,6 +139,24 @@ def run_interval(
     )
 
 
+def run_share(context: Context, name: str, declared: float) -> float:
+    """The share that the run's param *name* says, else *declared*.
+
+    :raises ConfigurationError: it is no number.
+    """
+    told = (context.get("params") or {}).get(name)
+    if told is None or told == "":
+        return declared
+    try:
+        share = float(told)
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"param {name} is {told!r}, not a share from 0 to 1", remedy="write 0.9, for instance"
+        ) from None
+    event_log(__name__)("this run was told otherwise", param=name, value=share, declared=declared)
+    return share
+
+
 def partition_interval(
     key: str, date: datetime | None, partition: PartitionSpec | None, run: RunInfo
 ) -> Interval:

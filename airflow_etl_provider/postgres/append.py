@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.errors import ContractError
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.publish import Counts, PublishOptions, brake
+from airflow_etl_provider.postgres import ledger
 from airflow_etl_provider.postgres.catalog import Table
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.queries import queries
@@ -29,6 +30,7 @@ def append(
     and they are deleted first. Without one, or where a load reaches beyond this window, it is refused.
 
     :raises ContractError: the window overlaps that of a published load, and nothing tells its rows.
+    :raises StateError: a published load of the window has read the source later.
     :raises ShrinkBrake: much fewer rows come than an earlier load of the window had brought.
     """
     earlier = _published(connection, manifest)
@@ -58,6 +60,8 @@ def append(
             remedy="load a window that holds all of it (params window_low and window_high), or use "
             "strategy='delete_insert'",
         )
+    if any(load["read_later"] for load in earlier):
+        ledger.require_latest(connection, manifest)
     ids = [load["load_id"] for load in earlier]
     deleted = 0
     if ids:
@@ -107,10 +111,12 @@ def _load_id_type(manifest: Manifest, target: Table, column: str) -> str:
 
 
 def _published(connection: psycopg.Connection[Any], manifest: Manifest) -> list[dict[str, Any]]:
-    """Published loads whose rows this one reads again; ``within`` says whether it reads all of them."""
+    """Published loads whose rows this one reads again; ``within`` says whether it reads all of them, and
+    ``read_later`` whether they were read after it."""
     params = {
         "stream": manifest.stream,
         "load_id": manifest.load_id,
+        "snapshot_at": manifest.snapshot_at,
         "low": manifest.window.low,
         "high": manifest.window.high,
     }
@@ -122,7 +128,8 @@ def _published(connection: psycopg.Connection[Any], manifest: Manifest) -> list[
             sql.SQL(
                 "SELECT load_id::text, coalesce(window_low, 'start') || ' to ' || window_high AS span,"
                 " coalesce(window_low::{t} >= %(low)s::{t}, %(low)s::text IS NULL)"
-                " AND window_high::{t} <= %(high)s::{t} AS within"
+                " AND window_high::{t} <= %(high)s::{t} AS within,"
+                " coalesce(read_until, snapshot_at) > %(snapshot_at)s AS read_later"
                 " FROM etl.loads WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s"
                 " AND window_type IS NOT NULL AND bounds <> 'nulls' AND rows_inserted > 0"
                 " AND coalesce(window_low::{t} < %(high)s::{t}, true) AND coalesce(window_high::{t} > %(low)s::{t}, true)"

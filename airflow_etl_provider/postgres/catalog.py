@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.pq.abc import PGresult
 from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.columns import missing_column
@@ -157,39 +158,50 @@ def read_query(connection: psycopg.Connection[Any], query: sql.Composable, *, la
         result = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(query)).pgresult
         if result is None:
             raise ConfigurationError(f"the query on {label} returns nothing")
-        names = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigurationError(
-                f"the query on {label} returns more than one column called {', '.join(twice)}",
-                remedy="give each column a name of its own with AS",
-            )
-        facts = _types(
-            connection, [(result.ftype(place), result.fmod(place)) for place in range(len(names))]
-        )
-        origins = sorted({result.ftable(place) for place in range(len(names))} - {0})
+        columns = columns_of_result(connection, result, f"the query on {label}")
+        origins = sorted({result.ftable(place) for place in range(len(columns))} - {0})
         read = connection.execute(queries("catalog")["tables_by_oid"], {"oids": origins}).fetchall()
     return Table(
         name=TableName("query", "query"),
         oid=0,
         kind=QUERY,
         persistence="p",
-        columns=tuple(
-            CatalogColumn(
-                name=name,
-                not_null=False,
-                has_default=False,
-                generated=False,
-                identity=False,
-                **fact,
-            )
-            for name, fact in zip(names, facts, strict=True)
-        ),
+        columns=columns,
         primary_key=(),
         partition_strategy=None,
         partition_columns=(),
         database=_database(connection),
         reads=tuple(TableName(schema, name) for schema, name in read),
+    )
+
+
+def columns_of_result(
+    connection: psycopg.Connection[Any], result: PGresult, what: str
+) -> tuple[CatalogColumn, ...]:
+    """The columns of a statement's result; of a domain the server tells the type below it.
+
+    :raises ConfigurationError: two columns have one name.
+    """
+    names = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"{what} returns more than one column called {', '.join(twice)}",
+            remedy="give each column a name of its own with AS",
+        )
+    facts = _types(
+        connection, [(result.ftype(place), result.fmod(place)) for place in range(len(names))]
+    )
+    return tuple(
+        CatalogColumn(
+            name=name,
+            not_null=False,
+            has_default=False,
+            generated=False,
+            identity=False,
+            **fact,
+        )
+        for name, fact in zip(names, facts, strict=True)
     )
 
 
@@ -202,6 +214,12 @@ def _types(
             queries("catalog")["types"],
             {"oids": [oid for oid, _ in types], "modifiers": [modifier for _, modifier in types]},
         ).fetchall()
+
+
+def read_type(connection: psycopg.Connection[Any], name: str) -> dict[str, Any] | None:
+    """The facts of :class:`CatalogColumn` about a type that is written as the server does; ``None``: no such type."""
+    oid = scalar(connection, "SELECT to_regtype(%(name)s)::oid::bigint", {"name": name})
+    return None if oid is None else _types(connection, [(oid, -1)])[0]
 
 
 def _database(connection: psycopg.Connection[Any]) -> str:

@@ -232,20 +232,21 @@ def _in_staging(text: str) -> str | None:
 def _staged_claims(
     loads: Sequence[Mapping[str, Any]], names: set[str], options: CleanOptions
 ) -> Iterator[tuple[str, _Claim]]:
-    """What each load says about its staged table, and about those that were filled from it."""
+    """What each load says about its staged tables, and about those that were filled from them."""
     fills: dict[str, list[str]] = {}
     for name in names:
         match = _FILL.fullmatch(name)
         if match is not None:
             fills.setdefault(match[1], []).append(name)
     for load in loads:
-        staged = _in_staging(load["staging"])
-        if staged is None:
-            continue
         claim = _Claim(load["load_id"], _over(load, options))
-        for name in (staged, *fills.get(shortened(staged, room=6), ())):
-            if name in names:
-                yield name, claim
+        for table in (load["staging"], *load["earlier"]):
+            staged = _in_staging(table)
+            if staged is None:
+                continue
+            for name in (staged, *fills.get(shortened(staged, room=6), ())):
+                if name in names:
+                    yield name, claim
 
 
 def _over(load: Mapping[str, Any], options: CleanOptions) -> str | None:

@@ -18,6 +18,7 @@ from airflow_etl_provider.core.errors import (
     ConfigurationError,
     ConnectionLost,
     DataError,
+    ErrorClass,
     EtlError,
     LockBudgetExceeded,
     TerminalError,
@@ -113,6 +114,13 @@ def translated_errors(what: str) -> Iterator[None]:
         if _is_misuse(error):
             raise
         raise translate(error, what) from None
+
+
+def class_of_driver(error: psycopg.Error | psycopg2.Error) -> ErrorClass:
+    """What follows from a driver's error, by its SQLSTATE."""
+    if _is_misuse(error):
+        return ErrorClass.FATAL
+    return translate(error, "").error_class
 
 
 def sqlstate_of(error: Exception) -> str | None:

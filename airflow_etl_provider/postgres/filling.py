@@ -245,16 +245,17 @@ class Filling:
 
     def _create(self) -> list[Any]:
         plan, request = self._plan, self._request
-        create = (
-            statements.create_twin(plan.staging, request.target)
-            if plan.direct
-            else statements.create_staging(
-                plan.staging,
-                request.target,
-                [column.name for column in plan.columns],
-                logged=plan.logged,
+        names = [column.name for column in plan.columns]
+        if plan.types is not None:
+            create = statements.create_typed(
+                plan.staging, list(zip(names, plan.types, strict=True)), logged=plan.logged
             )
-        )
+        elif plan.direct:
+            create = statements.create_twin(plan.staging, request.target)
+        else:
+            create = statements.create_staging(
+                plan.staging, request.target, names, logged=plan.logged
+            )
         comment = (
             f"stream {request.stream}, load {request.load_id}, try {request.run.try_number}, "
             f"window {plan.window}, for {request.target}"

@@ -20,6 +20,7 @@ from airflow_etl_provider.core.errors import (
     Stopped,
 )
 from airflow_etl_provider.core.load import (
+    Kind,
     Manifest,
     Published,
     Strategy,
@@ -165,26 +166,45 @@ class InPlace:
     # -- the strategies ---------------------------------------------------------------------------
 
     def _delete_insert(self) -> Counts:
-        """Replace the rows of the window by the batch."""
+        """Replace the rows of the window by the batch, but for what a later reading has brought."""
         target, manifest = self._target.name, self._manifest
         where: sql.Composable = sql.SQL("true")
         if not manifest.window.is_full and manifest.cursor is not None:
             where = statements.in_window(manifest.cursor, manifest.window)
+        outside: sql.Composable = sql.SQL("true")
+        stale = 0
+        if manifest.kind is not Kind.EVENTS or manifest.cursor is None:
+            ledger.require_latest(self._connection, manifest)
+        elif later := ledger.later_reads(self._connection, manifest):
+            outside = statements.outside(manifest.cursor, later)
+            stale = scalar(
+                self._connection,
+                sql.SQL("SELECT count(*) FROM {} WHERE NOT ({})").format(
+                    ident(manifest.staging), outside
+                ),
+            )
+        where = sql.SQL("{} AND {}").format(where, outside)
         before = self._count_where(where)
         brake(
             manifest,
             f"{target} in window {manifest.window}",
             before=before,
-            lost=max(before - manifest.rows, 0),
+            lost=max(before - manifest.rows + stale, 0),
             options=self._options,
         )
         deleted = self._run(sql.SQL("DELETE FROM {} WHERE {}").format(self._table, where))
         inserted = self._run(
-            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}").format(
-                ident(target), names(self._columns), names(self._columns), ident(manifest.staging)
+            sql.SQL(
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} WHERE {}"
+            ).format(
+                ident(target),
+                names(self._columns),
+                names(self._columns),
+                ident(manifest.staging),
+                outside,
             )
         )
-        return Counts(inserted=inserted, deleted=deleted)
+        return Counts(inserted=inserted, deleted=deleted, stale=stale)
 
     def _merge(self) -> Counts:
         """Update, insert and delete by key; a row of the target that is newer than the batch's stays."""
@@ -243,6 +263,7 @@ class InPlace:
     def _replace(self) -> Counts:
         """Make the target hold exactly the batch; rows that are the same are not written."""
         target, manifest = self._target.name, self._manifest
+        ledger.require_latest(self._connection, manifest)
         keys = keys_of(manifest, self._target, self._options)
         if keys:
             self._keyed.require_keys()

@@ -392,6 +392,55 @@ def newer_snapshots(
     return row["newer"], overlapping, row["newer_nulls"]
 
 
+def later_reads(connection: psycopg.Connection[Any], manifest: Manifest) -> tuple[Window, ...]:
+    """The parts of the batch's window that published loads have read later than this batch was read.
+
+    Of immutable rows nothing but the time of reading tells which version is newer, so there the target is right.
+    """
+    types = {column.name: column.type for column in manifest.columns}
+    cursor_type = manifest.window.type or types.get(manifest.cursor or "")
+    if cursor_type is None:
+        return ()
+    cast = cursor_type_sql(cursor_type)
+    window = manifest.window
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT c.low, c.high, c.bounds FROM etl.coverage AS c JOIN etl.loads AS l USING (load_id)"
+            " WHERE c.stream = %(stream)s AND c.load_id <> %(load_id)s AND l.state = 'published'"
+            " AND coalesce(l.read_until, l.snapshot_at) > %(snapshot_at)s"
+            " AND coalesce(c.low::{t} < %(high)s::{t}, true) AND coalesce(c.high::{t} > %(low)s::{t}, true)"
+            " ORDER BY c.low::{t}"
+        ).format(t=cast),
+        {
+            "stream": manifest.stream,
+            "load_id": manifest.load_id,
+            "snapshot_at": manifest.snapshot_at,
+            "low": window.low,
+            "high": window.high,
+        },
+    ).fetchall()
+    found = [
+        Window(None if low == lowest(cursor_type) else low, high, cursor_type, bounds)
+        for low, high, bounds in (rows if window.is_full or window.is_range else ())
+    ]
+    if window.is_full or window.nulls is not Nulls.EXCLUDE:
+        _, _, newer_nulls = newer_snapshots(connection, manifest)
+        if newer_nulls:
+            found.append(Window(type=cursor_type, nulls=Nulls.ONLY))
+    return tuple(found)
+
+
+def require_latest(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
+    """:raises StateError: a published load has read the source later, and this batch would undo it."""
+    newer, _, _ = newer_snapshots(connection, manifest)
+    if newer:
+        raise StateError(
+            f"load {manifest.load_id} of stream {manifest.stream} was read at {manifest.snapshot_at.isoformat()}, and a "
+            f"load that was read later is published: the older rows would take the place of newer ones in {manifest.target}",
+            remedy="clear extract and downstream: the window is read anew",
+        )
+
+
 def cover_empty(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
     """Record a batch without rows as published without touching the target, in one transaction."""
     with connection.transaction():
@@ -502,7 +551,7 @@ def enter_publish(
     """Lock the stream, then the load: the first statements of every publish transaction.
 
     Returns where the stream stands, or the outcome if there is nothing left to do: this load is
-    published already, or one that began later has published its whole window, in which case this one is
+    published already, or one that began or read later has published its whole window, in which case this one is
     abandoned.
 
     :raises StateError: the load is not ``validated``, a newer load of the same run took its place, or
@@ -534,7 +583,7 @@ def enter_publish(
         )
     overtaken_by = _newer_publish(connection, current, manifest.window)
     if overtaken_by is not None:
-        reason = f"load {overtaken_by} began later and published this window"
+        reason = f"load {overtaken_by} began or read later and published this window"
         abandon(connection, manifest.load_id, reason)
         return _overtaken(manifest, strategy, at, overtaken_by)
     return at
@@ -571,23 +620,24 @@ def _overtaken(
 
 
 def _newer_publish(connection: psycopg.Connection[Any], load: Load, window: Window) -> str | None:
-    """A load that began later and has already published the whole window, if there is one."""
+    """A load that began or read later and has already published the whole window, if there is one."""
+    params = {"stream": load.stream, "seq": load.seq, "load_id": load.load_id}
     if not window.is_range:
         name = "newer_full_load" if window.is_full else "newer_nulls_load"
-        found = connection.execute(
-            queries("ledger")[name], {"stream": load.stream, "seq": load.seq}
-        ).fetchone()
+        found = connection.execute(queries("ledger")[name], params).fetchone()
     else:
         found = connection.execute(
             sql.SQL(
                 "SELECT load_id FROM etl.loads"
-                " WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s"
-                " AND bounds <> 'nulls' AND replays IS NULL AND (window_type IS NULL"
+                " WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL"
+                " AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) >"
+                "      (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))"
+                " AND bounds <> 'nulls' AND (window_type IS NULL"
                 "      OR coalesce(window_low::{t} <= %(low)s::{t}, window_low IS NULL)"
                 "         AND window_high::{t} >= %(high)s::{t})"
                 " ORDER BY seq DESC LIMIT 1"
             ).format(t=cursor_type_sql(window.type or "")),
-            {"stream": load.stream, "seq": load.seq, "low": window.low, "high": window.high},
+            {**params, "low": window.low, "high": window.high},
         ).fetchone()
     return None if found is None else str(found[0])
 
@@ -729,21 +779,40 @@ def bounded(window: Window) -> Window:
 
 
 def _cover(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
-    """Add the window to the coverage; what older loads covered of it is now this load's."""
+    """Add the window to the coverage; what loads that read earlier covered of it is now this load's."""
     window = bounded(manifest.window)
     cast = cursor_type_sql(window.type or "")
-    params = {"stream": manifest.stream, "low": window.low, "high": window.high}
+    params = {
+        "stream": manifest.stream,
+        "low": window.low,
+        "high": window.high,
+        "snapshot_at": manifest.snapshot_at,
+    }
     with connection.cursor(row_factory=dict_row) as cursor:
         overlapped = cursor.execute(
             sql.SQL(
-                "DELETE FROM etl.coverage WHERE stream = %(stream)s"
+                "DELETE FROM etl.coverage AS c WHERE stream = %(stream)s"
                 " AND low::{t} < %(high)s::{t} AND high::{t} > %(low)s::{t}"
+                " AND NOT EXISTS (SELECT FROM etl.loads AS l WHERE l.load_id = c.load_id AND l.state = 'published'"
+                "                 AND coalesce(l.read_until, l.snapshot_at) > %(snapshot_at)s)"
                 " RETURNING low, high, bounds, load_id,"
                 " low::{t} < %(low)s::{t} AS before, high::{t} > %(high)s::{t} AS after"
             ).format(t=cast),
             params,
         ).fetchall()
-    pieces = [(window.low, window.high, window.bounds, manifest.load_id)]
+    # What is left there was read later, and stays: between that is what this load covers.
+    free = connection.execute(
+        sql.SQL(
+            "SELECT low::text, high::text FROM ("
+            "  SELECT greatest(%(low)s::{t}, lag(high) OVER (ORDER BY low)) AS low, least(low, %(high)s::{t}) AS high"
+            "  FROM (SELECT low::{t} AS low, high::{t} AS high FROM etl.coverage WHERE stream = %(stream)s"
+            "        AND low::{t} < %(high)s::{t} AND high::{t} > %(low)s::{t}"
+            "        UNION ALL SELECT %(high)s::{t}, NULL) AS taken) AS free"
+            " WHERE low < high"
+        ).format(t=cast),
+        params,
+    ).fetchall()
+    pieces = [(low, high, window.bounds, manifest.load_id) for low, high in free]
     for row in overlapped:
         if row["before"]:
             pieces.append((row["low"], window.low, row["bounds"], row["load_id"]))

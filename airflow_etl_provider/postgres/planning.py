@@ -173,6 +173,51 @@ def conversion_sent(
     )
 
 
+def staged_like_source(
+    connection: psycopg.Connection[Any],
+    source: SourceShape,
+    columns: Sequence[Selected],
+    label: str,
+) -> Table:
+    """The columns of a batch that a transform reads, with the types that they have in the source.
+
+    A type that the target's database does not have, or has by another definition, is staged as text; domains,
+    too, and names of objects (``regclass``), which may not be there.
+    """
+    offered = {column.name: column for column in source.columns}
+    known = dict(
+        connection.execute(
+            "SELECT t, to_regtype(t) IS NOT NULL FROM unnest(%(types)s::text[]) AS t",
+            {"types": sorted({column.type for column in source.columns})},
+        ).fetchall()
+    )
+    described = catalog.read_query(
+        connection,
+        sql.SQL("(SELECT {}) AS batch").format(
+            sql.SQL(", ").join(
+                sql.SQL("NULL::{} AS {}").format(
+                    # The server knows it as the name of a type, so it is nothing else.
+                    sql.SQL(
+                        offered[column.name].type if known[offered[column.name].type] else "text"
+                    ),
+                    sql.Identifier(column.name),
+                )
+                for column in columns
+            )
+        ),
+        label=label,
+    )
+
+    def staged(column: CatalogColumn) -> CatalogColumn:
+        theirs = offered[column.name]
+        same = column.type == theirs.type and column.definition == theirs.definition
+        if same and not column.refers_by_oid:
+            return column
+        return replace(column, type="text", builtin=True, refers_by_oid=False, definition="")
+
+    return replace(described, columns=tuple(staged(column) for column in described.columns))
+
+
 def partitions_of(
     connection: psycopg.Connection[Any], request: ExtractRequest, target: Table, window: Window
 ) -> tuple[PartitionRange, ...]:

@@ -131,7 +131,11 @@ class PostgresPublisher:
                             connection, partition.name, keep=options.keep_versions
                         ):
                             drop_staging(connection, old)
-                    for table in [*filled_tables(connection, manifest), *staged_tables(manifest)]:
+                    for table in [
+                        *filled_tables(connection, manifest),
+                        *staged_tables(manifest),
+                        *manifest.earlier_tables,
+                    ]:
                         drop_staging(connection, table)
             except EtlError as error:
                 # The load is published; what could not be dropped now is dropped after the next one.

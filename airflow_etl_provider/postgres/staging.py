@@ -11,15 +11,16 @@ import structlog
 from psycopg import sql
 
 from airflow_etl_provider.core.columns import Selected
+from airflow_etl_provider.core.conversion import Conversion
 from airflow_etl_provider.core.extract import Resumed, StagingPlan
 from airflow_etl_provider.core.load import Kind, Load, LoadState, Manifest, StreamPosition
 from airflow_etl_provider.core.names import TableName, staging_name
 from airflow_etl_provider.core.ports import Cut, EventLog, Session, Snapshot, SourceShape, Stop
-from airflow_etl_provider.core.request import ExtractRequest
+from airflow_etl_provider.core.request import ExtractRequest, StageAs
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
 from airflow_etl_provider.postgres import catalog, dead_letters, ledger, slices, statements
-from airflow_etl_provider.postgres.contract import keep_contract
+from airflow_etl_provider.postgres.contract import Evolution, evolve, keep_contract
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.filling import Filling
@@ -29,6 +30,7 @@ from airflow_etl_provider.postgres.planning import (
     conversion_sent,
     matching_columns,
     partitions_of,
+    staged_like_source,
     watermark_window,
     went_backwards,
     widened,
@@ -55,27 +57,28 @@ class PostgresStaging:
     ) -> StagingPlan:
         with connect(self.endpoint) as connection:
             target = catalog.read_table(connection, request.target, label=self.endpoint.label)
+            as_source = request.stage_as is StageAs.SOURCE
             with translated_errors(f"comparing {source.name} with {request.target}"):
-                columns, target = keep_contract(
-                    connection, request, source, columns, target, label=self.endpoint.label
-                )
-            chosen = matching_columns(request, source, columns, target)
-            offered = {column.name: column for column in source.columns}
-            ours = [offered[column.name] for column in chosen]
-            theirs = [target.column(column.name, use="a column of the batch") for column in chosen]
-            conversion = conversion_of(request, source, ours, theirs, target)
-            if conversion is not None:
-                ours, theirs = conversion_sent(conversion, ours, theirs)
+                if as_source:
+                    evolution = Evolution(
+                        columns,
+                        staged_like_source(connection, source, columns, label=self.endpoint.label),
+                    )
+                else:
+                    evolution = keep_contract(connection, request, source, columns, target)
+            chosen, binary, conversion = _batch_of(request, source, evolution)
             with translated_errors(f"planning the load of {request.target}"):
                 partitions = partitions_of(connection, request, target, window)
             return StagingPlan(
                 window=window,
                 columns=chosen,
-                binary=agreement(
-                    ours, theirs, where=f"stream {request.stream}", table=request.target
-                ),
+                binary=binary,
+                types=tuple(column.type for column in evolution.target.columns)
+                if as_source
+                else None,
                 # Rows that are written one by one are not frozen, so the table cannot be attached as it is.
-                direct=conversion is None
+                direct=not as_source
+                and conversion is None
                 and becomes_partition(request, source, target, partitions),
                 staging=TableName(
                     ledger.STAGING_SCHEMA,
@@ -88,9 +91,31 @@ class PostgresStaging:
                     queries("catalog")["publishes_schema"],
                     {"schema": ledger.STAGING_SCHEMA},
                 ),
+                ddl=evolution.ddl,
                 conversion=conversion,
                 primary_key=target.primary_key,
             )
+
+    def evolve(
+        self,
+        request: ExtractRequest,
+        source: SourceShape,
+        columns: Sequence[Selected],
+        *,
+        stop: Stop,
+        log: EventLog,
+    ) -> None:
+        with connect(self.endpoint) as connection:
+            evolution = evolve(
+                connection,
+                request,
+                source,
+                columns,
+                label=self.endpoint.label,
+                stop=stop,
+                log=log,
+            )
+            _batch_of(request, source, evolution)
 
     def bind(self, request: ExtractRequest) -> Load | None:
         with connect(self.endpoint) as connection:
@@ -175,7 +200,12 @@ class PostgresStaging:
             translated_errors(f"restarting load {load_id}"),
             connection.transaction(),
         ):
+            found = ledger.load(connection, load_id)
             ledger.restart(connection, load_id)
+            if found is not None and found.manifest is not None:
+                # What a transform had read and made goes with what is read anew.
+                for table in found.manifest.earlier_tables:
+                    drop_staging(connection, table)
 
     def has(self, staging: TableName) -> bool:
         with connect(self.endpoint) as connection:
@@ -199,8 +229,10 @@ class PostgresStaging:
             loaded = [part for part in planned if part.rows is not None]
             if load.staging is not None and exists(connection, load.staging):
                 found = catalog.read_table(connection, load.staging, label=self.endpoint.label)
+                target = catalog.read_table(connection, request.target, label=self.endpoint.label)
                 same = load.fingerprint == request.fingerprint and (
-                    [c.name for c in found.columns] == [c.name for c in plan.columns]
+                    [c.column for c in found.columns]
+                    == [target.column(c.name, use="a column").column for c in plan.columns]
                 )
                 resumable = request.resumable and plan.conversion is None
                 if loaded and same and resumable and load.window.is_range:
@@ -264,8 +296,10 @@ class PostgresStaging:
                 if found is None or found.state.is_finished:
                     return
                 ledger.abandon(connection, load_id, reason)
-                if found.staging is not None:
-                    drop_staging(connection, found.staging)
+                earlier = () if found.manifest is None else found.manifest.earlier_tables
+                for table in (found.staging, *earlier):
+                    if table is not None:
+                        drop_staging(connection, table)
             log.info("load abandoned", load_id=load_id, reason=reason)
 
     def reasons(self, load_id: str) -> dict[str, int]:
@@ -279,6 +313,31 @@ class PostgresStaging:
             if catalog.scalar(connection, "SELECT to_regclass('etl.loads')::text") is None:
                 return None
             return ledger.state_of(connection, load_id)
+
+
+def _batch_of(
+    request: ExtractRequest, source: SourceShape, evolution: Evolution
+) -> tuple[tuple[Selected, ...], bool, Conversion | None]:
+    """The columns of the batch, whether they travel in binary, and how what the target cannot hold is set aside.
+
+    A batch that a transform reads has the types of the source, and the transform answers for those of the target.
+
+    :raises ContractError: a column that the target demands, computes itself, or cannot hold.
+    """
+    target, as_source = evolution.target, request.stage_as is StageAs.SOURCE
+    chosen = (
+        tuple(evolution.columns)
+        if as_source
+        else matching_columns(request, source, evolution.columns, target)
+    )
+    offered = {column.name: column for column in source.columns}
+    ours = [offered[column.name] for column in chosen]
+    theirs = [target.column(column.name, use="a column of the batch") for column in chosen]
+    conversion = None if as_source else conversion_of(request, source, ours, theirs, target)
+    if conversion is not None:
+        ours, theirs = conversion_sent(conversion, ours, theirs)
+    binary = agreement(ours, theirs, where=f"stream {request.stream}", table=request.target)
+    return chosen, binary, conversion
 
 
 def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:

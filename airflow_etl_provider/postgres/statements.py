@@ -63,6 +63,16 @@ def in_window(column: str, window: Window) -> sql.Composed:
     return found
 
 
+def outside(column: str, windows: Sequence[Window]) -> sql.Composed:
+    """Whether a row lies in none of *windows*."""
+    return sql.SQL(" AND ").join(
+        [
+            sql.SQL("true"),
+            *(sql.SQL("({}) IS NOT TRUE").format(in_window(column, window)) for window in windows),
+        ]
+    )
+
+
 def in_slice(part: Slice) -> sql.Composed:
     """Whether a row lies in *part*; one without a value belongs to the slice without a low end."""
     by = sql.SQL(", ").join(sql.Identifier(column) for column in part.by)
@@ -177,6 +187,12 @@ def copy_in(
     )
 
 
+def copy_in_csv(table: TableName, columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, FREEZE true)").format(
+        ident(table), names(columns)
+    )
+
+
 def _format(binary: bool) -> sql.SQL:
     return sql.SQL("binary") if binary else sql.SQL("text")
 
@@ -206,6 +222,19 @@ def create_staging(
     return sql.SQL(
         "CREATE {} TABLE {} WITH (autovacuum_enabled = off) AS SELECT {} FROM {} WITH NO DATA"
     ).format(sql.SQL("" if logged else "UNLOGGED"), ident(table), names(columns), ident(target))
+
+
+def create_typed(
+    table: TableName, columns: Sequence[tuple[str, str]], *, logged: bool = True
+) -> sql.Composed:
+    """A table of its own; the types are the server's own rendering."""
+    return sql.SQL("CREATE {} TABLE {} ({}) WITH (autovacuum_enabled = off)").format(
+        sql.SQL("" if logged else "UNLOGGED"),
+        ident(table),
+        sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_)) for name, type_ in columns
+        ),
+    )
 
 
 def comment(table: TableName, text: str) -> sql.Composed:

@@ -9,7 +9,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.load import Kind, Manifest
 from airflow_etl_provider.core.publish import REBUILD_ROWS, Facts, PublishOptions
-from airflow_etl_provider.postgres import statements
+from airflow_etl_provider.postgres import ledger, statements
 from airflow_etl_provider.postgres.catalog import Table, read_partitions, scalar
 from airflow_etl_provider.postgres.keyed import keys_of
 from airflow_etl_provider.postgres.leaves import (
@@ -34,6 +34,8 @@ def survey(
         return Facts()
     hindrances = _hindrances(connection, target, options)
     if manifest.partitions:
+        if ledger.later_reads(connection, manifest):
+            hindrances.append("a load that was read later has published a part of the window")
         named = {part.name for part in manifest.partitions}
         for partition in read_partitions(connection, target):
             if partition.table.name in named:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import ContractError
+from airflow_etl_provider.core.errors import ContractError, FenceConflict, StateError
 from airflow_etl_provider.core.load import (
     Manifest,
     PartitionRange,
@@ -113,6 +113,7 @@ class Swap:
             cut differently, or a privilege is missing.
         :raises ContractError: the batch changed since its audit, or holds rows outside its partitions.
         :raises ShrinkBrake: a partition would lose more rows than allowed.
+        :raises StateError, FenceConflict: a part of the window was published by a load that was read later.
         :raises LockBudgetExceeded: readers held their locks up to the deadline; the load stays validated.
         """
         require_range_partitioned(self._target, self._column)
@@ -261,6 +262,8 @@ class Swap:
 
     def _verify(self, tables: Sequence[TableName], changes: Sequence[Change]) -> None:
         """In the publish transaction: what becomes visible is what was audited, and loses nothing."""
+        if ledger.later_reads(self._connection, self._manifest):
+            self._refuse_older()
         for change in changes:
             if change.old is not None:
                 self._require_nothing_above(change)
@@ -269,6 +272,19 @@ class Swap:
             self._connection.execute(statements.lock(table, "SHARE"))
         rows = sum(scalar(self._connection, statements.count(table)) for table in tables)
         require_same_rows(self._manifest, rows)
+
+    def _refuse_older(self) -> NoReturn:
+        what = (
+            f"a load of stream {self._manifest.stream} that was read later than load {self._manifest.load_id} has "
+            f"published a part of {self._manifest.window}: whole partitions of the older batch would take its rows away"
+        )
+        if self._options.strategy is Strategy.AUTO:
+            raise FenceConflict(what, remedy="nothing to do: the retry writes around those rows")
+        raise StateError(
+            what,
+            remedy="clear extract and downstream, which reads the window anew; or publish with strategy='auto' or "
+            "'delete_insert', which writes around those rows",
+        )
 
     def _require_nothing_above(self, change: Change) -> None:
         """A window may end within its last partition only as long as that holds nothing further."""

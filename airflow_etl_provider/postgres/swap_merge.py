@@ -20,7 +20,8 @@ from airflow_etl_provider.core.load import Kind, Manifest, Published, Strategy
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
-from airflow_etl_provider.postgres import locking, statements
+from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, size_of
@@ -108,6 +109,8 @@ class SwapMerge:
             if manifest.kind is not Kind.EVENTS
             else None
         )
+        #: Parts of a window of events that were read later than the batch: the target's rows stay there.
+        self._later: tuple[Window, ...] = ()
 
     def run(self) -> Published:
         """Build, wait for older snapshots, exchange; over again where rows were written meanwhile.
@@ -220,6 +223,7 @@ class SwapMerge:
             require_same_rows(
                 self._manifest, scalar(connection, statements.count(self._manifest.staging))
             )
+            self._later = self._read_later()
             fresh = None if self._keyed is None else self._keyed.not_older()
             looks = [self._look(leaf, fresh) for leaf in touched]
             # Every leaf that holds a key of the batch was looked at; that it stays so is verified at last.
@@ -296,9 +300,17 @@ class SwapMerge:
     def _replaced(self) -> sql.Composable:
         """Which old rows of a stream of events the batch replaces."""
         window, cursor = self._manifest.window, self._manifest.cursor
-        if window.is_full or cursor is None:
+        if cursor is None:
             return sql.SQL("true")
-        return statements.in_window(cursor, window)
+        found = sql.SQL("true") if window.is_full else statements.in_window(cursor, window)
+        return sql.SQL("{} AND {}").format(found, statements.outside(cursor, self._later))
+
+    def _read_later(self) -> tuple[Window, ...]:
+        if self._keyed is not None:
+            return ()
+        if self._manifest.cursor is None:
+            ledger.require_latest(self._connection, self._manifest)
+        return ledger.later_reads(self._connection, self._manifest)
 
     def _look(self, leaf: Leaf, fresh: sql.Composable | None) -> _Look:
         """Count a leaf as it is now, and its rows that are newer than the batch's."""
@@ -373,6 +385,8 @@ class SwapMerge:
             )
         ).rowcount
         newest = self._lives()
+        if self._later and self._manifest.cursor is not None:
+            newest = statements.outside(self._manifest.cursor, self._later)
         if self._keyed is not None and among_newer:
             newest = (
                 newest
@@ -463,7 +477,12 @@ class SwapMerge:
         added = sum(one.rows for one in built) - kept
         stale = sum(one.stale for one in built)
         if self._keyed is None:
-            return Counts(inserted=added, deleted=before - kept, unchanged=kept)
+            return Counts(
+                inserted=added,
+                deleted=before - kept,
+                unchanged=kept,
+                stale=self._manifest.rows - added,
+            )
         deleted = sum(one.deleted for one in built)
         updated = min(before - kept - deleted, added)
         return Counts(
@@ -497,6 +516,8 @@ class SwapMerge:
             )
             if now != one.fingerprint:
                 raise PartitionMoved(f"rows were written into {one.leaf.place.name} meanwhile")
+        if self._read_later() != self._later:
+            raise PartitionMoved("a load that has read the source later was published meanwhile")
         mine = {one.leaf.partition.oid for one in built}
         others = [
             leaf for leaf in read_leaves(connection, self._target) if leaf.partition.oid not in mine

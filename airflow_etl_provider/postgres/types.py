@@ -33,6 +33,7 @@ _TEXTS = ("text", "character varying", "character", "name")
 _NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 _SIZED_TEXT = ("character varying", "character", "bit", "bit varying")
 _SCALED_TIME = ("timestamp", "time", "interval")
+_GROWS = ("character varying", "bit varying", "numeric", *_SCALED_TIME)
 _MOST_FRACTION = 6
 
 
@@ -50,7 +51,7 @@ def agreement(
     problems = [
         f"{ours.name}: {ours.type} does not fit {theirs.type}"
         for ours, theirs in zip(source, target, strict=True)
-        if not _fits(ours.type, theirs.type)
+        if not fits(ours.type, theirs.type)
     ]
     problems += [
         f"{ours.name}: {ours.type} has another definition there ({ours.definition}) than here "
@@ -62,7 +63,7 @@ def agreement(
         approve = [
             f"ALTER TABLE {table} ALTER COLUMN {quoted(theirs.name)} TYPE {ours.type}"
             for ours, theirs in zip(source, target, strict=True)
-            if not _fits(ours.type, theirs.type)
+            if not fits(ours.type, theirs.type)
         ]
         statement = (
             f"approve it with {'; '.join(approve)}" if approve and table else "mend the types"
@@ -75,7 +76,7 @@ def agreement(
         ours.portable
         and theirs.builtin
         and not theirs.refers_by_oid
-        and (ours.type == theirs.type or (_is_text(ours.type) and _is_text(theirs.type)))
+        and (ours.type == theirs.type or (is_text(ours.type) and is_text(theirs.type)))
         for ours, theirs in zip(source, target, strict=True)
     )
 
@@ -100,7 +101,7 @@ def judged(
             name=theirs.name,
             type=theirs.type,
             stored=theirs.stored or theirs.type,
-            text=(ours.name not in strict or _fits(ours.type, theirs.type))
+            text=(ours.name not in strict or fits(ours.type, theirs.type))
             and _value_decides(ours, theirs, proven=proven),
             required=(theirs.not_null or theirs.never_null) and not (proven and ours.not_null),
             soft=theirs.soft_input,
@@ -114,7 +115,7 @@ def _value_decides(ours: SourceColumn, theirs: CatalogColumn, *, proven: bool) -
     same_definition = ours.definition == theirs.definition or theirs.type == "text"
     if not same_definition:
         return ours.type == theirs.type or _base(ours.type) in _TEXTS
-    if _fits(ours.type, theirs.type):
+    if fits(ours.type, theirs.type):
         return not proven or theirs.restricted or _is_narrower(ours.type, theirs.type)
     one, other = _base(ours.type), _base(theirs.type)
     return (
@@ -144,16 +145,18 @@ def _base(name: str) -> str:
 def widens_in_place(target: str, source: str) -> bool:
     """Whether a column of type *target* can hold all of *source* by a change that rewrites no table.
 
-    PostgreSQL does that for a longer limit of ``varchar`` and ``varbit`` and a larger precision of
-    ``numeric`` (with the same scale), or none.
+    PostgreSQL does that for a longer limit of ``varchar`` and ``varbit``, a larger precision of ``numeric``
+    (with the same scale), more digits of a second, or no limit at all; and for ``inet`` instead of ``cidr``.
     """
+    if (target, source) == ("cidr", "inet"):
+        return True
     ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
     if ours is None or theirs is None or theirs["args"] is None:
         return False
     base, args = theirs["base"], [int(part) for part in theirs["args"].split(",")]
     if base == "character varying" and source == "text":
         return True
-    if base != ours["base"] or base not in ("character varying", "bit varying", "numeric"):
+    if (base, theirs["rest"]) != (ours["base"], ours["rest"]) or base not in _GROWS:
         return False
     if ours["args"] is None:
         return True
@@ -161,16 +164,17 @@ def widens_in_place(target: str, source: str) -> bool:
     return wide[0] > args[0] and wide[1:] == args[1:]
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Types whose binary form is the text itself; a limit is checked by the server that stores it."""
     return name == "text" or name.split("(")[0] == "character varying"
 
 
-def _fits(source: str, target: str) -> bool:
+def fits(source: str, target: str) -> bool:
+    """Whether a column of type *target* takes what one of type *source* holds, or fails: nothing is lost in silence."""
     if source == target or target == "text":
         return True
     if source.endswith("[]") and target.endswith("[]"):
-        return _fits(source[:-2], target[:-2])
+        return fits(source[:-2], target[:-2])
     ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
     if ours is None or theirs is None:
         return False

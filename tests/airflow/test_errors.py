@@ -329,6 +329,18 @@ class TestTarget:
         after = shop.picture()
         assert {**after, "tables": before["tables"]} == before
 
+    def test_a_run_may_be_told_that_most_rows_go(self, shop: Shop) -> None:
+        """The param counts for that run alone; nonsense in it is refused by name."""
+        shop.load(1)
+        shop.source.run("DELETE FROM orders WHERE id % 10 <> 0")
+        ran = shop.airflow.run(shop.pipeline(), month(1), conf={"max_shrink": "most"})
+        assert "param max_shrink" in ran.error("publish")
+        told = shop.airflow.run(shop.pipeline(), month(1), conf={"max_shrink": 0.9})
+        assert told.state == "success"
+        assert shop.warehouse.value("SELECT count(*) FROM a.orders") == 100
+        shop.source.run("DELETE FROM orders WHERE id % 100 <> 0")
+        assert shop.airflow.run(shop.pipeline(), month(1)).state == "failed"
+
 
 class TestSuites:
     def test_unknown_expectation_is_an_import_error(self, shop: Shop) -> None:

@@ -392,12 +392,14 @@ class TestBuiltDag:
     def test_a_window_by_hand_may_be_left_empty(self) -> None:
         """A scheduled DAG needs params that are valid as they are; given ones must be date-times."""
         params = build_pipeline(EVENTS).params
-        assert dict(params) == {"window_low": None, "window_high": None}
+        assert dict(params) == {"max_shrink": None, "window_low": None, "window_high": None}
         params["window_low"] = "2013-01-01T00:00:00-05:00"
         with pytest.raises(ParamValidationError):
             params["window_high"] = 3
-        assert not dict(build_pipeline(SNAPSHOTS).params)
-        assert dict(build_pipeline(ENTITIES).params) == {"window_low": None, "window_high": None}
+        with pytest.raises(ParamValidationError):
+            params["max_shrink"] = 2
+        assert dict(build_pipeline(SNAPSHOTS).params) == {"max_shrink": None}
+        assert set(build_pipeline(ENTITIES).params) == {"max_shrink", "window_low", "window_high"}
 
     def test_its_page_tells_the_story(self) -> None:
         """What it loads, from where to where, what is checked and what to do at night."""

@@ -108,6 +108,17 @@ FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.oid = ANY (%(oids)s::oid[])
 ORDER BY 1, 2
 
+-- name: roots
+-- The tables that partitions belong to; what is no partition stands for itself.
+SELECT DISTINCT n.nspname::text AS schema, c.relname::text AS name
+FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS s (schema, name)
+JOIN pg_namespace AS sn ON sn.nspname = s.schema
+JOIN pg_class AS sc ON sc.relnamespace = sn.oid AND sc.relname = s.name
+JOIN pg_class AS c ON c.oid = coalesce(pg_partition_root(sc.oid), sc.oid)
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
+ORDER BY 1, 2
+
 -- name: pages
 WITH RECURSIVE tree AS (
     SELECT %(oid)s::oid AS oid

@@ -7,7 +7,12 @@ ORDER BY c.relname
 
 -- name: staged
 -- Loads that name a staged table, and how long ago the last thing happened to those that are not finished well.
+-- "earlier" are the tables that a transform read, and those that earlier ones made.
 SELECT l.load_id::text AS load_id, l.state, l.staging,
+       ARRAY(SELECT l.manifest -> 'transformed' ->> 'staging' WHERE l.manifest -> 'transformed' ->> 'staging' IS NOT NULL
+             UNION ALL
+             SELECT jsonb_array_elements_text(l.manifest -> 'transformed' -> 'replaced')
+             WHERE jsonb_typeof(l.manifest -> 'transformed' -> 'replaced') = 'array') AS earlier,
        extract(epoch FROM clock_timestamp() - greatest(
            l.started_at, l.staged_at, l.validated_at,
            (SELECT max(s.loaded_at) FROM etl.load_slices AS s WHERE s.load_id = l.load_id)))::float8 AS age_s

@@ -93,7 +93,8 @@ WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s AND
 
 -- name: newer_nulls_load
 SELECT load_id FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s AND replays IS NULL
+WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL
+  AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) > (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))
   AND (window_type IS NULL OR bounds = 'nulls')
 ORDER BY seq DESC LIMIT 1
 
@@ -123,6 +124,26 @@ SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, snapshot_a
     rows_staged = %(rows)s, rows_dead = nullif(%(rows_dead)s, 0), bytes_staged = %(bytes)s, checksum = %(checksum)s, staged_at = clock_timestamp(),
     report = NULL, validated_at = NULL, error = NULL
 WHERE load_id = %(load_id)s AND state = 'started'
+
+-- name: mark_transformed
+-- Only as long as the batch is still the one that was read when the transform began.
+UPDATE etl.loads
+SET state = 'staged', staging = %(staging)s, manifest = %(manifest)s, rows_staged = %(rows)s, bytes_staged = %(bytes)s,
+    checksum = NULL, report = NULL, validated_at = NULL, error = NULL,
+    rows_dead = (SELECT nullif(count(*), 0) FROM etl.dead_letters AS d WHERE d.load_id = %(load_id)s)
+WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected') AND staging = %(before)s
+RETURNING load_id
+
+-- name: forget_letters
+-- Of an earlier transform of the load, and of audits of what it made: their rows are in the batch again.
+DELETE FROM etl.dead_letters
+WHERE load_id = %(load_id)s AND status = 'held' AND (reason LIKE 'transform: %%' OR expectation IS NOT NULL)
+
+-- name: set_aside
+INSERT INTO etl.dead_letters (stream, load_id, record, record_key, row_hash, ordinal, reason, error_class, status)
+VALUES (%(stream)s, %(load_id)s, %(record)s, %(record_key)s, %(row_hash)s, %(ordinal)s, %(reason)s, %(error_class)s,
+        'held')
+ON CONFLICT (load_id, row_hash, ordinal) DO NOTHING
 
 -- name: mark_audited
 UPDATE etl.loads
@@ -155,7 +176,8 @@ ORDER BY newer.seq DESC LIMIT 1
 
 -- name: newer_full_load
 SELECT load_id FROM etl.loads
-WHERE stream = %(stream)s AND state = 'published' AND seq > %(seq)s AND window_type IS NULL AND replays IS NULL
+WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL AND window_type IS NULL
+  AND (seq > %(seq)s OR coalesce(read_until, snapshot_at) > (SELECT snapshot_at FROM etl.loads WHERE load_id = %(load_id)s))
 ORDER BY seq DESC LIMIT 1
 
 -- name: add_partition
@@ -203,13 +225,21 @@ SELECT dag_id || ' ' || run_id FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: loads_of_run
 -- Published loads of the task that this load belongs to, cleared since.
-SELECT o.load_id::text AS load_id, 'everything' AS span, true AS within
+SELECT o.load_id::text AS load_id, 'everything' AS span, true AS within,
+       coalesce(o.read_until, o.snapshot_at) > %(snapshot_at)s AS read_later
 FROM etl.loads AS mine
 JOIN etl.loads AS o USING (stream, dag_id, run_id, task_id, map_index)
 WHERE mine.load_id = %(load_id)s AND o.load_id <> mine.load_id AND o.state = 'published'
 ORDER BY o.seq
 
 -- name: last_columns
-SELECT manifest -> 'columns' FROM etl.loads
+-- Of a load that a transform has changed, the columns that extract read.
+SELECT coalesce(manifest -> 'transformed' -> 'columns', manifest -> 'columns') FROM etl.loads
 WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND manifest IS NOT NULL
+ORDER BY published_at DESC LIMIT 1
+
+-- name: last_published_columns
+-- A load without rows does not tell which columns it would have brought.
+SELECT manifest -> 'columns' FROM etl.loads
+WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND rows_staged > 0 AND manifest IS NOT NULL
 ORDER BY published_at DESC LIMIT 1

@@ -10,6 +10,7 @@ from uuid6 import uuid7
 
 from airflow_etl_provider.core.errors import ContractError, StateError, Superseded, TransientError
 from airflow_etl_provider.core.window import Window
+from airflow_etl_provider.postgres.ledger import LEDGER_VERSION
 from tests.builders import (
     APRIL,
     FEBRUARY,
@@ -253,7 +254,7 @@ def test_two_first_loads_create_the_ledger_at_once(source, warehouse):
     assert len({manifest.load_id for manifest in done}) == 4
     assert warehouse.value(
         "SELECT array_agg(version ORDER BY version) FROM etl.schema_version"
-    ) == [1, 2]
+    ) == list(range(1, LEDGER_VERSION + 1))
 
 
 def test_a_retry_of_extract_returns_the_batch_that_stands(source18, warehouse18):
