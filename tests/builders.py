@@ -25,6 +25,7 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
 from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.core.replay import Replayed, ReplayRequest
 from airflow_etl_provider.core.request import ExtractRequest, WindowMode
 from airflow_etl_provider.core.settle import SettleOptions
 from airflow_etl_provider.core.transform import ByCallable, BySql, TransformRequest, transform
@@ -33,13 +34,14 @@ from airflow_etl_provider.core.window import Interval
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.postgres.publish import PostgresPublisher
 from airflow_etl_provider.postgres.relation import Relation
+from airflow_etl_provider.postgres.replay import replay_letters
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
 from airflow_etl_provider.postgres.transform import PostgresTransforms
 from airflow_etl_provider.quality.engine import audit
 from airflow_etl_provider.quality.quarantine import combined, failed, quarantined
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
-from airflow_etl_provider.quality.suite import parse_suite
+from airflow_etl_provider.quality.suite import Suite, parse_suite
 from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
 
 if TYPE_CHECKING:
@@ -260,6 +262,35 @@ class Pipeline:
             ),
         )
         return Manifest.from_json(done.manifest.as_json())
+
+    def replay(
+        self,
+        ids: Sequence[int] | None = None,
+        *,
+        values: dict[str, str | None] | None = None,
+        corrections: dict[int, dict[str, str | None]] | None = None,
+        suite: Sequence[dict[str, Any]] | None = None,
+        stop: Stop | None = None,
+        new_id: Callable[[], str] = lambda: str(uuid7()),
+        by_gx: Callable[[TableName, Suite, str], Report] | None = None,
+    ) -> Replayed:
+        """Replay letters; all that are pending unless *ids* says which."""
+        request = ReplayRequest(
+            self.stream,
+            run_info("replay", "manual", task_id="replay"),
+            None if ids is None else tuple(ids),
+            values or {},
+            corrections or {},
+        )
+        return replay_letters(
+            self.warehouse.endpoint(self.application, **self.warehouse_role),
+            request,
+            None if suite is None else parse_suite(suite),
+            by_gx=by_gx or (lambda *left: pytest.fail(f"left to Great Expectations: {left}")),
+            new_id=new_id,
+            stop=stop or threading.Event(),
+            log=self.log,
+        )
 
     def letters(self, columns: str = "record, reason, status") -> list[tuple[Any, ...]]:
         """Dead letters of the warehouse, in the order in which they were written."""

@@ -104,16 +104,29 @@ def reasons(connection: Connection, load_id: str) -> dict[str, int]:
     return dict(found.fetchall())
 
 
-def follow_publish(connection: Connection, manifest: Manifest, keys: Sequence[str]) -> None:
+def follow_publish(
+    connection: Connection, manifest: Manifest, keys: Sequence[str], later: Sequence[Window]
+) -> None:
     """In the publish transaction: the load's letters can be replayed, and older ones that it settles cannot.
 
     :param keys: columns that identify a row, where the publish went by key.
+    :param later: parts of a window of events that a load which read later has published.
     :raises Superseded: letters that this load brings back were settled otherwise meanwhile.
     """
     if manifest.replays is not None:
         _mark_replayed(connection, manifest)
         return
     connection.execute(queries("dead_letters")["release"], {"load_id": manifest.load_id})
+    if later:
+        connection.execute(
+            queries("dead_letters")["give_way"].format(
+                reached=sql.SQL(" OR ").join(map(_lies_within, later))
+            ),
+            {
+                "load_id": manifest.load_id,
+                "why": "a load that read the row later is published",
+            },
+        )
     params = {"stream": manifest.stream, "load_id": manifest.load_id}
     if not scalar(connection, queries("dead_letters")["others_pending"], params):
         return
@@ -122,9 +135,6 @@ def follow_publish(connection: Connection, manifest: Manifest, keys: Sequence[st
         {
             **params,
             "why": f"load {manifest.load_id} has read the row again",
-            # An event does not change: whoever loads its window has it. Of a row that changes only a later
-            # reading knows better.
-            "whenever": manifest.kind is Kind.EVENTS,
             "snapshot_at": manifest.snapshot_at,
             "cursor": manifest.cursor,
             "type": manifest.window.type,
@@ -161,6 +171,27 @@ def _reached(manifest: Manifest, keys: Sequence[str]) -> sql.Composable:
     )
 
 
+def _lies_within(window: Window) -> sql.Composed:
+    """Whether the cursor value of a letter lies in a range; of one without a value nothing is said."""
+    if not window.is_range:
+        return sql.Composed([sql.SQL("false")])
+    cast = cursor_type_sql(window.type or "")
+    bounds = (
+        (">=" if window.bounds[0] == "[" else ">", window.low),
+        ("<=" if window.bounds[1] == "]" else "<", window.high),
+    )
+    parts = [
+        sql.SQL("d.position::{t} {operator} {bound}::{t}").format(
+            t=cast, operator=sql.SQL(operator), bound=sql.Literal(bound)
+        )
+        for operator, bound in bounds
+        if bound is not None
+    ]
+    return sql.SQL("({})").format(
+        sql.SQL(" AND ").join([sql.SQL("d.position IS NOT NULL"), *parts])
+    )
+
+
 def _in_window(window: Window) -> sql.Composed:
     """By the cursor value of a letter; where it has no valid one, by the window of its load."""
     nulls = sql.SQL("false" if window.nulls is Nulls.EXCLUDE else "true")
@@ -168,11 +199,7 @@ def _in_window(window: Window) -> sql.Composed:
     within: sql.Composable = sql.SQL("false")
     if window.is_range:
         cast = cursor_type_sql(window.type or "")
-        low = sql.SQL(">=" if window.bounds[0] == "[" else ">")
-        high = sql.SQL("<=" if window.bounds[1] == "]" else "<")
-        lies = sql.SQL(
-            "coalesce(d.position::{t} {low} %(low)s::{t}, true) AND coalesce(d.position::{t} {high} %(high)s::{t}, true)"
-        ).format(t=cast, low=low, high=high)
+        lies = _lies_within(window)
         within = sql.SQL(
             "coalesce(l.window_low::{t} >= %(low)s::{t}, %(low)s::text IS NULL)"
             " AND coalesce(l.window_high::{t} <= %(high)s::{t}, %(high)s::text IS NULL)"

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from airflow_etl_provider.core.errors import QualityGateFailed
-from airflow_etl_provider.quality.suite import Severity
+from airflow_etl_provider.quality.suite import OnFail, Severity
 
 # A report is a small document: samples of long texts and long lists are cut.
 LONGEST_TEXT = 1_000
@@ -32,7 +32,7 @@ class ExpectationResult:
     """The outcome of one expectation.
 
     ``exception`` is set when it could not be evaluated, which counts as failed. ``set_aside`` says that the
-    rows that failed have left the batch, so that they block nothing. ``observed_value``,
+    rows that failed have left the batch, as ``on_fail`` asked, so that they block nothing. ``observed_value``,
     ``partial_unexpected_list`` and ``unexpected_index_list`` (the keys of a few unexpected rows) hold values
     of rows and go to the ledger only.
     """
@@ -51,6 +51,7 @@ class ExpectationResult:
     unexpected_index_list: tuple[Mapping[str, Any], ...] = ()
     exception: str | None = None
     set_aside: bool = False
+    on_fail: OnFail = OnFail.BLOCK
 
     def __post_init__(self) -> None:
         if self.success and self.exception is not None:
@@ -82,6 +83,7 @@ class ExpectationResult:
                 "type": self.type,
                 "kwargs": json_safe(self.kwargs, cut=False),
                 "severity": self.severity.value,
+                **({} if self.on_fail is OnFail.BLOCK else {"on_fail": self.on_fail.value}),
             },
             "result": {
                 "element_count": self.element_count,
