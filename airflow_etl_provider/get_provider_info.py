@@ -32,6 +32,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_etl_provider.operators.validate",
                     "airflow_etl_provider.operators.publish",
                     "airflow_etl_provider.operators.maintenance",
+                    "airflow_etl_provider.operators.dead_letters",
                 ],
             }
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,26 +13,35 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import psycopg
+import pytest
 from psycopg import sql
 from uuid6 import uuid7
 
 from airflow_etl_provider.core.columns import Selection
+from airflow_etl_provider.core.dead_letters import DeadLimits, Fault
 from airflow_etl_provider.core.extract import extract
 from airflow_etl_provider.core.load import Kind, Manifest, Published, RunInfo
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.ports import EventLog, Stop, WatermarkStore
 from airflow_etl_provider.core.publish import PublishOptions, publish
+from airflow_etl_provider.core.replay import Replayed, ReplayRequest
 from airflow_etl_provider.core.request import ExtractRequest, WindowMode
 from airflow_etl_provider.core.settle import SettleOptions
 from airflow_etl_provider.core.transform import ByCallable, BySql, TransformRequest, transform
+from airflow_etl_provider.core.validate import Engine, Quarantine, validate
 from airflow_etl_provider.core.window import Interval
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.postgres.publish import PostgresPublisher
 from airflow_etl_provider.postgres.relation import Relation
+from airflow_etl_provider.postgres.replay import replay_letters
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
 from airflow_etl_provider.postgres.transform import PostgresTransforms
+from airflow_etl_provider.quality.engine import audit
+from airflow_etl_provider.quality.quarantine import combined, failed, quarantined
+from airflow_etl_provider.quality.report import Report, raise_if_rejected
+from airflow_etl_provider.quality.suite import Suite, parse_suite
 from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
 
 if TYPE_CHECKING:
@@ -44,6 +53,8 @@ FEBRUARY = datetime(2013, 2, 1, tzinfo=UTC)
 MARCH = datetime(2013, 3, 1, tzinfo=UTC)
 APRIL = datetime(2013, 4, 1, tzinfo=UTC)
 MONTHLY = PartitionSpec("ts", Every.MONTH, "UTC")
+#: However many rows are bad, they may be set aside.
+EVERY_ROW = DeadLimits(max_share=1.0)
 
 #: What every simple test loads: events with a key, an instant and some text.
 SOURCE_TABLE = "CREATE TABLE t (id bigint PRIMARY KEY, ts timestamptz NOT NULL, v text)"
@@ -210,6 +221,80 @@ class Pipeline:
         self.audits().waive(manifest.load_id, "test")
         # As Airflow does: through JSON.
         return Manifest.from_json(manifest.as_json())
+
+    def audit(
+        self,
+        manifest: Manifest,
+        expectations: Sequence[dict[str, Any]],
+        limits: DeadLimits = EVERY_ROW,
+        *,
+        area: PostgresAuditArea | None = None,
+    ) -> Manifest:
+        """Audited by SQL; what has ``on_fail: quarantine`` sets rows aside."""
+        area, suite = area or self.audits(), parse_suite(expectations)
+        numbers = quarantined(suite)
+
+        def judge(table: TableName, load_id: str) -> Report:
+            columns = area.columns(table)
+            return audit(
+                suite,
+                Engine.SQL,
+                load_id=load_id,
+                table=str(table),
+                by_sql=lambda some: area.judge(table, some, columns, manifest=manifest),
+                by_gx=lambda rest: pytest.fail(f"left to Great Expectations: {rest}"),
+            )
+
+        def faults(report: Any, table: TableName) -> list[Fault]:
+            bad = [suite.expectations[number] for number in failed(report, numbers)]
+            return area.faults(table, bad, area.columns(table))
+
+        done = validate(
+            manifest.load_id,
+            area=area,
+            audit=judge,
+            reject=lambda report, table: raise_if_rejected(report, staging=str(table)),  # type: ignore[arg-type]
+            log=self.log,
+            quarantine=Quarantine(
+                faults,
+                lambda first, rest: combined(first, rest, failed(first, numbers)),  # type: ignore[arg-type]
+                limits,
+            ),
+        )
+        return Manifest.from_json(done.manifest.as_json())
+
+    def replay(
+        self,
+        ids: Sequence[int] | None = None,
+        *,
+        values: dict[str, str | None] | None = None,
+        corrections: dict[int, dict[str, str | None]] | None = None,
+        suite: Sequence[dict[str, Any]] | None = None,
+        stop: Stop | None = None,
+        new_id: Callable[[], str] = lambda: str(uuid7()),
+        by_gx: Callable[[TableName, Suite, str], Report] | None = None,
+    ) -> Replayed:
+        """Replay letters; all that are pending unless *ids* says which."""
+        request = ReplayRequest(
+            self.stream,
+            run_info("replay", "manual", task_id="replay"),
+            None if ids is None else tuple(ids),
+            values or {},
+            corrections or {},
+        )
+        return replay_letters(
+            self.warehouse.endpoint(self.application, **self.warehouse_role),
+            request,
+            None if suite is None else parse_suite(suite),
+            by_gx=by_gx or (lambda *left: pytest.fail(f"left to Great Expectations: {left}")),
+            new_id=new_id,
+            stop=stop or threading.Event(),
+            log=self.log,
+        )
+
+    def letters(self, columns: str = "record, reason, status") -> list[tuple[Any, ...]]:
+        """Dead letters of the warehouse, in the order in which they were written."""
+        return self.warehouse.run(f"SELECT {columns} FROM etl.dead_letters ORDER BY id")
 
     def publish(
         self,

@@ -8,9 +8,19 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from datetime import timedelta
+from uuid import UUID
 
-from airflow_etl_provider.cli import doctor, lint, maintenance, report, streams, watermark
+from airflow_etl_provider.cli import (
+    dead_letters,
+    doctor,
+    lint,
+    maintenance,
+    report,
+    streams,
+    watermark,
+)
 from airflow_etl_provider.cli.answer import FINDING, USAGE, Answer, UsageError
+from airflow_etl_provider.core.dead_letters import LetterStatus
 from airflow_etl_provider.core.errors import EtlError
 
 Command = Callable[[argparse.Namespace], Answer]
@@ -108,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also set the position back to where the load's window begins",
     )
     _asked(back)
+    _dead_letters(commands, database)
     group = commands.add_parser("watermark", help="show, rewind, reset or repair a watermark")
     moves = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     shown = _add(moves, "show", streams.show, "position, fence, and the last moves", database)
@@ -135,6 +146,57 @@ def _parser() -> argparse.ArgumentParser:
     _stream(repaired)
     _api(repaired)
     return parser
+
+
+def _dead_letters(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    database: argparse.ArgumentParser,
+) -> None:
+    group = commands.add_parser("dead-letters", help="list, show, replay or discard set-aside rows")
+    letters = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    found = _add(letters, "list", dead_letters.list_letters, "which rows wait, and why", database)
+    found.add_argument("stream", metavar="STREAM", nargs="?", help="one stream; all by default")
+    found.add_argument("--load", type=_load, metavar="LOAD_ID", help="only those of one load")
+    found.add_argument(
+        "--status",
+        action="append",
+        choices=[status.value for status in LetterStatus],
+        help="pending by default; may be given several times",
+    )
+    _limit(found, 50)
+    shown = _add(letters, "show", dead_letters.show, "one letter, with its row", database)
+    shown.add_argument("id", metavar="ID", type=_count)
+    back = _add(letters, "replay", dead_letters.replay, "bring rows back, mended", database)
+    _stream(back)
+    _ids(back)
+    back.add_argument("--all", action="store_true", help="all that are pending")
+    back.add_argument(
+        "--set",
+        action="append",
+        type=_assignment,
+        metavar="COLUMN=VALUE",
+        help="what a column is to hold, in every row",
+    )
+    back.add_argument(
+        "--set-null", action="append", metavar="COLUMN", help="a column that is to be NULL"
+    )
+    back.add_argument(
+        "--corrections",
+        metavar="FILE",
+        help='JSON: {"7": {"column": "value"}}, or what `show --json` prints, edited',
+    )
+    back.add_argument(
+        "--suite",
+        metavar="FILE",
+        help="what rows must satisfy; default: what the stream's newest audit has judged",
+    )
+    back.add_argument("--yes", action="store_true", help="do not ask")
+    gone = _add(letters, "discard", dead_letters.discard, "give rows up, with a reason", database)
+    _ids(gone)
+    gone.add_argument("--stream", metavar="STREAM", help="with --load or --all instead of --id")
+    gone.add_argument("--load", type=_load, metavar="LOAD_ID", help="those of one load")
+    gone.add_argument("--all", action="store_true", help="all that are pending")
+    _asked(gone)
 
 
 def _database() -> argparse.ArgumentParser:
@@ -170,6 +232,28 @@ def _add(
 
 def _stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stream", metavar="STREAM")
+
+
+def _ids(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--id", action="append", type=_count, metavar="ID", help="may be given several times"
+    )
+
+
+def _load(text: str) -> str:
+    """The id of a load."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of a load") from None
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """A column and its value."""
+    column, equals, value = text.partition("=")
+    if not column or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLUMN=VALUE")
+    return column, value
 
 
 def _limit(parser: argparse.ArgumentParser, default: int) -> None:

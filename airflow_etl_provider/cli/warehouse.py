@@ -54,16 +54,17 @@ def endpoint_of(arguments: argparse.Namespace) -> Endpoint:
 
 
 @contextmanager
-def ledger_of(endpoint: Endpoint) -> Iterator[Connection]:
+def ledger_of(endpoint: Endpoint, *, current: bool = False) -> Iterator[Connection]:
     """A connection to a warehouse whose ledger this release can read.
 
+    :param current: an older one, which the next load brings up to date, will not do.
     :raises StateError: there is no ledger, or a newer one.
     """
     with (
         connect(endpoint) as connection,
         translated_errors(f"reading the ledger on {endpoint.label}"),
     ):
-        ledger.require_ledger(connection, label=endpoint.label)
+        ledger.require_ledger(connection, label=endpoint.label, current=current)
         yield connection
 
 

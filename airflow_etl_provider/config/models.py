@@ -24,6 +24,7 @@ from pydantic import (
 from airflow_etl_provider.config.findings import ContradictionError, Finding, named
 from airflow_etl_provider.config.rules import contradictions_of_pipeline, contradictions_of_stream
 from airflow_etl_provider.core.columns import Selection, Treatment
+from airflow_etl_provider.core.dead_letters import OnConversionError
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, check_identifier, check_stream
@@ -284,6 +285,11 @@ Expectation = Annotated[
                 },
                 "kwargs": {"type": "object", "description": "its arguments, such as column"},
                 "severity": {"enum": ["critical", "warning", "info"], "default": "critical"},
+                "on_fail": {
+                    "enum": ["block", "quarantine"],
+                    "default": "block",
+                    "description": "quarantine sets failing rows aside and publishes the rest",
+                },
                 "meta": {"type": "object"},
                 "id": {"type": "string"},
                 "description": {"type": "string"},
@@ -413,6 +419,12 @@ class Source(_Model):
         default="fail",
         description="what becomes of MySQL's 0000-00-00: fail or null",
         examples=["null"],
+    )
+    on_conversion_error: OnConversionError | None = Field(
+        default=None,
+        description="what becomes of a row that the target's types cannot hold exactly: fail (the default: the load "
+        "fails) or quarantine (the row becomes a dead letter)",
+        examples=["quarantine"],
     )
     row_security: Literal["refuse", "apply"] | None = Field(
         default=None,
@@ -667,6 +679,16 @@ class Stream(_Model):
         default=Quality(),
         description="a list of expectations, or where a suite of them is: a file, or gx:NAME",
         examples=["suites/flights.json"],
+    )
+    max_dead_share: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
+        default=None,
+        description="the share of a load's rows, 0 to 1, that may be set aside before the load fails; default 0.1",
+        examples=["0.01"],
+    )
+    max_dead_rows: Count | None = Field(
+        default=None,
+        description="how many of a load's rows may be set aside at most; default any number within max_dead_share",
+        examples=["1000"],
     )
 
     @property

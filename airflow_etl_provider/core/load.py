@@ -121,8 +121,8 @@ class Transformed:
 
     ``task_id`` and ``clear_number`` are those of the transform, ``how`` is ``sql`` or the name of the callable.
     ``staging``, ``columns``, ``rows`` and so on are extract's. ``set_aside`` counts rows that went to the dead
-    letters instead; ``reads`` are the datasets that were looked up beside the batch; ``replaced`` are staged
-    tables of earlier transforms of the load.
+    letters instead, ``rows_dead`` those that extract had set aside; ``reads`` are the datasets that were looked up
+    beside the batch; ``replaced`` are staged tables of earlier transforms of the load.
     """
 
     task_id: str
@@ -136,6 +136,7 @@ class Transformed:
     transport: str | None
     checksum: str | None
     set_aside: int = 0
+    rows_dead: int = 0
     reads: tuple[tuple[str, str], ...] = ()
     replaced: tuple[TableName, ...] = ()
 
@@ -152,6 +153,7 @@ class Transformed:
             "transport": self.transport,
             "checksum": self.checksum,
             "set_aside": self.set_aside,
+            "rows_dead": self.rows_dead,
             "reads": [list(dataset) for dataset in self.reads],
             "replaced": [str(table) for table in self.replaced],
         }
@@ -231,6 +233,7 @@ class Manifest:
             direct=made.direct,
             transport=made.transport,
             checksum=made.checksum,
+            rows_dead=made.rows_dead,
             transformed=None,
         )
 

@@ -28,6 +28,7 @@ from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 from airflow_etl_provider.operators.publish import PartitionSwapOperator
 from airflow_etl_provider.operators.transform import TransformOperator
 from airflow_etl_provider.operators.validate import QualityValidationOperator
+from airflow_etl_provider.quality.quarantine import require_rows
 from airflow_etl_provider.quality.suite import parse_suite
 
 _MAX_RETRY_DELAY = timedelta(minutes=10)
@@ -142,6 +143,7 @@ def _load(
             "every": target.partition.every.value,
             "timezone": target.partition.timezone or pipeline.timezone,
         }
+    limits = _given(max_dead_share=stream.max_dead_share, max_dead_rows=stream.max_dead_rows)
     extract = IncrementalExtractOperator(
         task_id=f"extract{suffix}",
         stream=stream.stream,
@@ -159,6 +161,7 @@ def _load(
         filled_by_publish=list(target.filled_by_publish),
         stage_as=(StageAs.TARGET if stream.transform is None else StageAs.SOURCE).value,
         **window,
+        **limits,
     )
     staged: IncrementalExtractOperator | TransformOperator = extract
     if stream.transform is not None:
@@ -174,6 +177,7 @@ def _load(
         batch=staged.output,
         expectations=suite,
         **_given(engine=stream.quality.engine, result_format=stream.quality.result_format),
+        **limits,
     )
     publish = PartitionSwapOperator(
         task_id=f"publish{suffix}",
@@ -238,6 +242,7 @@ def _declared(source: Source) -> dict[str, Any]:
         "shards": source.shards,
         "row_security": source.row_security,
         "types": source.types,
+        "on_conversion_error": source.on_conversion_error,
     }
     declared = _given(**given)
     if source.slice_rows == 0:  # every window in one piece
@@ -265,7 +270,7 @@ def _expectations(pipeline: Pipeline) -> Iterator[Finding]:
     for number, stream in enumerate(pipeline.streams):
         for place, expectation in enumerate(stream.quality.expectations):
             try:
-                parse_suite([expectation], stream.stream)
+                require_rows(parse_suite([expectation], stream.stream))
             except ConfigurationError as error:
                 yield Finding(
                     ("streams", number, "quality", "expectations", place),

@@ -14,6 +14,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_etl_provider.core.columns import Selection, Treatment
+from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE, DeadLimits, OnConversionError
 from airflow_etl_provider.core.errors import ConfigurationError, EtlError
 from airflow_etl_provider.core.extract import extract
 from airflow_etl_provider.core.load import Manifest
@@ -35,6 +36,7 @@ from airflow_etl_provider.hooks.dbapi import dbapi_source, hash_key, is_postgres
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import extract_lineage, source_lineage
+from airflow_etl_provider.operators.metrics import count_dead_letters
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
@@ -133,6 +135,12 @@ class IncrementalExtractOperator(BaseOperator):
     :param row_security: ``refuse`` a source whose row security may hide rows from the role, or ``apply``
         it: the rows that the role sees are the ones that are meant.
     :param types: PostgreSQL types of columns, for sources other than PostgreSQL.
+    :param on_conversion_error: what becomes of a row that the target's types cannot hold exactly (a text that is no
+        number, one that is too long, NULL where a value must be): ``fail`` the load, or ``quarantine`` the row as
+        a dead letter. Columns whose types do not agree are then converted value by value, but for the cursor and
+        the partition's; the window is read in one piece.
+    :param max_dead_share: largest share of the rows (0 to 1) that may be set aside so; with more the load fails.
+    :param max_dead_rows: how many rows may be set aside at most.
     :param zero_dates: ``fail`` or ``null``: what becomes of MySQL's ``0000-00-00``.
     :param store: where others read the watermark: ``variable``, ``asset_state`` (Airflow's asset state
         store; the task needs the target's asset as inlet) or ``ledger`` (nowhere else). A stream whose
@@ -178,6 +186,9 @@ class IncrementalExtractOperator(BaseOperator):
         row_security: str = "refuse",
         types: Mapping[str, str] | None = None,
         zero_dates: str = "fail",
+        on_conversion_error: str = "fail",
+        max_dead_share: float = MAX_DEAD_SHARE,
+        max_dead_rows: int | None = None,
         store: str = "variable",
         **kwargs: Any,
     ) -> None:
@@ -215,6 +226,9 @@ class IncrementalExtractOperator(BaseOperator):
         self.row_security = row_security
         self.types = types
         self.zero_dates = zero_dates
+        self.on_conversion_error = on_conversion_error
+        self.max_dead_share = max_dead_share
+        self.max_dead_rows = max_dead_rows
         self.store = store
         self._stopper = Stopper()
         self._source: Source | None = None
@@ -251,7 +265,9 @@ class IncrementalExtractOperator(BaseOperator):
                 )
             except StillSettling as settling:
                 wait_outside(context, load_id, settling)
-        if not self._manifest.rows and request.on_empty is OnEmpty.SKIP:
+        if self._manifest.rows_dead:
+            count_dead_letters(self.stream, self._staging(name).reasons(load_id))
+        if self._manifest.was_empty and request.on_empty is OnEmpty.SKIP:
             raise AirflowSkipException(f"window {self._manifest.window} of {self.source} is empty")
         return self._manifest.as_json()
 
@@ -359,6 +375,10 @@ class IncrementalExtractOperator(BaseOperator):
             open_window=choice(OpenWindow, self.open_window, "open_window"),
             on_empty=choice(OnEmpty, self.on_empty, "on_empty"),
             schema_contract=choice(SchemaContract, self.schema_contract, "schema_contract"),
+            on_conversion_error=choice(
+                OnConversionError, self.on_conversion_error, "on_conversion_error"
+            ),
+            dead_limits=DeadLimits(self.max_dead_share, self.max_dead_rows),
             stage_as=choice(StageAs, self.stage_as, "stage_as"),
             slice_rows=self.slice_rows,
             shards=self.shards,

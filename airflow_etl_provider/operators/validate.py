@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator
 
+from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE, DeadLimits, Fault
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Column, Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import AuditReport
-from airflow_etl_provider.core.validate import Engine, ResultFormat, validate
+from airflow_etl_provider.core.validate import Engine, Quarantine, ResultFormat, validate
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import validate_lineage
+from airflow_etl_provider.operators.metrics import count_dead_letters
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
@@ -37,8 +39,10 @@ from airflow_etl_provider.operators.stream_checks import (
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.quality.engine import audit, require_sql
 from airflow_etl_provider.quality.gx import GreatExpectationsAuditor
+from airflow_etl_provider.quality.quarantine import combined, failed, quarantined, require_rows
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
 from airflow_etl_provider.quality.suite import (
+    Expectation,
     Severity,
     Suite,
     check_columns,
@@ -63,7 +67,10 @@ class QualityValidationOperator(BaseOperator):
 
     :param batch: what extract returned; the batch itself is looked up in the ledger. (templated)
     :param expectations: inline suite: ``{"type", "kwargs", "severity"}`` in Great Expectations'
-        vocabulary; severity is ``critical`` (default), ``warning`` or ``info``. Never templated.
+        vocabulary; severity is ``critical`` (default), ``warning`` or ``info``. Never templated. With
+        ``"on_fail": "quarantine"`` the rows that fail an expectation become dead letters, and the rest of the
+        batch goes on: everything else is judged of what remains. Where an expectation holds by its ``mostly``
+        nothing is set aside; of duplicates all are.
     :param suite: file with a suite (JSON or YAML, as Great Expectations exports it), relative to the
         DAG's file, or ``gx:NAME``: a suite of the Great Expectations project beside it or above; read when the
         DAG is parsed.
@@ -73,6 +80,9 @@ class QualityValidationOperator(BaseOperator):
         and Great Expectations for the rest; ``sql`` refuses a suite with such a rest; ``gx``: Great Expectations.
     :param result_format: ``BASIC``: counts, and up to three values of failing rows in the ledger's report;
         ``BOOLEAN_ONLY``: success alone.
+    :param max_dead_share: largest share of the rows that were read (0 to 1) that may be set aside, those of extract
+        included; with more the batch is rejected as a whole.
+    :param max_dead_rows: how many rows may be set aside at most.
     :param conn_id: PostgreSQL connection, with *table* instead of *batch*. (templated)
     :param table: ``schema.table`` to check, with *conn_id*. (templated)
     """
@@ -89,6 +99,8 @@ class QualityValidationOperator(BaseOperator):
         source: str | None = None,
         engine: str = "auto",
         result_format: str = "BASIC",
+        max_dead_share: float = MAX_DEAD_SHARE,
+        max_dead_rows: int | None = None,
         conn_id: str | None = None,
         table: str | None = None,
         **kwargs: Any,
@@ -100,6 +112,8 @@ class QualityValidationOperator(BaseOperator):
         self.table = table
         self.engine = engine
         self.result_format = result_format
+        self.max_dead_share = max_dead_share
+        self.max_dead_rows = max_dead_rows
         # Read while the DAG is parsed: a bad suite is an import error, long before data moves, and a
         # version of the DAG keeps the suite it had.
         self.expectations: Suite | None = self._read_suite(expectations, suite)
@@ -142,15 +156,36 @@ class QualityValidationOperator(BaseOperator):
         hook = EtlPostgresHook(postgres_conn_id=batch.target_conn_id)
         area = PostgresAuditArea(hook.endpoint(name))
         self._manifest = batch
-        manifest, report = validate(
+        audited = validate(
             batch.load_id,
             area=area,
             audit=lambda table, load_id: self._audit(area, table, load_id),
             reject=self._reject,
             log=event_log(__name__),
+            quarantine=self._quarantine(area),
         )
-        verdict = None if report is None else report.as_xcom()
-        return {**manifest.as_json(), "report": verdict}
+        count_dead_letters(batch.stream, audited.set_aside)
+        verdict = None if audited.report is None else audited.report.as_xcom()
+        return {**audited.manifest.as_json(), "report": verdict}
+
+    def _quarantine(self, area: PostgresAuditArea) -> Quarantine | None:
+        """How failing rows are set aside; ``None`` where the suite asks for no such thing."""
+        suite = self.expectations
+        numbers = [] if suite is None else quarantined(suite)
+        if suite is None or not numbers:
+            return None
+
+        def faults(report: AuditReport, table: TableName) -> list[Fault]:
+            bad = failed(cast(Report, report), numbers)
+            return area.faults(table, [suite.expectations[number] for number in bad], self._columns)
+
+        def together(first: AuditReport, rest: AuditReport) -> Report:
+            bad = failed(cast(Report, first), numbers)
+            self._report = combined(cast(Report, first), cast(Report, rest), bad)
+            self._show(self._report, "what was set aside, and the rest")
+            return self._report
+
+        return Quarantine(faults, together, DeadLimits(self.max_dead_share, self.max_dead_rows))
 
     def _validate_table(self, context: Context) -> dict[str, Any]:
         if self.conn_id is None or self.table is None:
@@ -162,6 +197,11 @@ class QualityValidationOperator(BaseOperator):
         name = application_name("validate", None, run_info(context))
         area = PostgresAuditArea(EtlPostgresHook(postgres_conn_id=self.conn_id).endpoint(name))
         table = TableName.parse(self.table)
+        if self.expectations is not None and quarantined(self.expectations):
+            raise ConfigurationError(
+                f"on_fail='quarantine' is not possible for {table}, which is no staged batch: its rows stay where they are",
+                remedy="write on_fail: block, or give batch=extract.output",
+            )
         report = self._audit(area, table, f"{context['ti'].run_id}/{self.task_id}")
         self._reject(report, table)
         return {"conn_id": self.conn_id, "table": str(table), "report": report.as_xcom()}
@@ -173,6 +213,8 @@ class QualityValidationOperator(BaseOperator):
         suite = self.expectations
         if suite is not None:
             check_columns(suite, [column.name for column in columns])
+            # What cannot be set aside is refused before anything is judged.
+            area.faults(table, self._set_aside, columns)
         rows_only = None if suite is None else of_rows(suite)
         if rows_only is not None:
             samples = 0 if self.result_format == ResultFormat.BOOLEAN_ONLY else 3
@@ -201,11 +243,14 @@ class QualityValidationOperator(BaseOperator):
         if suite is not None and manifest is not None:
             judged = stream_results(suite, manifest, area.endpoint, source=self.source)
             self._report = with_stream_results(self._report, suite, judged)
-        for line in self._report.as_table().splitlines():
-            self.log.info("%s", line)
+        self._show(self._report)
         for failure in self._report.failures(Severity.WARNING):
             self.log.warning("%s", failure)
         return self._report
+
+    def _show(self, report: Report, title: str | None = None) -> None:
+        for line in [*([] if title is None else [title]), *report.as_table().splitlines()]:
+            self.log.info("%s", line)
 
     def _audit_by_gx(
         self, area: PostgresAuditArea, table: TableName, suite: Suite, load_id: str
@@ -214,6 +259,11 @@ class QualityValidationOperator(BaseOperator):
         self._auditor = GreatExpectationsAuditor(endpoint.parameters(), endpoint.application_name)
         judge = partial(self._auditor.audit, table.schema, table.name, suite, load_id=load_id)
         return in_worker(judge, self._auditor.cancel)
+
+    @property
+    def _set_aside(self) -> list[Expectation]:
+        suite = self.expectations
+        return [] if suite is None else [suite.expectations[n] for n in quarantined(suite)]
 
     def _reject(self, report: AuditReport, table: TableName) -> None:
         if isinstance(report, Report):
@@ -227,7 +277,12 @@ class QualityValidationOperator(BaseOperator):
             raise ConfigurationError(
                 f"task {self.task_id} names both expectations and suite", remedy="give one of them"
             )
-        if suite is None:
-            return parse_suite(expectations, name=self.task_id) if expectations else None
-        beside = Path(self.dag.fileloc).parent if self.has_dag() else Path()  # type: ignore[no-untyped-call]
-        return find_suite(suite, beside)
+        found = None
+        if suite is not None:
+            beside = Path(self.dag.fileloc).parent if self.has_dag() else Path()  # type: ignore[no-untyped-call]
+            found = find_suite(suite, beside)
+        elif expectations:
+            found = parse_suite(expectations, name=self.task_id)
+        if found is not None:
+            require_rows(found)
+        return found

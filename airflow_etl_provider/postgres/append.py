@@ -33,7 +33,8 @@ def append(
     :raises StateError: a published load of the window has read the source later.
     :raises ShrinkBrake: much fewer rows come than an earlier load of the window had brought.
     """
-    earlier = _published(connection, manifest)
+    # Rows that were set aside come back beside those that were appended, and go with them.
+    earlier = [] if manifest.replays is not None else _published(connection, manifest)
     column = options.load_id_column
     if column is None:
         if earlier:
@@ -85,7 +86,7 @@ def append(
             names(columns),
             sql.Identifier(column),
             names(columns),
-            sql.Literal(manifest.load_id),
+            sql.Literal(manifest.replays or manifest.load_id),
             sql.SQL(kind),
             ident(manifest.staging),
         )
@@ -131,7 +132,7 @@ def _published(connection: psycopg.Connection[Any], manifest: Manifest) -> list[
                 " AND window_high::{t} <= %(high)s::{t} AS within,"
                 " coalesce(read_until, snapshot_at) > %(snapshot_at)s AS read_later"
                 " FROM etl.loads WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s"
-                " AND window_type IS NOT NULL AND bounds <> 'nulls' AND rows_inserted > 0"
+                " AND window_type IS NOT NULL AND bounds <> 'nulls' AND rows_inserted > 0 AND replays IS NULL"
                 " AND coalesce(window_low::{t} < %(high)s::{t}, true) AND coalesce(window_high::{t} > %(low)s::{t}, true)"
                 " ORDER BY seq"
             ).format(t=cursor_type_sql(manifest.window.type or "")),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 
+from airflow_etl_provider.core.dead_letters import Fault
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError
 from airflow_etl_provider.core.load import Column, Kind, Load, Manifest, PartitionRange, RunInfo
 from airflow_etl_provider.core.names import TableName
@@ -15,11 +17,17 @@ from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.ports import AuditReport
 from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, statements
-from airflow_etl_provider.postgres.checks import INDEX_ROWS, judge
+from airflow_etl_provider.postgres.checks import INDEX_ROWS, failing_rows, judge
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
 from airflow_etl_provider.postgres.proven import refuse_hidden_rows
+from airflow_etl_provider.postgres.quarantine import (
+    count_failing,
+    remaining,
+    require_same_batch,
+    set_aside,
+)
 from airflow_etl_provider.postgres.session import Endpoint, connect, dataset_of
 from airflow_etl_provider.postgres.source import as_offered
 from airflow_etl_provider.postgres.staging import exists
@@ -50,20 +58,87 @@ class PostgresAuditArea:
                     f"the staged table {manifest.staging} of load {manifest.load_id} is gone",
                     remedy="clear extract and downstream: the window is read anew",
                 )
-            require_same_rows(
-                manifest, catalog.scalar(connection, statements.count(manifest.staging))
-            )
+            rows = catalog.scalar(connection, statements.count(manifest.staging))
+            if rows != manifest.rows:
+                with connection.transaction():
+                    # Another try may have set rows aside since the manifest was read.
+                    require_same_batch(connection, manifest)
+            require_same_rows(manifest, rows)
+
+    def faults(
+        self, table: TableName, expectations: Sequence[Expectation], columns: Sequence[Column]
+    ) -> list[Fault]:
+        """What tells the rows of *table* that break each of *expectations*, in their order.
+
+        :raises ConfigurationError: nothing tells them, so they cannot be set aside.
+        """
+        types = {column.name: column.type for column in columns}
+        found = []
+        for expectation in expectations:
+            condition = failing_rows(expectation, types, table)
+            if condition is None:
+                raise ConfigurationError(
+                    f"{expectation.name} has on_fail='quarantine', and SQL cannot tell exactly which rows of {table} "
+                    "break it",
+                    remedy="write on_fail: block, or say the same with another expectation about single rows",
+                )
+            severity = expectation.severity.value
+            found.append(Fault(expectation.name, condition, expectation.type, severity))
+        return found
+
+    def count_failing(
+        self, manifest: Manifest, faults: Sequence[Fault]
+    ) -> tuple[int, dict[str, int]]:
+        with self._looking_at(manifest) as connection:
+            return count_failing(connection, manifest.staging, faults)
+
+    @contextmanager
+    def remaining(self, manifest: Manifest, faults: Sequence[Fault]) -> Iterator[TableName]:
+        with (
+            self._looking_at(manifest) as connection,
+            remaining(connection, manifest.staging, faults) as view,
+        ):
+            yield view
+
+    def set_aside(
+        self, manifest: Manifest, faults: Sequence[Fault], report: AuditReport
+    ) -> Manifest:
+        with (
+            self._looking_at(manifest) as connection,
+            translated_errors(f"setting rows of load {manifest.load_id} aside"),
+        ):
+            target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
+            batch = {column.name for column in manifest.columns}
+            keys = manifest.keys or target.primary_key
+            with connection.transaction():
+                require_same_batch(connection, manifest)
+                left = set_aside(
+                    connection, manifest, faults, keys if batch.issuperset(keys) else ()
+                )
+                ledger.mark_audited(
+                    connection,
+                    manifest.load_id,
+                    rejected=False,
+                    report=report.as_ledger(),
+                    error=None,
+                )
+        return left
+
+    @contextmanager
+    def _looking_at(self, manifest: Manifest) -> Iterator[psycopg.Connection[Any]]:
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"looking for failing rows of {manifest.staging}"),
+        ):
+            yield connection
 
     def record_audit(
         self, load_id: str, report: AuditReport, *, error: str | None, staging: TableName | None
     ) -> None:
-        self._record(
-            load_id,
-            report.as_ledger(),
-            rejected=report.verdict == "rejected",
-            error=error,
-            staging=staging,
-        )
+        found = report.as_ledger()
+        if error is not None:
+            found["verdict"] = "rejected"
+        self._record(load_id, found, rejected=error is not None, error=error, staging=staging)
 
     def _record(
         self,
@@ -141,7 +216,7 @@ class PostgresAuditArea:
                 keys=() if manifest is None else manifest.keys,
                 samples=samples,
                 make_unique=None
-                if manifest is None
+                if manifest is None or table != manifest.staging
                 else lambda unique: self._make_unique(connection, manifest, unique),
             )
 

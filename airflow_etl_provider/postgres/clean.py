@@ -26,6 +26,7 @@ from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.staging import drop_views
 
 Connection = psycopg.Connection[Any]
 
@@ -304,6 +305,7 @@ def _drop(
             connection.execute(statements.lock(table.name, "ACCESS EXCLUSIVE"))
             if connection.execute(queries("clean")["may_go"], name).fetchone() != (True,):
                 return False, None
+            drop_views(connection, table.name)
             connection.execute(sql.SQL("DROP TABLE {}").format(statements.ident(table.name)))
     except psycopg.errors.UndefinedTable:
         return False, None

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.conversion import Conversion, Judged
 from airflow_etl_provider.core.names import TableName, quoted
-from airflow_etl_provider.postgres.dead_letters import CONTENTS, contents, key_text, printed
+from airflow_etl_provider.postgres.dead_letters import key_text, printed, written
 from airflow_etl_provider.postgres.statements import ident, names
 
 #: The first release whose server says whether it would take a text (``pg_input_is_valid``).
@@ -52,21 +52,30 @@ class Texts:
 
     :param remark: the column of :data:`RAW` with what the source has to say against a row, if it says anything.
     :param asks: whether the server can be asked if it would take a text.
+    :param tag: a ``bigint`` column of both that goes along as it is.
     """
 
     conversion: Conversion
     staging: TableName
     remark: str | None
     asks: bool
+    tag: str | None = None
 
     @classmethod
-    def of(cls, conversion: Conversion, staging: TableName, server_version: int) -> Texts:
+    def of(
+        cls,
+        conversion: Conversion,
+        staging: TableName,
+        server_version: int,
+        *,
+        tag: str | None = None,
+    ) -> Texts:
         remark = None
         if conversion.remarks:
             remark = "etl_remark"
             while any(column.name == remark for column in conversion.columns):
                 remark += "_"
-        return cls(conversion, staging, remark, server_version >= ASKS_FROM)
+        return cls(conversion, staging, remark, server_version >= ASKS_FROM, tag)
 
     @property
     def received(self) -> list[str]:
@@ -88,6 +97,8 @@ class Texts:
         ]
         if self.remark is not None:
             named.append(sql.SQL("NULL::text AS {}").format(sql.Identifier(self.remark)))
+        if self.tag is not None:
+            named.append(sql.SQL("{}").format(sql.Identifier(self.tag)))
         made = [
             sql.SQL(
                 "CREATE TEMP TABLE etl_raw ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
@@ -138,22 +149,15 @@ class Texts:
             position = sql.SQL("CASE WHEN {} THEN {} END").format(
                 self._fits(column), self._canonical(column)
             )
-        return sql.SQL(
-            "INSERT INTO etl.dead_letters (stream, load_id, {contents}, reason, error_class, status)"
-            " SELECT {stream}, {load_id}, c.*, 'data', 'held' FROM ({letters}) AS c"
-        ).format(
-            contents=sql.SQL(", ").join(map(sql.Identifier, CONTENTS)),
-            stream=sql.Literal(stream),
-            load_id=sql.Literal(load_id),
-            letters=contents(
-                texts,
-                key,
-                position,
-                load_id,
-                sql.SQL("{} AS r JOIN {} AS b ON r.ctid = b.place").format(RAW, BAD),
-                sql.SQL("b.place"),
-                sql.SQL("b.reason"),
-            ),
+        return written(
+            stream,
+            load_id,
+            columns=texts,
+            key=key,
+            position=position,
+            rows=sql.SQL("{} AS r JOIN {} AS b ON r.ctid = b.place").format(RAW, BAD),
+            place=sql.SQL("b.place"),
+            why={"reason": sql.SQL("b.reason")},
         )
 
     def drop_bad(self) -> sql.Composed:
@@ -162,10 +166,16 @@ class Texts:
     def convert(self) -> sql.Composed:
         """Fill the staged table with what is left."""
         columns = self.conversion.columns
+        tag = [] if self.tag is None else [self.tag]
         return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} AS r").format(
             ident(self.staging),
-            names([column.name for column in columns]),
-            sql.SQL(", ").join(self._value(column) for column in columns),
+            names([*(column.name for column in columns), *tag]),
+            sql.SQL(", ").join(
+                [
+                    *(self._value(column) for column in columns),
+                    *(sql.Identifier("r", name) for name in tag),
+                ]
+            ),
             RAW,
         )
 

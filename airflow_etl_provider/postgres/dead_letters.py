@@ -21,9 +21,6 @@ from airflow_etl_provider.postgres.statements import ident
 
 Connection = psycopg.Connection[Any]
 
-#: Columns of a letter that are made of its row, in the order of :func:`contents`.
-CONTENTS = ("record", "record_key", "position", "row_hash", "ordinal")
-
 
 def printed(value: sql.Composable) -> sql.Composed:
     """*value* as the server prints it, whatever its type; NULL stays NULL."""
@@ -39,39 +36,50 @@ def key_text(keys: Sequence[sql.Composable]) -> sql.Composable:
     return sql.SQL("to_jsonb(ARRAY[{}]::text[])::text").format(sql.SQL(", ").join(keys))
 
 
-def contents(
+def written(
+    stream: str,
+    load_id: str,
+    *,
     columns: Mapping[str, sql.Composable],
     key: sql.Composable,
     position: sql.Composable,
-    load_id: str,
     rows: sql.Composable,
     place: sql.Composable,
-    carried: sql.Composable,
+    why: Mapping[str, sql.Composable],
 ) -> sql.Composed:
-    """A query for the :data:`CONTENTS` of letters, and what is *carried* beside them.
+    """The statement that writes a held letter for each of *rows*.
 
     :param columns: the text of each column by its name.
     :param rows: what stands behind FROM.
-    :param place: orders them.
+    :param place: orders the letters as the rows are.
+    :param why: ``reason``, and whatever else a letter says beside its row, by the letter's column.
     """
+    said = sql.SQL(", ").join(map(sql.Identifier, why))
     return sql.SQL(
-        "SELECT etl_record, etl_key, etl_position, etl_hash,"
+        "INSERT INTO etl.dead_letters (stream, load_id, record, record_key, position, row_hash, ordinal, {said},"
+        "   error_class, status)"
+        " SELECT {stream}, {load_id}, etl_record, etl_key, etl_position, etl_hash,"
         # Identical rows are told apart, also from those that an earlier audit set aside.
-        " row_number() OVER (PARTITION BY etl_hash) + coalesce((SELECT max(e.ordinal) FROM etl.dead_letters AS e"
-        "   WHERE e.load_id = {load_id} AND e.row_hash = etl_hash), 0), etl_carried"
+        "   row_number() OVER (PARTITION BY etl_hash ORDER BY etl_place)"
+        "     + coalesce((SELECT max(e.ordinal) FROM etl.dead_letters AS e"
+        "       WHERE e.load_id = {load_id} AND e.row_hash = etl_hash), 0), {said}, 'data', 'held'"
         " FROM (SELECT *, encode(sha256(convert_to(etl_record::text, 'UTF8')), 'hex') AS etl_hash"
         "   FROM (SELECT jsonb_object(ARRAY[{names}]::text[], ARRAY[{texts}]::text[]) AS etl_record,"
-        "     {key} AS etl_key, {position} AS etl_position, {place} AS etl_place, {carried} AS etl_carried"
-        "     FROM {rows}) AS etl_read) AS etl_hashed ORDER BY etl_place"
+        "     {key} AS etl_key, {position} AS etl_position, {place} AS etl_place, {why} FROM {rows}) AS etl_read"
+        "   ) AS etl_hashed ORDER BY etl_place"
     ).format(
-        load_id=sql.Literal(load_id),
+        stream=sql.Literal(stream),
+        load_id=sql.SQL("{}::uuid").format(sql.Literal(load_id)),
+        said=said,
         names=sql.SQL(", ").join(sql.Literal(name) for name in columns),
         texts=sql.SQL(", ").join(columns.values()),
         key=key,
         position=position,
-        carried=carried,
-        rows=rows,
         place=place,
+        why=sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(made, sql.Identifier(name)) for name, made in why.items()
+        ),
+        rows=rows,
     )
 
 
@@ -96,16 +104,29 @@ def reasons(connection: Connection, load_id: str) -> dict[str, int]:
     return dict(found.fetchall())
 
 
-def follow_publish(connection: Connection, manifest: Manifest, keys: Sequence[str]) -> None:
+def follow_publish(
+    connection: Connection, manifest: Manifest, keys: Sequence[str], later: Sequence[Window]
+) -> None:
     """In the publish transaction: the load's letters can be replayed, and older ones that it settles cannot.
 
     :param keys: columns that identify a row, where the publish went by key.
+    :param later: parts of a window of events that a load which read later has published.
     :raises Superseded: letters that this load brings back were settled otherwise meanwhile.
     """
     if manifest.replays is not None:
         _mark_replayed(connection, manifest)
         return
     connection.execute(queries("dead_letters")["release"], {"load_id": manifest.load_id})
+    if later:
+        connection.execute(
+            queries("dead_letters")["give_way"].format(
+                reached=sql.SQL(" OR ").join(map(_lies_within, later))
+            ),
+            {
+                "load_id": manifest.load_id,
+                "why": "a load that read the row later is published",
+            },
+        )
     params = {"stream": manifest.stream, "load_id": manifest.load_id}
     if not scalar(connection, queries("dead_letters")["others_pending"], params):
         return
@@ -114,9 +135,6 @@ def follow_publish(connection: Connection, manifest: Manifest, keys: Sequence[st
         {
             **params,
             "why": f"load {manifest.load_id} has read the row again",
-            # An event does not change: whoever loads its window has it. Of a row that changes only a later
-            # reading knows better.
-            "whenever": manifest.kind is Kind.EVENTS,
             "snapshot_at": manifest.snapshot_at,
             "cursor": manifest.cursor,
             "type": manifest.window.type,
@@ -153,6 +171,27 @@ def _reached(manifest: Manifest, keys: Sequence[str]) -> sql.Composable:
     )
 
 
+def _lies_within(window: Window) -> sql.Composed:
+    """Whether the cursor value of a letter lies in a range; of one without a value nothing is said."""
+    if not window.is_range:
+        return sql.Composed([sql.SQL("false")])
+    cast = cursor_type_sql(window.type or "")
+    bounds = (
+        (">=" if window.bounds[0] == "[" else ">", window.low),
+        ("<=" if window.bounds[1] == "]" else "<", window.high),
+    )
+    parts = [
+        sql.SQL("d.position::{t} {operator} {bound}::{t}").format(
+            t=cast, operator=sql.SQL(operator), bound=sql.Literal(bound)
+        )
+        for operator, bound in bounds
+        if bound is not None
+    ]
+    return sql.SQL("({})").format(
+        sql.SQL(" AND ").join([sql.SQL("d.position IS NOT NULL"), *parts])
+    )
+
+
 def _in_window(window: Window) -> sql.Composed:
     """By the cursor value of a letter; where it has no valid one, by the window of its load."""
     nulls = sql.SQL("false" if window.nulls is Nulls.EXCLUDE else "true")
@@ -160,11 +199,7 @@ def _in_window(window: Window) -> sql.Composed:
     within: sql.Composable = sql.SQL("false")
     if window.is_range:
         cast = cursor_type_sql(window.type or "")
-        low = sql.SQL(">=" if window.bounds[0] == "[" else ">")
-        high = sql.SQL("<=" if window.bounds[1] == "]" else "<")
-        lies = sql.SQL(
-            "coalesce(d.position::{t} {low} %(low)s::{t}, true) AND coalesce(d.position::{t} {high} %(high)s::{t}, true)"
-        ).format(t=cast, low=low, high=high)
+        lies = _lies_within(window)
         within = sql.SQL(
             "coalesce(l.window_low::{t} >= %(low)s::{t}, %(low)s::text IS NULL)"
             " AND coalesce(l.window_high::{t} <= %(high)s::{t}, %(high)s::text IS NULL)"

@@ -213,11 +213,14 @@ def begin_load(
     window: Window,
     moves_watermark: bool,
     origin: str | None,
+    replays: str | None = None,
 ) -> Load:
     """Record the load before anything is created for it; a load that is already known is returned.
 
     The stream's origin (where contiguous coverage starts counting) is the lowest *origin* or window
     of any load that moves the watermark.
+
+    :param replays: the load whose dead letters this one brings back.
     """
     named = queries("ledger")
     with connection.transaction():
@@ -245,6 +248,7 @@ def begin_load(
                 "bounds": NULLS_ONLY if window.nulls is Nulls.ONLY else window.bounds,
                 "moves_watermark": moves_watermark,
                 "watermark_low": stream_row["position"],
+                "replays": replays,
             },
         )
         found = load(connection, load_id)
@@ -487,6 +491,18 @@ def staged_statement(manifest: Manifest) -> tuple[sql.SQL, dict[str, Any]]:
     }
 
 
+def reduce_batch(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
+    """Record what is left of a batch after rows were set aside."""
+    connection.execute(
+        queries("ledger")["reduce_batch"],
+        {
+            "load_id": manifest.load_id,
+            "manifest": Jsonb(manifest.as_json()),
+            "rows_dead": manifest.rows_dead,
+        },
+    )
+
+
 def mark_audited(
     connection: psycopg.Connection[Any],
     load_id: str,
@@ -696,7 +712,8 @@ def record_published(
                 "previous": partition.previous,
             },
         )
-    dead_letters.follow_publish(connection, manifest, keys)
+    later = later_reads(connection, manifest) if manifest.kind is Kind.EVENTS else ()
+    dead_letters.follow_publish(connection, manifest, keys, later)
     return replace(published, position=moved)
 
 

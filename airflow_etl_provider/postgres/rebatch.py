@@ -171,7 +171,11 @@ class Rebatch:
         """
         self._require_window(cursor)
         load_id = self.current.load_id
-        run(cursor, queries("ledger")["forget_letters"], {"load_id": load_id})
+        run(
+            cursor,
+            queries("ledger")["forget_letters"],
+            {"load_id": load_id, "again": self.current.transformed is not None},
+        )
         dead = set_aside(cursor, self.current.stream, load_id, letters, keys=self.current.keys)
         made = self._manifest(columns, rows, size, origins or {}, reads, dead)
         run(
@@ -242,6 +246,7 @@ class Rebatch:
             transport="binary",
             checksum=None,
             report=None,
+            rows_dead=batch.rows_dead + dead,
             transformed=Transformed(
                 task_id=self.request.run.task_id,
                 clear_number=self.request.run.clear_number,
@@ -254,6 +259,7 @@ class Rebatch:
                 transport=batch.transport,
                 checksum=batch.checksum,
                 set_aside=dead,
+                rows_dead=batch.rows_dead,
                 reads=reads,
                 replaced=replaced,
             ),
@@ -295,9 +301,7 @@ def set_aside(
                 "stream": stream,
                 "load_id": load_id,
                 "record": record,
-                "record_key": json.dumps(known, ensure_ascii=False)
-                if keys and len(known) == len(keys)
-                else None,
+                "record_key": _key_text(known) if len(known) == len(keys) else None,
                 "row_hash": digest,
                 # Tells rows apart that are the same.
                 "ordinal": seen[digest],
@@ -307,6 +311,13 @@ def set_aside(
         )
         seen[digest] += 1
     return count
+
+
+def _key_text(values: Sequence[Any]) -> str | None:
+    """What a letter is known by, in the form that all letters have."""
+    if len(values) < 2:
+        return None if not values or values[0] is None else str(values[0])
+    return json.dumps(values, ensure_ascii=False)
 
 
 def run(cursor: Cursor, statement: sql.Composable, params: Mapping[str, Any] | None = None) -> None:

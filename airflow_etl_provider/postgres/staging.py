@@ -19,7 +19,7 @@ from airflow_etl_provider.core.ports import Cut, EventLog, Session, Snapshot, So
 from airflow_etl_provider.core.request import ExtractRequest, StageAs
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
-from airflow_etl_provider.postgres import catalog, ledger, slices, statements
+from airflow_etl_provider.postgres import catalog, dead_letters, ledger, slices, statements
 from airflow_etl_provider.postgres.contract import Evolution, evolve, keep_contract
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
@@ -302,6 +302,11 @@ class PostgresStaging:
                         drop_staging(connection, table)
             log.info("load abandoned", load_id=load_id, reason=reason)
 
+    def reasons(self, load_id: str) -> dict[str, int]:
+        """Why rows of a load were set aside, with their numbers."""
+        with connect(self.endpoint) as connection, translated_errors(f"reading load {load_id}"):
+            return dead_letters.reasons(connection, load_id)
+
     def state(self, load_id: str) -> LoadState | None:
         """Where a load stands, ``None`` if the ledger does not know it."""
         with connect(self.endpoint) as connection, translated_errors(f"reading load {load_id}"):
@@ -361,4 +366,16 @@ def drop_staging(connection: psycopg.Connection[Any], table: TableName) -> None:
         {"schema": table.schema, "name": table.name},
     ).fetchone()
     if attached == (False,):
+        drop_views(connection, table)
         connection.execute(sql.SQL("DROP TABLE {}").format(statements.ident(table)))
+
+
+def drop_views(connection: psycopg.Connection[Any], table: TableName) -> None:
+    """Drop the views on a staged table that a killed audit left beside it."""
+    found = connection.execute(
+        queries("catalog")["views_in_schema_of"], {"schema": table.schema, "name": table.name}
+    ).fetchall()
+    for (name,) in found:
+        connection.execute(
+            sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(table.schema, name))
+        )

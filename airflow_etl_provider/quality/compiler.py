@@ -38,3 +38,8 @@ def check_of(expectation: Expectation, columns: Mapping[str, str]) -> Check | No
 def compiles(kind: str) -> bool:
     """Whether expectations of the type *kind* have a check, as long as columns and kwargs allow it."""
     return kind in _COMPILERS
+
+
+def tells_rows(kind: str) -> bool:
+    """Whether expectations of the type *kind* have a check that tells which rows fail it."""
+    return kind in ROWS

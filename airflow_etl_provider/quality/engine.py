@@ -59,7 +59,8 @@ def audit(
         table=table,
         rows=rows,
         results=tuple(
-            _as_told(results[number], result_format) for number in range(len(suite.expectations))
+            _as_told(replace(results[number], on_fail=expectation.on_fail), result_format)
+            for number, expectation in enumerate(suite.expectations)
         ),
         started_at=started,
         finished_at=datetime.now(UTC),

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from airflow_etl_provider.core.errors import QualityGateFailed, StateError
-from airflow_etl_provider.quality.suite import Severity
+from airflow_etl_provider.quality.suite import OnFail, Severity
 
 # A report is a small document: samples of long texts and long lists are cut.
 LONGEST_TEXT = 1_000
@@ -44,7 +44,8 @@ class Verdict(StrEnum):
 class ExpectationResult:
     """The outcome of one expectation.
 
-    ``exception`` is set when it could not be evaluated, which counts as failed. ``observed_value``,
+    ``exception`` is set when it could not be evaluated, which counts as failed. ``set_aside`` says that the
+    rows that failed have left the batch, as ``on_fail`` asked, so that they block nothing. ``observed_value``,
     ``partial_unexpected_list`` and ``unexpected_index_list`` (the keys of a few unexpected rows) hold values
     of rows and go to the ledger only; ``note`` is what an expectation of ours found, in one line without any
     value of a row.
@@ -65,6 +66,8 @@ class ExpectationResult:
     exception: str | None = None
     note: str | None = None
     engine: str | None = None
+    set_aside: bool = False
+    on_fail: OnFail = OnFail.BLOCK
 
     def __post_init__(self) -> None:
         if self.success and self.exception is not None:
@@ -95,7 +98,7 @@ class ExpectationResult:
         if self.success and not self.unexpected_count:
             return "holds"
         if self.unexpected_count is not None and self.element_count:
-            return self._share_found()
+            return self._share_found() + (", set aside" if self.set_aside else "")
         if self.unexpected_count is not None:
             return f"{self.unexpected_count:,} unexpected"
         return f"does not hold{self._limits()}"
@@ -109,6 +112,7 @@ class ExpectationResult:
                 "type": self.type,
                 "kwargs": json_safe(self.kwargs, cut=False),
                 "severity": self.severity.value,
+                **({} if self.on_fail is OnFail.BLOCK else {"on_fail": self.on_fail.value}),
             },
             "result": {
                 "element_count": self.element_count,
@@ -124,6 +128,7 @@ class ExpectationResult:
                 "exception_message": json_safe(self.exception),
             },
             "meta": {key: json_safe(value) for key, value in meta.items() if value is not None},
+            **({"set_aside": True} if self.set_aside else {}),
         }
 
     @classmethod
@@ -149,6 +154,7 @@ class ExpectationResult:
             exception=raised["exception_message"] if raised["raised_exception"] else None,
             note=meta.get("note"),
             engine=meta.get("engine"),
+            set_aside=bool(data.get("set_aside")),
         )
 
     def as_xcom(self) -> dict[str, Any]:
@@ -161,6 +167,7 @@ class ExpectationResult:
             "unexpected_percent": json_safe(self.unexpected_percent),
             "exception": json_safe(self.exception),
             "note": json_safe(self.note),
+            "set_aside": self.set_aside or None,
         }
         return {key: value for key, value in facts.items() if value is not None}
 
@@ -211,8 +218,8 @@ class Report:
     @property
     def verdict(self) -> Verdict:
         """Whether the batch may be published."""
-        failed = {result.severity for result in self.results if not result.success}
-        if Severity.CRITICAL in failed:
+        failed = [result for result in self.results if not result.success]
+        if any(each.severity is Severity.CRITICAL and not each.set_aside for each in failed):
             return Verdict.REJECTED
         return Verdict.WARNED if failed else Verdict.PASSED
 
@@ -221,7 +228,7 @@ class Report:
         return tuple(
             f"{printable(result.name)}: {printable(result.finding)}"
             for result in self.results
-            if not result.success and result.severity is severity
+            if not result.success and result.severity is severity and not result.set_aside
         )
 
     def as_ledger(self) -> dict[str, Any]:
@@ -377,7 +384,8 @@ def _share(percent: float) -> str:
 
 
 def _row(result: ExpectationResult) -> list[str]:
-    outcome = "ok" if result.success else "FAILED" if result.exception is None else "ERROR"
+    failed = "set aside" if result.set_aside else "FAILED"
+    outcome = "ok" if result.success else failed if result.exception is None else "ERROR"
     return [
         outcome,
         result.severity.value,

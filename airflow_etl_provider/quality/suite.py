@@ -73,6 +73,12 @@ class Expectation:
     def __post_init__(self) -> None:
         _check_kwargs(_type_named(self.type), self.kwargs)
 
+    @property
+    def name(self) -> str:
+        """Type and columns: ``expect_column_values_to_not_be_null(carrier)``."""
+        columns = ", ".join(self.columns())
+        return f"{self.type}({columns})" if columns else self.type
+
     def columns(self) -> tuple[str, ...]:
         """The columns it names, each once, in the order it names them."""
         named = [

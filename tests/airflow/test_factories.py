@@ -932,7 +932,7 @@ class TestAirflow:
         assert might_contain_dag(str(DAGS / "load_pipelines.py"), safe_mode=True)
         bag = DagBag(str(DAGS), safe_mode=True)
         assert bag.import_errors == {}
-        assert set(bag.dags) == {"flights", "reference", "flights_by_hand"}
+        assert set(bag.dags) == {"flights", "reference", "flights_by_hand", "replay_dead_letters"}
         assert not any("invalid" in dag.tags for dag in bag.dags.values())
         assert bag.dags["flights"].fileloc == str(DAGS / "load_pipelines.py")
 

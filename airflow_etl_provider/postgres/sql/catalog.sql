@@ -141,6 +141,16 @@ SELECT EXISTS (
 -- name: row_security_active
 SELECT row_security_active(%(oid)s::oid)
 
+-- name: views_in_schema_of
+-- Views on a table that stand in its own schema.
+SELECT DISTINCT v.relname::text
+FROM pg_class AS t
+JOIN pg_namespace AS n ON n.oid = t.relnamespace
+JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+JOIN pg_rewrite AS r ON r.oid = d.objid
+JOIN pg_class AS v ON v.oid = r.ev_class AND v.relkind = 'v' AND v.relnamespace = t.relnamespace
+WHERE n.nspname = %(schema)s AND t.relname = %(name)s
+
 -- name: has_privilege
 SELECT has_table_privilege(%(oid)s::oid, %(privilege)s)
 

@@ -25,10 +25,10 @@ SELECT origin FROM etl.streams WHERE stream = %(stream)s
 -- name: begin_load
 INSERT INTO etl.loads (load_id, fence, stream, target, kind, state, dag_id, task_id, run_id, run_type, map_index,
                        try_number, clear_number, window_low, window_high, window_type, bounds, moves_watermark,
-                       watermark_low)
+                       watermark_low, replays)
 VALUES (%(load_id)s, %(fence)s, %(stream)s, %(target)s, %(kind)s, 'started', %(dag_id)s, %(task_id)s, %(run_id)s,
         %(run_type)s, %(map_index)s, %(try_number)s, %(clear_number)s, %(window_low)s, %(window_high)s,
-        %(window_type)s, %(bounds)s, %(moves_watermark)s, %(watermark_low)s)
+        %(window_type)s, %(bounds)s, %(moves_watermark)s, %(watermark_low)s, %(replays)s)
 ON CONFLICT (load_id) DO UPDATE
 SET state = 'started', error = NULL, try_number = excluded.try_number, fence = excluded.fence,
     window_low = excluded.window_low, window_high = excluded.window_high, window_type = excluded.window_type,
@@ -135,9 +135,10 @@ WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected') AND
 RETURNING load_id
 
 -- name: forget_letters
--- Of an earlier transform of the load, and of audits of what it made: their rows are in the batch again.
+-- Of an earlier transform of the load, and of audits of what it made ("again"): their rows are in the batch again.
 DELETE FROM etl.dead_letters
-WHERE load_id = %(load_id)s AND status = 'held' AND (reason LIKE 'transform: %%' OR expectation IS NOT NULL)
+WHERE load_id = %(load_id)s AND status IN ('held', 'superseded')
+  AND (reason LIKE 'transform: %%' OR %(again)s AND expectation IS NOT NULL)
 
 -- name: set_aside
 INSERT INTO etl.dead_letters (stream, load_id, record, record_key, row_hash, ordinal, reason, error_class, status)
@@ -150,6 +151,9 @@ UPDATE etl.loads
 SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s
 WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
   AND (%(staging)s::text IS NULL OR staging = %(staging)s::text)
+
+-- name: reduce_batch
+UPDATE etl.loads SET manifest = %(manifest)s, rows_dead = %(rows_dead)s WHERE load_id = %(load_id)s
 
 -- name: mark_failed
 UPDATE etl.loads

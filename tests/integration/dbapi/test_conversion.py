@@ -26,6 +26,9 @@ SET_ASIDE: dict[str, Any] = {
 }
 
 
+NUL = "text with a NUL character, which PostgreSQL cannot hold"
+
+
 def lite(tmp_path, columns: str, rows: list[tuple[Any, ...]], **changes: Any) -> DbApiSource:
     path = tmp_path / "shop.db"
     with sqlite3.connect(path) as database:
@@ -92,10 +95,7 @@ def test_what_cannot_stand_in_text_is_said(tmp_path, warehouse):
     assert letters(pipe) == [
         (
             {"v": "a\ufffdb", "w": "\\x00ff"},
-            (
-                "column v: text with a NUL character, which PostgreSQL cannot hold;"
-                " column w: a bytes cannot be stored in its type without loss"
-            ),
+            f"column v: {NUL}; column w: a bytes cannot be stored in its type without loss",
         )
     ]
 

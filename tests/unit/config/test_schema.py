@@ -56,6 +56,7 @@ def test_files_that_load_are_valid(path: Path) -> None:
         {"rename": {"c": "d"}, "personal": {"x": None, "y": "null", "z": "drop"}, "types": None},
         {"personal": {"x": "hash"}, "hash_conn_id": "k", "zero_dates": None, "null_cursor": None},
         {"open_window": "clamp", "on_empty": "skip", "slice_rows": 0, "shards": 4},
+        {"on_conversion_error": "quarantine"},
         {"row_security": "apply", "types": {"x": "numeric(10,2)"}, "zero_dates": "null"},
         {"null_cursor": "fail", "open_window": None, "on_empty": None, "slice_rows": None},
         {"rename": None, "personal": None, "shards": None, "row_security": None},
