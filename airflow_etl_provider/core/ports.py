@@ -313,6 +313,11 @@ class AuditReport(Protocol):
         """``passed``, ``warned`` or ``rejected``."""
         ...
 
+    @property
+    def rows(self) -> int | None:
+        """How many rows were judged; ``None`` if they could not be counted."""
+        ...
+
     def as_ledger(self) -> dict[str, Any]:
         """Everything, values of failing rows included: for the ledger only."""
         ...

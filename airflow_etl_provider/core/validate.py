@@ -46,7 +46,16 @@ class AuditArea(Protocol):
         ...
 
     def require_batch(self, manifest: Manifest) -> None:
-        """:raises ContractError: the staged table is gone or no longer holds the staged rows."""
+        """:raises ContractError: the staged table is gone."""
+        ...
+
+    def require_rows(self, manifest: Manifest, rows: int | None) -> None:
+        """What an audit has seen are the staged rows.
+
+        :param rows: how many it saw; ``None`` if it could not count them.
+        :raises ContractError: the staged table no longer holds the staged rows.
+        :raises Superseded: another try has set some of them aside.
+        """
         ...
 
     def record_audit(
@@ -141,6 +150,7 @@ def validate(
     try:
         area.require_batch(manifest)
         report = audit(manifest.staging, load_id)
+        area.require_rows(manifest, report.rows)
         faults = [] if quarantine is None else quarantine.faults(report, manifest.staging)
         if quarantine is not None and faults:
             dead, reasons = area.count_failing(manifest, faults)

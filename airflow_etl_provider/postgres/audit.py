@@ -58,12 +58,20 @@ class PostgresAuditArea:
                     f"the staged table {manifest.staging} of load {manifest.load_id} is gone",
                     remedy="clear extract and downstream: the window is read anew",
                 )
-            rows = catalog.scalar(connection, statements.count(manifest.staging))
-            if rows != manifest.rows:
-                with connection.transaction():
-                    # Another try may have set rows aside since the manifest was read.
-                    require_same_batch(connection, manifest)
-            require_same_rows(manifest, rows)
+
+    def require_rows(self, manifest: Manifest, rows: int | None) -> None:
+        if rows == manifest.rows:
+            return
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"looking at {manifest.staging}"),
+        ):
+            with connection.transaction():
+                # Another try may have set rows aside since the manifest was read.
+                require_same_batch(connection, manifest)
+            if rows is None:
+                rows = catalog.scalar(connection, statements.count(manifest.staging))
+        require_same_rows(manifest, rows)
 
     def faults(
         self, table: TableName, expectations: Sequence[Expectation], columns: Sequence[Column]
