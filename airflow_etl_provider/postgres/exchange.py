@@ -172,6 +172,7 @@ class Exchange:
         steps = statements.script([step for change in changes for step in change.steps])
         locks = self._locks(changes, dimensions_first=dimensions_first)
         with self._noticing_changes(changes), connection.transaction():
+            locking.wait_at_most(connection, self._options.lock_deadline)
             position = ledger.enter_publish(connection, manifest, strategy)
             if isinstance(position, Published):
                 return position

@@ -12,6 +12,7 @@ from airflow_etl_provider.core.errors import (
     CatalogError,
     ContractError,
     EtlError,
+    LockBudgetExceeded,
     Stopped,
     Superseded,
     TerminalError,
@@ -22,9 +23,10 @@ from airflow_etl_provider.core.load import (
     Strategy,
     StreamPosition,
 )
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Facts, PublishOptions
-from airflow_etl_provider.postgres import catalog, ledger
+from airflow_etl_provider.postgres import catalog, ledger, locking
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
@@ -62,8 +64,7 @@ class PostgresPublisher:
     ) -> Published:
         what = f"publishing load {manifest.load_id} into {manifest.target}"
         with connect(self.endpoint) as connection, translated_errors(what):
-            with connection.transaction():
-                entered = ledger.enter_publish(connection, manifest, strategy)
+            entered = _enter(connection, manifest, strategy, options)
             if isinstance(entered, Published):
                 return entered
             try:
@@ -78,8 +79,7 @@ class PostgresPublisher:
                 if isinstance(error, Stopped) or not (raced or isinstance(error, TerminalError)):
                     raise
                 # Another try of this load, at work at the same time, may have been first with something.
-                with connection.transaction():
-                    entered = ledger.enter_publish(connection, manifest, strategy)
+                entered = _enter(connection, manifest, strategy, options)
                 if isinstance(entered, Published):
                     return entered
                 if not raced:
@@ -108,12 +108,7 @@ class PostgresPublisher:
                 f"{target.name} is not partitioned, so no partition of it can be swapped",
                 remedy="use strategy='merge' (entities) or 'delete_insert' (events)",
             )
-        made = make_missing_partitions(
-            connection,
-            manifest,
-            target,
-            lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
-        )
+        made = make_missing_partitions(connection, manifest, target, options, stop=stop, log=log)
         if made:
             log("partitions made", partitions=[str(name) for name in made])
         if strategy is Strategy.SWAP_MERGE:
@@ -165,6 +160,30 @@ class PostgresPublisher:
             translated_errors(f"recording the failure of {load_id}"),
         ):
             ledger.mark_failed(connection, load_id, error)
+
+
+def _enter(
+    connection: psycopg.Connection[Any],
+    manifest: Manifest,
+    strategy: Strategy,
+    options: PublishOptions,
+) -> StreamPosition | Published:
+    """A look at the ledger before the work.
+
+    :raises LockBudgetExceeded: another session holds the stream's row up to the deadline.
+    """
+    try:
+        with connection.transaction():
+            locking.wait_at_most(connection, options.lock_deadline)
+            return ledger.enter_publish(connection, manifest, strategy)
+    except psycopg.errors.LockNotAvailable:
+        streams = catalog.read_table(connection, TableName("etl", "streams"), label="the ledger")
+        holders = locking.blockers(connection, streams, [], writers=True)
+        raise LockBudgetExceeded(
+            f"publishing load {manifest.load_id} waited {options.lock_deadline} for another publish or rewind of stream "
+            f"{manifest.stream}, held by {holders}",
+            remedy="the load stays validated: look at what the other session waits for, then retry",
+        ) from None
 
 
 def _does_not_fit(manifest: Manifest, error: psycopg.Error | EtlError) -> ContractError:

@@ -6,7 +6,7 @@ ATTACH skip its scan, ANALYZE. What follows is the exchange.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -146,9 +146,7 @@ class Swap:
                     self._target,
                     old,
                     [*shared, *own_indexes(self._connection, old)],
-                    in_attempts=patient_keys(
-                        self._connection, self._target, self._options, self._stop, self._log
-                    ),
+                    in_attempts=self._patiently(f"adding a foreign key for partition {part.name}"),
                 )
         exchange = Exchange(
             self._connection, self._manifest, self._target, self._options, self._stop, self._log
@@ -171,6 +169,16 @@ class Swap:
 
         return exchange.run(
             attempt, lambda: [change.old.oid for change in changes if change.old is not None]
+        )
+
+    def _patiently(self, what: str) -> locking.Attempts:
+        return locking.patiently(
+            self._connection,
+            self._target,
+            self._options,
+            what=f"{what} (load {self._manifest.load_id})",
+            stop=self._stop,
+            log=self._log,
         )
 
     def _existing(self) -> list[Partition | None]:
@@ -243,6 +251,7 @@ class Swap:
             self._column,
             manifest.partitions,
             lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
+            in_attempts=self._patiently("keeping rows out of the DEFAULT partition"),
         )
         changes = []
         for part, table, old in zip(manifest.partitions, tables, self._existing(), strict=True):
@@ -334,27 +343,3 @@ class Swap:
                 f"{table} is an unlogged table, which a crash would empty, so it cannot become a partition",
                 remedy="clear extract and downstream: the window is staged anew, logged",
             )
-
-
-def patient_keys(
-    connection: psycopg.Connection[Any],
-    target: Table,
-    options: PublishOptions,
-    stop: Stop,
-    log: EventLog,
-) -> Callable[[Callable[[int], None]], None]:
-    """Runs what adds a foreign key, as often as writers of the referenced table stand in its way."""
-
-    def run(attempt: Callable[[int], None]) -> None:
-        locking.in_attempts(
-            attempt,
-            lambda: locking.blockers(connection, target, []),
-            what=f"adding a foreign key for the partition of {target.name}",
-            table=target.name,
-            deadline=options.lock_deadline,
-            remedy="the load stays validated: end the session that writes into the referenced table, then retry",
-            stop=stop,
-            log=log,
-        )
-
-    return run

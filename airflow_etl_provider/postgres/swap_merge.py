@@ -46,12 +46,7 @@ from airflow_etl_provider.postgres.partitions import (
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.statements import ident, names, qualified
-from airflow_etl_provider.postgres.swap import patient_keys
-from airflow_etl_provider.postgres.twin import (
-    finish,
-    own_indexes,
-    parent_indexes,
-)
+from airflow_etl_provider.postgres.twin import Parent, finish, own_indexes, parent_indexes
 
 #: Equal for two looks at a table between which no row was written: places and writers of all rows.
 _FINGERPRINT = sql.SQL(
@@ -194,12 +189,8 @@ class SwapMerge:
     def _claim(self) -> Iterator[psycopg.Connection[Any]]:
         """A session whose transaction holds what only one build at a time may work on."""
         with connect(self._endpoint) as claim, translated_errors(self._what), claim.transaction():
-            milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
-            claim.execute(
-                "SELECT set_config('lock_timeout', %s, true),"
-                " set_config('idle_in_transaction_session_timeout', '0', true)",
-                (str(milliseconds),),
-            )
+            locking.wait_at_most(claim, self._options.lock_deadline)
+            claim.execute("SELECT set_config('idle_in_transaction_session_timeout', '0', true)")
             yield claim
 
     def _claim_leaves(self, claim: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> None:
@@ -277,8 +268,7 @@ class SwapMerge:
     def _hold_columns(self) -> None:
         """From here to the end of the transaction the table has the columns that it has now: all are carried over."""
         connection = self._connection
-        milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),))
+        locking.wait_at_most(connection, self._options.lock_deadline)
         connection.execute(statements.lock(self._target.name, "ACCESS SHARE"))
         self._target = read_table(connection, self._target.name, label=self._endpoint.label)
         self._require_whole_rows()
@@ -473,8 +463,8 @@ class SwapMerge:
                 place.parent,
                 old,
                 [*parent_indexes(connection, place.parent), *own_indexes(connection, old)],
-                in_attempts=patient_keys(
-                    connection, self._target, self._options, self._stop, self._log
+                in_attempts=self._patiently(
+                    place.parent, f"adding a foreign key for partition {place.name}"
                 ),
             )
             if not old.is_default:
@@ -483,6 +473,9 @@ class SwapMerge:
                     place.parent,
                     [(statements.excluding_name_of(old.bound), place.condition)],
                     lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
+                    in_attempts=self._patiently(
+                        place.parent, "keeping rows out of the DEFAULT partition"
+                    ),
                 )
 
     def _require_alike(self, built: Sequence[_Built]) -> None:
@@ -493,6 +486,16 @@ class SwapMerge:
                 raise PartitionMoved(
                     f"{self._target.name} was altered meanwhile: {'; '.join(found)}"
                 )
+
+    def _patiently(self, parent: Parent, what: str) -> locking.Attempts:
+        return locking.patiently(
+            self._connection,
+            parent,
+            self._options,
+            what=f"{what} (load {self._manifest.load_id})",
+            stop=self._stop,
+            log=self._log,
+        )
 
     # -- the exchange -----------------------------------------------------------------------------
 
@@ -531,10 +534,7 @@ class SwapMerge:
     def _verify(self, built: Sequence[_Built]) -> None:
         """With writers held off from here to the commit: the old partitions are as they were read."""
         connection = self._connection
-        connection.execute(
-            "SELECT set_config('lock_timeout', %s, true)",
-            (str(round(self._options.lock_budget.total_seconds() * 1000)),),
-        )
+        locking.wait_at_most(connection, self._options.lock_budget)
         # Parents first: a writer that comes by way of a parent then holds nothing that we wait for.
         for parent in sorted(
             {str(one.leaf.place.parent.name) for one in built} | {str(self._target.name)}

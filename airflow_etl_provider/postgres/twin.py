@@ -4,7 +4,7 @@ it replaces has of its own."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Partition, scalar
-from airflow_etl_provider.postgres.locking import Relation
+from airflow_etl_provider.postgres.locking import Attempts, Relation
 from airflow_etl_provider.postgres.queries import queries
 
 
@@ -104,7 +104,7 @@ def finish(
     old: Partition | None,
     indexes: Sequence[Index],
     *,
-    in_attempts: Callable[[Callable[[int], None]], None],
+    in_attempts: Attempts,
 ) -> None:
     """Give *table* all that can be given before it is attached, then analyze it.
 
@@ -185,11 +185,7 @@ def last_touches(
         ]
         owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
         if owner is not None:
-            touches.append(
-                sql.SQL("ALTER TABLE {} OWNER TO {}").format(
-                    statements.ident(final), sql.Identifier(owner)
-                )
-            )
+            touches.append(statements.give(final, owner))
         return touches
     params = {"old": old.oid, "parent": parent.oid, "final": str(final), "kept": kept_suffix}
     rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
