@@ -28,12 +28,13 @@ from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 from airflow_etl_provider.operators.publish import PartitionSwapOperator
 from airflow_etl_provider.operators.transform import TransformOperator
 from airflow_etl_provider.operators.validate import QualityValidationOperator
+from airflow_etl_provider.quality.own import FRESH, ROW_COUNT, SOURCE
 from airflow_etl_provider.quality.quarantine import require_rows
 from airflow_etl_provider.quality.suite import parse_suite
 
 _MAX_RETRY_DELAY = timedelta(minutes=10)
-#: Expectations of a number of rows.
-_OF_ROWS = "expect_table_row_count_"
+#: Expectations of a number of rows, or of cursor values, that say nothing of rows without one.
+_OF_WINDOWS = ("expect_table_row_count_", ROW_COUNT, FRESH)
 _NUMBER_OF_ONE = re.compile(r"^suite .+?, expectation 1(?: \([^)]*\))?(?: (?=is|has)|: )")
 
 
@@ -120,7 +121,7 @@ def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
         "trigger_rule": TriggerRule.NONE_FAILED,
     }
     # How many rows a window has says nothing of how many have no cursor value.
-    suite = [each for each in _suite(stream) if not each["type"].startswith(_OF_ROWS)]
+    suite = [each for each in _suite(stream) if not each["type"].startswith(_OF_WINDOWS)]
     sweep, _ = _load(pipeline, stream, nulls, suite=suite, strategy=Strategy.MERGE, suffix="_nulls")
     publish >> sweep
 
@@ -178,6 +179,8 @@ def _load(
         expectations=suite,
         **_given(engine=stream.quality.engine, result_format=stream.quality.result_format),
         **limits,
+        # The batch knows the name of a table, but carries no query.
+        source=source.query if any(each["type"] == SOURCE for each in suite) else None,
     )
     publish = PartitionSwapOperator(
         task_id=f"publish{suffix}",
@@ -277,6 +280,17 @@ def _expectations(pipeline: Pipeline) -> Iterator[Finding]:
                     _NUMBER_OF_ONE.sub("", error.what),
                     error.remedy or "see https://greatexpectations.io/expectations",
                 )
+                continue
+            if stream.target_cursor is None and _asks_the_cursor(expectation):
+                yield Finding(
+                    ("streams", number, "quality", "expectations", place),
+                    f"{FRESH} has no column, and the stream no cursor to take instead",
+                    "name a column of dates or timestamps: kwargs: {column: ...}",
+                )
+
+
+def _asks_the_cursor(expectation: Mapping[str, Any]) -> bool:
+    return expectation["type"] == FRESH and not (expectation.get("kwargs") or {}).get("column")
 
 
 def _masked(pipeline: Pipeline) -> Iterator[Finding]:

@@ -282,11 +282,22 @@ class TestBuiltDag:
         assert extract.source == f"-- by change\n{text}"
         assert not extract.template_ext
 
+    def test_an_audit_against_the_source_knows_its_query(self) -> None:
+        """A batch does not carry it; of a table it carries the name."""
+        quality = {"quality": [{"type": "expect_batch_to_match_source"}]}
+        text = "SELECT * FROM public.planes"
+        query = {"source": {"table": None, "query": text}}
+        for change, source in ((query, None), (quality, None), (deep_merged(query, quality), text)):
+            validate = build_pipeline(deep_merged(ENTITIES, change)).get_task("validate")
+            assert validate.source == source
+
     def test_rows_without_a_cursor_value_are_swept_after_publish(self) -> None:
         """By three tasks of their own, which never race with the stream's others."""
         quality = [
             {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "tailnum"}},
             {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 10}},
+            {"type": "expect_batch_row_count_to_match_history"},
+            {"type": "expect_batch_to_be_fresh"},
         ]
         source = {"lookback": "PT1H", "on_empty": "fail", "rename": {"built": "year"}}
         dag = build_pipeline(deep_merged(SWEPT, {"quality": quality, "source": source}))
@@ -582,6 +593,17 @@ class TestBuiltDag:
             (
                 {"quality": [EVENTS["quality"][0], {"type": "expect_table_row_count_to_equal"}]},
                 "quality[1]: expect_table_row_count_to_equal needs value",
+            ),
+            (
+                {
+                    "kind": "snapshots", "schedule": None, "catchup": False, "source": {"cursor": None}, "target": {"partition": None},
+                    "quality": [{"type": "expect_batch_to_be_fresh"}],
+                },
+                "quality[0]: expect_batch_to_be_fresh has no column, and the stream no cursor to take instead; ",
+            ),
+            (
+                {"quality": [{"type": "expect_batch_to_be_fresh", "kwargs": {"max_age": 3600}}]},
+                "quality[0]: max_age is 3600, not a duration",
             ),
             (
                 {"partitioned": True, "schedule": "@daily"},
