@@ -22,6 +22,7 @@ from airflow_etl_provider.core.errors import ConfigurationError, ErrorClass, Tra
 from airflow_etl_provider.factories import build_pipeline
 from airflow_etl_provider.hooks.errors import airflow_errors, class_of
 from airflow_etl_provider.hooks.retry import EtlRetryPolicy
+from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 from airflow_etl_provider.operators.publish import PartitionSwapOperator
 from airflow_etl_provider.operators.transform import TransformOperator
 from airflow_etl_provider.operators.validate import QualityValidationOperator
@@ -141,6 +142,31 @@ class TestSql:
         assert ran.state == "success", ran.errors
         assert ran.xcom("transform")["nothing"] is True
         assert ran.xcom("publish")["nothing_to_do"] is True
+
+    def test_mapped_streams_keep_to_themselves(self, shop: Shop) -> None:
+        """One transform for each batch, each handed on to its own audit."""
+        shop.warehouse.run("CREATE TABLE a.copies (LIKE a.products INCLUDING ALL)")
+        given = [
+            {"stream": f"{shop.stream}_{number}", "target": target}
+            for number, target in enumerate(("a.products", "a.copies"))
+        ]
+        with shop.dag() as dag:
+            extract = IncrementalExtractOperator.partial(
+                task_id="extract", kind="snapshots", source_conn_id="shop", source="public.products",
+                target_conn_id="dwh", window="full", stage_as="source",
+            ).expand_kwargs(given)  # fmt: skip
+            transform = TransformOperator.partial(
+                task_id="transform", sql="SELECT id, upper(name) AS name FROM batch"
+            ).expand(batch=extract.output)
+            validate = QualityValidationOperator.partial(task_id="validate").expand(
+                batch=transform.output
+            )
+            PartitionSwapOperator.partial(task_id="publish").expand(batch=validate.output)
+        ran = shop.airflow.run(dag)
+        assert ran.state == "success", ran.errors
+        for target in ("a.products", "a.copies"):
+            query = f"SELECT count(*) FROM {target} WHERE name LIKE 'XYZZY%'"
+            assert shop.warehouse.value(query) == 5
 
     def test_what_it_looked_up_is_its_lineage(self, shop: Shop) -> None:
         """The table of the warehouse is an input of transform and publish; computed columns have no origin."""

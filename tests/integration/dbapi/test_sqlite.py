@@ -16,6 +16,7 @@ from airflow_etl_provider.core.errors import (
     Stopped,
     TransientError,
 )
+from airflow_etl_provider.core.request import StageAs
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
 from airflow_etl_provider.core.window import FULL, Window
 from airflow_etl_provider.dbapi.source import DbApiSource
@@ -414,3 +415,37 @@ def test_memory_does_not_grow_with_the_rows(shop, width):
     small, large = peak(rows // 2), peak(rows)
     assert large < small + 2 * 1024 * 1024
     assert large < 16 * 1024 * 1024
+
+
+def test_a_batch_for_a_transform_has_the_columns_of_the_source(shop, warehouse18):
+    """Typed as SQLite declares them, and as the user knows better; the target has one of them."""
+    shop.run("CREATE TABLE t (id INTEGER, price DECIMAL(10,2), note VARCHAR(9), odd TEXT)")
+    shop.run("INSERT INTO t VALUES (1, 1.5, 'x', '2013-01-01'), (2, NULL, '', NULL)")
+    reads = shop.source(types={"odd": "date"})
+    pipe = into(warehouse18, reads, "name text, cents bigint", options={"stage_as": StageAs.SOURCE})
+    batch = pipe.extract()
+    assert [column.type for column in batch.columns] == [
+        "bigint",
+        "numeric(10,2)",
+        "character varying(9)",
+        "date",
+    ]
+    made = pipe.transform(
+        batch,
+        "SELECT note || id || coalesce(to_char(odd, 'YYYY'), '') AS name, (price * 100)::bigint AS cents FROM batch",
+    )
+    pipe.publish(pipe.waive(made))
+    assert pipe.rows() == [("(2,)",), ("(x12013,150)",)]
+
+
+def test_a_type_that_is_no_type_is_text(shop, warehouse18):
+    """A word of the user's that the warehouse does not know never becomes part of a statement."""
+    shop.run("CREATE TABLE t (id INTEGER)")
+    reads = shop.source(types={"id": "public.nothing"})
+    pipe = into(warehouse18, reads, "id text", options={"stage_as": StageAs.SOURCE})
+    pipe.extract()
+    (kind,) = warehouse18.run(
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid"
+        " WHERE c.relnamespace = 'etl_staging'::regnamespace AND a.attname = 'id'"
+    )
+    assert kind == ("text",)

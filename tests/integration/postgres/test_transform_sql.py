@@ -477,6 +477,22 @@ class TestStates:
         publish(pipe, made)
         assert pipe.left_in_staging() == set()
 
+    def test_the_janitor_takes_all_tables_of_a_load_that_is_over(self, staged):
+        """The one that was read, those that were made, and one that a reader had kept from being dropped."""
+        pipe, batch = staged
+        first = pipe.transform(batch, SAME)
+        with pipe.warehouse.connect() as looking, looking.transaction():
+            looking.execute(f"SELECT * FROM {first.staging}")
+            pipe.transform(batch, SAME, try_number=2, clear_number=1)
+        assert len(pipe.left_in_staging()) == 3
+        pipe.warehouse.run("UPDATE etl.loads SET state = 'abandoned'")
+        with pipe.warehouse.connect() as connection:
+            cleaned = clean(
+                connection, CleanOptions(), stop=threading.Event(), log=RecordedEvents()
+            )
+        assert (len(cleaned.dropped), cleaned.unregistered) == (3, ())
+        assert pipe.left_in_staging() == set()
+
     def test_the_ledger_says_what_was_made(self, staged):
         """State, table, rows and manifest change together."""
         pipe, batch = staged
