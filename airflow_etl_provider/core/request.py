@@ -85,6 +85,8 @@ class ExtractRequest:
         there, so that a retry goes on behind it; ``None`` reads every window in one piece.
     :param shards: how many slices are read at once, in one snapshot.
     :param wait: a wait for the settled bound that an earlier process began.
+    :param audited_columns: columns that the audit will read, so that one that the batch will not have is
+        refused before a row is read.
     :param filled_by_publish: columns of the target that publish fills (load id, validity), so that the
         source need not give them.
     :param reads_as: whatever else decides what the source sends, such as a check of the key of hashes.
@@ -119,6 +121,7 @@ class ExtractRequest:
     reads_as: str = ""
     filled_by_publish: tuple[str, ...] = ()
     schema_contract: SchemaContract = SchemaContract.FREEZE
+    audited_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

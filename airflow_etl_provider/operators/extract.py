@@ -211,6 +211,8 @@ class IncrementalExtractOperator(BaseOperator):
         self.types = types
         self.zero_dates = zero_dates
         self.store = store
+        #: Set by the task that audits the batch, so that what its suite misspells is refused before a row moves.
+        self.audited_columns: tuple[str, ...] = ()
         self._stopper = Stopper()
         self._source: Source | None = None
         self._manifest: Manifest | None = None
@@ -354,6 +356,7 @@ class IncrementalExtractOperator(BaseOperator):
             open_window=choice(OpenWindow, self.open_window, "open_window"),
             on_empty=choice(OnEmpty, self.on_empty, "on_empty"),
             schema_contract=choice(SchemaContract, self.schema_contract, "schema_contract"),
+            audited_columns=self.audited_columns,
             slice_rows=self.slice_rows,
             shards=self.shards,
             filled_by_publish=tuple(self.filled_by_publish),

@@ -18,6 +18,7 @@ from airflow_etl_provider.core.validate import validate
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import validate_lineage
+from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
@@ -100,6 +101,8 @@ class QualityValidationOperator(BaseOperator):
         self.expectations: Suite | None = self._read_suite(expectations, suite)
         if batch is None:
             refuse_without_load(self.expectations)
+        elif self.expectations is not None:
+            _tell_extract(batch, self.expectations)
         self._stopper = Stopper()
         self._auditor: GreatExpectationsAuditor | None = None
         self._manifest: Manifest | None = None
@@ -211,3 +214,10 @@ class QualityValidationOperator(BaseOperator):
             return parse_suite(expectations, name=self.task_id) if expectations else None
         beside = Path(self.dag.fileloc).parent if self.has_dag() else Path()  # type: ignore[no-untyped-call]
         return find_suite(suite, beside)
+
+
+def _tell_extract(batch: Any, suite: Suite) -> None:
+    """Have the extract task that *batch* comes from refuse a column that the suite misspells."""
+    extract = getattr(batch, "operator", None)
+    if isinstance(extract, IncrementalExtractOperator):
+        extract.audited_columns = tuple(dict.fromkeys([*extract.audited_columns, *suite.columns()]))
