@@ -60,6 +60,10 @@ class QualityValidationOperator(BaseOperator):
     what they had, and the staged rows stay for inspection. Clearing the task after the suite was mended
     audits the same batch again.
 
+    Beside those of Great Expectations a suite may hold ``expect_batch_row_count_to_match_history``,
+    ``expect_batch_to_be_fresh``, ``expect_batch_to_match_source`` and ``expect_table_to_match_target``, which
+    judge a batch by its stream's published loads, its source and its target.
+
     Used alone, it checks any table of *conn_id* and fails if a critical expectation does.
 
     :param batch: what extract returned; the batch itself is looked up in the ledger. (templated)
