@@ -96,6 +96,8 @@ class ExtractRequest:
         there, so that a retry goes on behind it; ``None`` reads every window in one piece.
     :param shards: how many slices are read at once, in one snapshot.
     :param wait: a wait for the settled bound that an earlier process began.
+    :param audited_columns: columns that the audit will read, so that one that the batch will not have is
+        refused before a row is read.
     :param filled_by_publish: columns of the target that publish fills (load id, validity), so that the
         source need not give them.
     :param dead_limits: how many rows may be set aside with ``on_conversion_error="quarantine"``.
@@ -134,6 +136,7 @@ class ExtractRequest:
     on_conversion_error: OnConversionError = OnConversionError.FAIL
     dead_limits: DeadLimits = field(default_factory=DeadLimits)
     stage_as: StageAs = StageAs.TARGET
+    audited_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_stream(self.stream)

@@ -230,6 +230,8 @@ class IncrementalExtractOperator(BaseOperator):
         self.max_dead_share = max_dead_share
         self.max_dead_rows = max_dead_rows
         self.store = store
+        #: Set by the task that audits the batch, so that what its suite misspells is refused before a row moves.
+        self.audited_columns: tuple[str, ...] = ()
         self._stopper = Stopper()
         self._source: Source | None = None
         self._manifest: Manifest | None = None
@@ -380,6 +382,7 @@ class IncrementalExtractOperator(BaseOperator):
             ),
             dead_limits=DeadLimits(self.max_dead_share, self.max_dead_rows),
             stage_as=choice(StageAs, self.stage_as, "stage_as"),
+            audited_columns=self.audited_columns,
             slice_rows=self.slice_rows,
             shards=self.shards,
             filled_by_publish=tuple(self.filled_by_publish),

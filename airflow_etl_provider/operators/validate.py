@@ -19,6 +19,7 @@ from airflow_etl_provider.core.validate import Engine, Quarantine, ResultFormat,
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import validate_lineage
+from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 from airflow_etl_provider.operators.metrics import count_dead_letters
 from airflow_etl_provider.operators.run import (
     Stopper,
@@ -62,6 +63,10 @@ class QualityValidationOperator(BaseOperator):
     expectation rejects the batch: the task fails at once (a retry would say the same), readers keep
     what they had, and the staged rows stay for inspection. Clearing the task after the suite was mended
     audits the same batch again.
+
+    Beside those of Great Expectations a suite may hold ``expect_batch_row_count_to_match_history``,
+    ``expect_batch_to_be_fresh``, ``expect_batch_to_match_source`` and ``expect_table_to_match_target``, which
+    judge a batch by its stream's published loads, its source and its target.
 
     Used alone, it checks any table of *conn_id* and fails if a critical expectation does.
 
@@ -119,6 +124,8 @@ class QualityValidationOperator(BaseOperator):
         self.expectations: Suite | None = self._read_suite(expectations, suite)
         if batch is None:
             refuse_without_load(self.expectations)
+        elif self.expectations is not None:
+            _tell_extract(batch, self.expectations)
         self._stopper = Stopper()
         self._auditor: GreatExpectationsAuditor | None = None
         self._manifest: Manifest | None = None
@@ -286,3 +293,10 @@ class QualityValidationOperator(BaseOperator):
         if found is not None:
             require_rows(found)
         return found
+
+
+def _tell_extract(batch: Any, suite: Suite) -> None:
+    """Have the extract task that *batch* comes from refuse a column that the suite misspells."""
+    extract = getattr(batch, "operator", None)
+    if isinstance(extract, IncrementalExtractOperator):
+        extract.audited_columns = tuple(dict.fromkeys([*extract.audited_columns, *suite.columns()]))

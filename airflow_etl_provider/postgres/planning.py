@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from airflow_etl_provider.core.columns import Selected
+from airflow_etl_provider.core.columns import Selected, missing_column
 from airflow_etl_provider.core.conversion import Conversion
 from airflow_etl_provider.core.dead_letters import OnConversionError
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError
@@ -101,6 +101,7 @@ def matching_columns(
     """The batch's columns, which the target has; those that it computes itself are left out.
 
     :raises ContractError: the target computes one that was asked for, or demands another.
+    :raises CatalogError: the audit reads one that is not among them.
     """
     chosen = [column.name for column in columns]
     generated = [name for name in chosen if target.column(name, use="a column").generated]
@@ -127,6 +128,10 @@ def matching_columns(
         )
     for key in request.keys:
         target.column(key, use="a key")
+    computed = [column.name for column in target.columns if column.generated]
+    for name in request.audited_columns:
+        if name not in (*chosen, *computed):
+            raise missing_column(f"the batch from {source.name}", name, "in an expectation", chosen)
     return tuple(column for column in columns if column.name in chosen)
 
 

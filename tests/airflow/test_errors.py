@@ -357,23 +357,33 @@ class TestSuites:
         assert "expect_column_values_to_not_be_null" in str(caught.value)
 
     def test_unknown_column(self, shop: Shop) -> None:
+        """Named with the nearest by extract, before a row moves."""
+        misspelt = {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "nota"}}
+        dag = shop.pipeline(expectations=[misspelt])
+        found = refused(shop, dag, ("no column 'nota'", "in an expectation", "'note'"))
+        assert found.task_states()["validate"] == "upstream_failed"
+
+    def test_unknown_column_of_a_batch_that_is_there(self, shop: Shop) -> None:
         """Named with the nearest; the batch waits, so that a mended suite can let it pass."""
+        with shop.dag() as dag:
+            shop.extract()
+        batch = shop.airflow.run(dag, month(1)).xcom("extract")
         before = shop.picture()
-        ran = shop.airflow.run(
-            shop.pipeline(
+        with shop.dag() as dag:
+            QualityValidationOperator(
+                task_id="validate",
+                batch=batch,
                 expectations=[
                     {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "nota"}}
-                ]
-            ),
-            month(1),
-        )
+                ],
+            )
+        ran = shop.airflow.run(dag, None)
         assert "nota" in ran.error("validate")
         assert "note" in ran.error("validate")
         told_once(ran)
         assert isinstance(ran.errors["validate"], AirflowFailException)
         assert shop.loads() == ["staged"]
-        after = shop.picture()
-        assert (after["orders"], after["published"]) == (before["orders"], [])
+        assert shop.picture() == before
 
     def test_missing_table(self, shop: Shop) -> None:
         """Validate alone on a table that is not there."""

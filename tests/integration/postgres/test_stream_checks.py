@@ -303,6 +303,19 @@ class TestTarget:
         batch = daily.extract(JANUARY, JANUARY + DAY)
         assert facts(daily, batch).differences(()) == (3, [])
 
+    def test_a_batch_that_is_to_be_the_partition_fits_too(
+        self, source: Database, warehouse: Database
+    ) -> None:
+        """It has what its target computes and numbers itself, which no batch gives."""
+        pipeline = simple(source, warehouse)
+        warehouse.run(
+            "ALTER TABLE a.t ADD COLUMN twice bigint NOT NULL GENERATED ALWAYS AS (2 * id) STORED"
+        )
+        fill(source, JANUARY, FEBRUARY, 3)
+        batch = pipeline.extract(JANUARY, FEBRUARY)
+        assert batch.direct
+        assert facts(pipeline, batch).differences(()) == (3, [])
+
     def test_what_has_changed_in_the_target_since_is_found(self, daily: Pipeline) -> None:
         """Types, columns that are gone, and columns that are needed now."""
         batch = daily.extract(JANUARY, JANUARY + DAY)
