@@ -15,6 +15,7 @@ from airflow_etl_provider.cli import (
     doctor,
     lint,
     maintenance,
+    report,
     streams,
     watermark,
 )
@@ -73,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     shown = _add(commands, "loads", streams.loads, "the last loads of a stream", database)
     _stream(shown)
     _limit(shown, 20)
+    audit = _add(commands, "report", report.report, "what the audit of a load found", database)
+    audit.add_argument("load_id", metavar="LOAD_ID")
+    audit.add_argument(
+        "--html",
+        metavar="FILE|DIR",
+        help="write it as a page of Great Expectations' Data Docs, into a file or, named like the load, a folder",
+    )
     _add(
         commands, "doctor", doctor.doctor, "whether the server suits, and what to change", database
     )

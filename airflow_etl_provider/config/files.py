@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from airflow_etl_provider.config.findings import (
@@ -22,6 +24,7 @@ from airflow_etl_provider.config.findings import (
 from airflow_etl_provider.config.models import Pipeline, deep_merged
 from airflow_etl_provider.config.yaml_text import Document, Place, read_yaml
 from airflow_etl_provider.core.errors import ConfigurationError
+from airflow_etl_provider.core.gx_project import is_stored, stored_suite
 
 DEFAULTS = "defaults.yaml"
 ENDINGS = (".yaml", ".yml")
@@ -162,11 +165,15 @@ class _Files:
 
     def _stream(self, data: dict[str, Any], path: KeyPath) -> dict[str, Any]:
         data = dict(data)
-        source, quality = data.get("source"), data.get("quality")
+        source, transform, quality = (data.get(key) for key in ("source", "transform", "quality"))
         if isinstance(source, dict) and isinstance(source.get("query_file"), str):
             data["source"] = self._query(source, (*path, "source"))
+        if isinstance(transform, dict) and isinstance(transform.get("sql_file"), str):
+            data["transform"] = self._sql(transform, (*path, "transform"))
+        if isinstance(quality, str):
+            data["quality"] = self._suite({"suite": quality}, (*path, "quality"), ())
         if isinstance(quality, dict) and isinstance(quality.get("suite"), str):
-            data["quality"] = self._suite(quality, (*path, "quality"))
+            data["quality"] = self._suite(quality, (*path, "quality"), ("suite",))
         return data
 
     def _query(self, source: dict[str, Any], path: KeyPath) -> dict[str, Any]:
@@ -184,15 +191,30 @@ class _Files:
             return source
         return source | {"query": text.strip()}
 
-    def _suite(self, quality: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-        key = (*path, "suite")
+    def _sql(self, transform: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+        key = (*path, "sql_file")
+        if transform.get("sql") is not None:
+            self._refuse(key, "stands beside sql", "write exactly one of sql, sql_file and python")
+            return transform
+        text = self._text(transform["sql_file"], key)
+        if text is None:
+            return transform
+        if not text.strip():
+            self._refuse(key, f"{transform['sql_file']} is empty", "write a SELECT into it")
+            return transform
+        return transform | {"sql": text.strip()}
+
+    def _suite(self, quality: dict[str, Any], path: KeyPath, named_at: KeyPath) -> dict[str, Any]:
+        """:param named_at: where below *path* the suite is named; nowhere if it is all that is written."""
+        key = (*path, *named_at)
         if quality.get("expectations") is not None:
             self._refuse(key, "stands beside expectations", "write exactly one of the two")
             return quality
-        text = self._text(quality["suite"], key)
-        if text is None:
+        file = self._suite_file(quality["suite"], key)
+        text = None if file is None else self._text(file, key)
+        if file is None or text is None:
             return quality
-        document = _suite_document(text, self._beside(quality["suite"]))
+        document = _suite_document(text, self._beside(file))
         if document.findings:
             self.problems += [_problem(place, finding) for place, finding in document.findings]
             self._refuse(key, f"{quality['suite']} cannot be read", "see there")
@@ -212,6 +234,17 @@ class _Files:
             if inner[: len(inside)] == inside and len(inner) > len(inside):
                 self._places[(*path, "expectations", *inner[len(inside) :])] = place
         return quality | {"expectations": expectations}
+
+    def _suite_file(self, reference: str, key: KeyPath) -> str | None:
+        """The file of a suite, relative to the folder; a suite of a Great Expectations project is looked up."""
+        if not is_stored(reference):
+            return reference
+        try:
+            found = stored_suite(reference, self._folder, yaml.safe_load, yaml.YAMLError)
+        except ConfigurationError as error:
+            self._refuse(key, error.what, error.remedy or "name the suite's file")
+            return None
+        return os.path.relpath(found, self._folder)
 
     def _text(self, file: str, key: KeyPath) -> str | None:
         try:

@@ -39,6 +39,7 @@ from airflow_etl_provider.core.request import (
 )
 from airflow_etl_provider.core.settle import CursorOrigin
 from airflow_etl_provider.core.suggest import nearest
+from airflow_etl_provider.core.transform import OnError
 from airflow_etl_provider.core.validate import Engine, ResultFormat
 
 #: Names for the schedules that people mean most often.
@@ -55,6 +56,8 @@ _WINDOWS = [mode.value for mode in (WindowMode.INTERVAL, WindowMode.WATERMARK, W
 _TREATMENTS = [each.value for each in (Treatment.HASH, Treatment.NULL, Treatment.DROP)]
 _DAG_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _TAG_LENGTH = 100
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_PARAMETER = re.compile(r"[A-Za-z_]\w*")
 _PARALLEL_RUNS = 4
 _DURATION = TypeAdapter(timedelta)
 
@@ -189,6 +192,21 @@ def _stream_id(text: str) -> str:
         raise _refusal(error.what, error.remedy or "choose a short lower-case name") from error
 
 
+def _function(text: str) -> str:
+    if _FUNCTION.fullmatch(text) is None:
+        raise _refusal(f"{text!r} names no function", "write it as package.module:function")
+    return text
+
+
+def _parameter(text: str) -> str:
+    if _PARAMETER.fullmatch(text) is None:
+        raise _refusal(
+            f"{text!r} cannot be the name of a parameter",
+            "use letters, digits and '_', as in tax_rate",
+        )
+    return text
+
+
 def _tag(text: str) -> str:
     if not 0 < len(text) <= _TAG_LENGTH:
         raise _refusal(f"a tag of {len(text)} characters", f"use 1 to {_TAG_LENGTH} characters")
@@ -249,6 +267,8 @@ Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 Column = Annotated[str, AfterValidator(_column)]
+Parameter = Annotated[str, AfterValidator(_parameter)]
+Scalar = str | bool | int | float | date | datetime | None
 Table = Annotated[str, AfterValidator(_table)]
 Expectation = Annotated[
     dict[str, Any],
@@ -260,8 +280,8 @@ Expectation = Annotated[
             "properties": {
                 "type": {
                     "type": "string",
-                    "pattern": "^expect_",
-                    "description": "an expectation of Great Expectations",
+                    "pattern": "^(expect_|unexpected_rows_expectation$)",
+                    "description": "an expectation of Great Expectations, or one of this provider",
                 },
                 "kwargs": {"type": "object", "description": "its arguments, such as column"},
                 "severity": {"enum": ["critical", "warning", "info"], "default": "critical"},
@@ -431,6 +451,60 @@ class Source(_Model):
     checksum: Flag = Field(default=False, description="true to compare a checksum of both sides")
 
 
+class Transform(_Model):
+    """What is made of the batch before it is checked."""
+
+    # None leaves a value to the operator, which has the defaults.
+    sql: Name | None = Field(
+        default=None,
+        description="a SELECT over the relation batch, run in the target's database, whose output is the new batch "
+        "(templated)",
+        examples=['"SELECT * FROM batch WHERE amount > 0"'],
+    )
+    sql_file: Name | None = Field(
+        default=None,
+        description="the name of a file with the SELECT, relative to the pipeline's file (templated)",
+    )
+    python: Annotated[str, AfterValidator(_function)] | None = Field(
+        default=None,
+        description="a function over pyarrow record batches, as package.module:function",
+        examples=["shop.prices:to_euro"],
+    )
+    parameters: dict[Parameter, Scalar | list[Scalar]] | None = Field(
+        default=None,
+        description="values by name: :name in the SELECT stands for one, a function gets them as keyword arguments "
+        "(templated)",
+        examples=["{rate: 1.19}"],
+    )
+    on_error: OnError | None = Field(
+        default=None,
+        description="what an exception of the function about its rows does: fail (the default), set_aside_batch (all "
+        "rows of that call go to the dead letters) or set_aside_row (those that raise by themselves)",
+        examples=["set_aside_row"],
+    )
+    max_dead_share: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
+        default=None,
+        description="the share of the batch, 0 to 1, that may be set aside before the load fails; default 0.1",
+        examples=["0.01"],
+    )
+    max_dead_rows: Count | None = Field(
+        default=None,
+        description="how many rows may be set aside, beside the share",
+        examples=["1000"],
+    )
+    batch_rows: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+        default=None,
+        description="how many rows the function gets at once; default 50000",
+        examples=["10000"],
+    )
+    as_text: tuple[Column, ...] | None = Field(
+        default=None,
+        description="a list of columns that the function gets and gives as PostgreSQL's text, for values that Arrow "
+        "cannot hold, such as infinity",
+        examples=["[valid_to]"],
+    )
+
+
 class Partition(_Model):
     """How the target is partitioned."""
 
@@ -560,7 +634,9 @@ class Quality(_Model):
     )
     suite: Name | None = Field(
         default=None,
-        description="the name of a suite's JSON or YAML file, relative to the pipeline's file",
+        description="the name of a suite's JSON or YAML file, relative to the pipeline's file, or gx:NAME, a suite of "
+        "the Great Expectations project (gx/) beside the pipeline's file or in a folder above it",
+        examples=["suites/flights.json"],
     )
     engine: Engine | None = Field(
         default=None,
@@ -593,10 +669,16 @@ class Stream(_Model):
         description="a mapping with conn_id and table",
         examples=["{conn_id: etl_warehouse, table: analytics.flights}"],
     )
+    transform: Transform | None = Field(
+        default=None,
+        description="a mapping with sql, sql_file or python: the batch is staged as the source has it, and the "
+        "transform makes of it what the target gets",
+        examples=['{sql: "SELECT id, at, lower(email) AS email FROM batch"}'],
+    )
     quality: Quality = Field(
         default=Quality(),
-        description="a list of expectations, or {suite: file}",
-        examples=["{suite: suites/flights.json}"],
+        description="a list of expectations, or where a suite of them is: a file, or gx:NAME",
+        examples=["suites/flights.json"],
     )
     max_dead_share: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
         default=None,
@@ -641,6 +723,8 @@ class Stream(_Model):
     def _bare_list(cls, quality: object) -> object:
         if quality is None:
             return Quality()
+        if isinstance(quality, str):
+            return {"suite": quality}
         return {"expectations": quality} if isinstance(quality, list | tuple) else quality
 
     @model_validator(mode="after")
@@ -654,7 +738,7 @@ class Pipeline(_Model):
     """One DAG: when it runs and which streams it loads.
 
     Either one stream stands at the top level (``stream``, ``kind``, ``source``, ``target``,
-    ``quality``), or ``streams`` lists several, and what stands at the top level is their default.
+    ``transform``, ``quality``), or ``streams`` lists several, and what stands at the top level is their default.
     """
 
     pipeline: Annotated[str, AfterValidator(_pipeline_id)] = Field(
@@ -708,7 +792,7 @@ class Pipeline(_Model):
         examples=["PT6H"],
     )
     streams: tuple[Stream, ...] = Field(
-        description="a list of {stream, kind, source, target, quality}"
+        description="a list of {stream, kind, source, target, transform, quality}"
     )
 
     @property

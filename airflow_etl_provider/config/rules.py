@@ -12,6 +12,7 @@ from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.request import NullCursor, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin
+from airflow_etl_provider.core.suggest import nearest
 
 if TYPE_CHECKING:
     from airflow_etl_provider.config.models import Pipeline, Stream
@@ -24,6 +25,12 @@ _BOUNDS = re.compile(
 # A template may come to be a SELECT.
 _SELECT = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:(?:select|with)\s|\{[{%#])", re.IGNORECASE | re.DOTALL
+)
+
+# The same for the parameters of a transform.
+_PARAMETERS = re.compile(
+    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | (?<![:\w]):(?P<name>[A-Za-z_]\w*)""",
+    re.VERBOSE | re.DOTALL,
 )
 
 #: How to get the cursor that a window needs.
@@ -91,6 +98,7 @@ def contradictions_of_stream(stream: Stream) -> list[Finding]:
         *_columns(stream),
         *_names(stream),
         *_personal(stream),
+        *_transform(stream),
         *_audit(stream),
     ]
 
@@ -424,6 +432,11 @@ def _columns(stream: Stream) -> Iterator[Finding]:
 def _wanted(stream: Stream) -> Iterator[tuple[str, str]]:
     """The columns of the source that must be read, and what needs them."""
     partition, cursor = stream.target.partition, stream.source.cursor
+    if stream.transform is not None:
+        # Keys and the partition column may be made of others.
+        if cursor is not None:
+            yield cursor, "source.cursor"
+        return
     for name in stream.target.keys:
         if (source := _source_of(stream, name)) is not None:
             yield source, "target.keys"
@@ -453,6 +466,8 @@ def _names(stream: Stream) -> Iterator[Finding]:
     # Of events, the partition column is held against the cursor.
     if target.partition is not None and stream.kind is not Kind.EVENTS:
         used.append((("target", "partition", "column"), target.partition.column))
+    if stream.transform is not None:
+        used = []
     for key, name in used:
         if _source_of(stream, name) is None:
             yield Finding(
@@ -529,6 +544,70 @@ def _personal(stream: Stream) -> Iterator[Finding]:
             "is hashed, and nothing names the key",
             "add hash_conn_id, a connection whose password is the key",
         )
+
+
+def _transform(stream: Stream) -> Iterator[Finding]:
+    transform = stream.transform
+    if transform is None:
+        return
+    if stream.source.schema_contract is not None:
+        yield Finding(
+            ("source", "schema_contract"),
+            "has no use beside a transform, which says what the target gets",
+            "leave it out: what the transform gives is held against the target",
+        )
+    if transform.sql_file is not None and transform.sql is None:
+        yield Finding(
+            ("transform", "sql_file"),
+            "was not read",
+            "pass the mapping to build_pipeline, which reads it, or put the SELECT into sql",
+        )
+        return
+    if (transform.sql is None) == (transform.python is None):
+        both = transform.sql is not None
+        yield Finding(
+            ("transform", "python") if both else ("transform",),
+            "stands beside SQL" if both else "says nothing to do",
+            "write exactly one of sql, sql_file and python",
+        )
+    elif transform.sql is not None:
+        yield from _transform_sql(stream, transform.sql)
+
+
+def _transform_sql(stream: Stream, text: str) -> Iterator[Finding]:
+    transform = stream.transform
+    if transform is None:
+        return
+    key = ("transform", "sql" if transform.sql_file is None else "sql_file")
+    if _SELECT.match(text) is None:
+        yield Finding(
+            key, "begins with neither SELECT nor WITH", "write one SELECT over the relation batch"
+        )
+    for name in ("on_error", "max_dead_share", "max_dead_rows", "batch_rows", "as_text"):
+        if getattr(transform, name) is not None:
+            yield Finding(
+                ("transform", name),
+                "is for python: a SELECT ends at its first error",
+                "leave it out, and write the SELECT so that it gives null for what it cannot convert",
+            )
+    if "{" in text or "\\" in text:
+        # A template may name others, and only the database knows what a backslash means.
+        return
+    given = transform.parameters or {}
+    used = {match["name"] for match in _PARAMETERS.finditer(text)} - {None}
+    for name in sorted(used - set(given)):
+        yield Finding(
+            key,
+            f"uses :{name}, which is not among its parameters{nearest(name, given)}",
+            "give its value below transform.parameters",
+        )
+    for name in given:
+        if name not in used:
+            yield Finding(
+                ("transform", "parameters", name),
+                f"is not used in the SQL{nearest(name, used)}",
+                f"write :{name} where its value belongs, or leave it out",
+            )
 
 
 def _audit(stream: Stream) -> Iterator[Finding]:

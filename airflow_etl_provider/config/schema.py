@@ -25,6 +25,7 @@ def pipeline_schema() -> dict[str, Any]:
         "description": quality.get("description", ""),
         "anyOf": [
             {"type": "array", "items": expectations["items"]},
+            {"type": "string", "minLength": 1},
             {"$ref": "#/$defs/Quality"},
             {"type": "null"},
         ],

@@ -200,7 +200,7 @@ def extract(
     staged = _already_staged(load)
     if staged is not None and area.has(staged.staging):
         log("batch already staged by an earlier try", load_id=staged.load_id, rows=staged.rows)
-        _look_at_emptiness(request, area, staged, log=log)
+        _look_at_emptiness(request, area, staged.extracted, log=log)
         return staged
     if staged is not None:
         log("the staged batch is gone and is read again", load_id=staged.load_id)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, BinaryIO, Protocol
 
 from airflow_etl_provider.core.columns import Selected, Treatment
@@ -238,12 +239,83 @@ class Source(Protocol):
         ...
 
 
+class Statistic(StrEnum):
+    """What is computed of a column's values."""
+
+    SUM = "sum"
+    MIN = "min"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A statistic of one column of a batch."""
+
+    statistic: Statistic
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.statistic} of {self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Rows, figures (as text, ``None`` where there is no value) and checksum of a set of rows.
+
+    ``inexact`` are the places of figures that were computed in floating point.
+    """
+
+    rows: int
+    figures: tuple[str | None, ...] = ()
+    checksum: str | None = None
+    inexact: frozenset[int] = frozenset()
+
+
+class MeasuredSource(Protocol):
+    """A source that can say what it holds without sending it."""
+
+    def measure(
+        self,
+        window: Window,
+        *,
+        cursor: str | None,
+        columns: Sequence[Selected],
+        figures: Sequence[Figure],
+        checksum: Sequence[str],
+    ) -> Measured:
+        """The rows of *window* as they are now, in one statement.
+
+        :param cursor: as the source calls it.
+        :param columns: those that *figures* and *checksum* name as the target calls them.
+        :raises CatalogError: a column is missing, or has no such statistic.
+        :raises ConfigurationError: the source has no checksum, or cannot bound the window.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A column in which a batch does not fit its target: what each side has, in words."""
+
+    column: str
+    batch: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.column}: the batch has {self.batch}, the target {self.target}"
+
+
 class AuditReport(Protocol):
     """The outcome of an audit."""
 
     @property
     def verdict(self) -> str:
         """``passed``, ``warned`` or ``rejected``."""
+        ...
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows were judged; ``None`` if they could not be counted."""
         ...
 
     def as_ledger(self) -> dict[str, Any]:
@@ -258,8 +330,12 @@ class AuditReport(Protocol):
 __all__ = [
     "AuditReport",
     "Cut",
+    "Difference",
     "EventLog",
+    "Figure",
     "Manifest",
+    "Measured",
+    "MeasuredSource",
     "Sender",
     "Session",
     "Slice",
@@ -267,6 +343,7 @@ __all__ = [
     "Source",
     "SourceColumn",
     "SourceShape",
+    "Statistic",
     "Stop",
     "WatermarkStore",
 ]

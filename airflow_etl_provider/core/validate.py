@@ -46,10 +46,26 @@ class AuditArea(Protocol):
         ...
 
     def require_batch(self, manifest: Manifest) -> None:
-        """:raises ContractError: the staged table is gone or no longer holds the staged rows."""
+        """:raises ContractError: the staged table is gone."""
         ...
 
-    def record_audit(self, load_id: str, report: AuditReport, *, error: str | None) -> None: ...
+    def require_rows(self, manifest: Manifest, rows: int | None) -> None:
+        """What an audit has seen are the staged rows.
+
+        :param rows: how many it saw; ``None`` if it could not count them.
+        :raises ContractError: the staged table no longer holds the staged rows.
+        :raises Superseded: another try has set some of them aside.
+        """
+        ...
+
+    def record_audit(
+        self, load_id: str, report: AuditReport, *, error: str | None, staging: TableName | None
+    ) -> None:
+        """Record the verdict on *staging*.
+
+        :raises Superseded: the batch of the load is another one by now.
+        """
+        ...
 
     def count_failing(
         self, manifest: Manifest, faults: Sequence[Fault]
@@ -134,6 +150,7 @@ def validate(
     try:
         area.require_batch(manifest)
         report = audit(manifest.staging, load_id)
+        area.require_rows(manifest, report.rows)
         faults = [] if quarantine is None else quarantine.faults(report, manifest.staging)
         if quarantine is not None and faults:
             dead, reasons = area.count_failing(manifest, faults)
@@ -151,7 +168,7 @@ def validate(
             raise refusal
         reject(report, manifest.staging)
     except QualityGateFailed as failure:
-        area.record_audit(load_id, report, error=failure.what)
+        area.record_audit(load_id, report, error=failure.what, staging=manifest.staging)
         log(
             "batch rejected",
             load_id=load_id,
@@ -163,7 +180,7 @@ def validate(
         manifest = area.set_aside(manifest, faults, report)
         log("rows set aside", load_id=load_id, rows=manifest.rows_dead, reasons=dict(reasons))
     else:
-        area.record_audit(load_id, report, error=None)
+        area.record_audit(load_id, report, error=None, staging=manifest.staging)
     log(
         "batch validated",
         load_id=load_id,

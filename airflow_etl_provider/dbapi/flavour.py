@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from airflow_etl_provider.core.columns import Selected
 from airflow_etl_provider.core.errors import CatalogError, EtlError
-from airflow_etl_provider.core.ports import SourceColumn
+from airflow_etl_provider.core.ports import Figure, SourceColumn
 from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.dbapi.driver import Connection, Row
@@ -100,6 +100,12 @@ class Flavour(Protocol):
 
         :raises ConfigurationError: a column is to be hashed, which this database cannot.
         """
+        ...
+
+    def measure(
+        self, connection: Connection, request: Request, figures: Sequence[Figure]
+    ) -> Sequence[Any]:
+        """The number of rows of the window, and *figures* by the source's columns."""
         ...
 
     def bound(self, text: str, type_: str) -> Any:

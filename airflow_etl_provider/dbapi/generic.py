@@ -17,7 +17,7 @@ has: a database that does not keep a snapshot in it may count NULL cursors a mom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -27,11 +27,12 @@ from uuid import UUID
 
 from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, EtlError
-from airflow_etl_provider.core.ports import SourceColumn
+from airflow_etl_provider.core.ports import Figure, SourceColumn
 from airflow_etl_provider.dbapi.copytext import RowEncoder, base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row, module_of, run
 from airflow_etl_provider.dbapi.errors import by_kind
 from airflow_etl_provider.dbapi.fetching import STEP, SizedFetch, widths_in
+from airflow_etl_provider.dbapi.figures import expressions
 from airflow_etl_provider.dbapi.flavour import (
     MOST_ROWS,
     Connect,
@@ -185,6 +186,27 @@ class Generic:
             unreachable=unreachable,
             most_rows=MOST_ROWS,
         )
+
+    def measure(
+        self, connection: Connection, request: Request, figures: Sequence[Figure]
+    ) -> Sequence[Any]:
+        types = {column.name: column.type for column in self._columns(connection, request)}
+        cursor_type = None if request.cursor is None else types[request.cursor]
+        low, high = (
+            None if text is None else self.bound(text, cursor_type or "")
+            for text in request.ends(self.dialect, cursor_type)
+        )
+        statement, values = select(
+            self.dialect,
+            request.relation.source(self.dialect, low, high),
+            expressions(self.dialect, figures),
+            cursor=request.cursor,
+            window=request.window,
+            low=low,
+            high=high,
+        ).render(self.dialect.paramstyle)
+        row: Sequence[Any] = first_row(connection, statement, values)
+        return row
 
     def bound(self, text: str, type_: str) -> Any:
         """As the Python value of the type, which every driver can bind."""

@@ -19,7 +19,7 @@ the statement that reads shows no key. One ``SET`` does, which a general query l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -27,10 +27,11 @@ from typing import Any
 
 from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, EtlError
-from airflow_etl_provider.core.ports import SourceColumn
+from airflow_etl_provider.core.ports import Figure, SourceColumn
 from airflow_etl_provider.dbapi.copytext import base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row, run
 from airflow_etl_provider.dbapi.fetching import SizedFetch, widths_in
+from airflow_etl_provider.dbapi.figures import expressions
 from airflow_etl_provider.dbapi.flavour import MOST_ROWS, Connect, Reading, Request, text_of
 from airflow_etl_provider.dbapi.hashing import pads
 from airflow_etl_provider.dbapi.mysql_columns import DATES, Column, columns_of
@@ -139,6 +140,31 @@ class MySql:
             unreachable=unreachable,
             most_rows=MOST_ROWS,
         )
+
+    def measure(
+        self, connection: Connection, request: Request, figures: Sequence[Figure]
+    ) -> Sequence[Any]:
+        found, _ = columns_of(connection, self.dialect, request)
+        by = next((column for column in found if column.source.name == request.cursor), None)
+        low, high = (
+            None if text is None or by is None else self.bound(text, by.source.type)
+            for text in request.ends(self.dialect, None if by is None else _bounded_type(by))
+        )
+        statement = with_variables(
+            connection,
+            select(
+                self.dialect,
+                request.relation.source(self.dialect, low, high),
+                expressions(self.dialect, figures),
+                cursor=request.cursor,
+                window=request.window,
+                low=low,
+                high=high,
+                missing=None if by is None else self._missing(by),
+            ),
+        )
+        row: Sequence[Any] = first_row(connection, statement)
+        return row
 
     def bound(self, text: str, type_: str) -> Any:
         base = base_of(type_)[0]

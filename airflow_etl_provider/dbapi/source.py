@@ -14,6 +14,8 @@ from airflow_etl_provider.core.errors import ConfigurationError, Stopped
 from airflow_etl_provider.core.ports import (
     Cut,
     EventLog,
+    Figure,
+    Measured,
     Session,
     Slice,
     SourceColumn,
@@ -25,6 +27,7 @@ from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.dbapi import statements
 from airflow_etl_provider.dbapi.copytext import base_of
 from airflow_etl_provider.dbapi.driver import Connection, first_row
+from airflow_etl_provider.dbapi.figures import measured
 from airflow_etl_provider.dbapi.flavour import BLOCK, Connect, Flavour, Reading, Request
 from airflow_etl_provider.dbapi.settle import NUMBERS, TIMES, Settling, as_text, shown
 from airflow_etl_provider.dbapi.statements import Relation
@@ -232,6 +235,39 @@ class DbApiSource:
                 if not sender.finished:
                     # A driver would read what is left before it closes; nobody wants it any more.
                     opened.cancel()
+
+    def measure(
+        self,
+        window: Window,
+        *,
+        cursor: str | None,
+        columns: Sequence[Selected],
+        figures: Sequence[Figure],
+        checksum: Sequence[str],
+    ) -> Measured:
+        if checksum:
+            raise ConfigurationError(
+                f"{self.label} is no PostgreSQL source: it has no checksum",
+                remedy="leave checksum out, and compare sums",
+            )
+        of_source = {column.name: column.source for column in columns}
+        wanted = [replace(figure, column=of_source[figure.column]) for figure in figures]
+        types = dict(self.types)
+        if cursor is not None and window.type is not None:
+            # The bounds are written in the type that the load knew the cursor by.
+            types[cursor] = window.type
+        request = Request(self._relation, cursor=cursor, window=window, types=types)
+
+        def run(connection: Connection) -> Measured:
+            self.flavour.begin(connection)
+            known = [column.name for column in self._columns(connection)]
+            for name in (*of_source.values(), *([] if cursor is None else [cursor])):
+                if name not in known:
+                    raise missing_column(self.name, name, "to be measured", known)
+            return measured(self.flavour.measure(connection, request, wanted))
+
+        with worker(self.connect, self.flavour, self.label) as opened:
+            return opened.run(run, f"measuring {self.name} of {self.label}")
 
     def settle(
         self,

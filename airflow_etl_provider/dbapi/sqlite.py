@@ -33,11 +33,12 @@ from airflow_etl_provider.core.errors import (
     EtlError,
     TransientError,
 )
-from airflow_etl_provider.core.ports import SourceColumn
+from airflow_etl_provider.core.ports import Figure, SourceColumn
 from airflow_etl_provider.dbapi.copytext import RowEncoder, base_of
 from airflow_etl_provider.dbapi.driver import Connection, Row, all_rows, first_row, run
 from airflow_etl_provider.dbapi.errors import by_kind
 from airflow_etl_provider.dbapi.fetching import SizedFetch
+from airflow_etl_provider.dbapi.figures import expressions
 from airflow_etl_provider.dbapi.flavour import (
     MOST_ROWS,
     Connect,
@@ -168,6 +169,28 @@ class Sqlite:
             unreachable=unreachable,
             most_rows=MOST_ROWS,
         )
+
+    def measure(
+        self, connection: Connection, request: Request, figures: Sequence[Figure]
+    ) -> Sequence[Any]:
+        types = {column.name: column.type for column in _columns(connection, request)}
+        cursor_type = None if request.cursor is None else types[request.cursor]
+        ends = request.ends(_DIALECT, cursor_type)
+        low, high = None, None
+        if request.looks_outside:
+            _, _, form = _inspect_cursor(connection, request, cursor_type or "", ends)
+            low, high = form(ends[0]), form(ends[1])
+        statement, values = select(
+            _DIALECT,
+            request.relation.source(_DIALECT, low, high),
+            expressions(_DIALECT, figures),
+            cursor=request.cursor,
+            window=request.window,
+            low=low,
+            high=high,
+        ).render(_DIALECT.paramstyle)
+        row: Sequence[Any] = first_row(connection, statement, values)
+        return row
 
     def bound(self, text: str, type_: str) -> Any:
         return _bound(text, base_of(type_)[0], " ")

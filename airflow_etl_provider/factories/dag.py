@@ -1,4 +1,4 @@
-"""A DAG from one pipeline: extract, validate and publish for each of its streams."""
+"""A DAG from one pipeline: extract, transform, validate and publish for each of its streams."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from airflow.sdk import DAG, Param, TaskGroup, TriggerRule
 
 from airflow_etl_provider.config.files import parse_pipeline
 from airflow_etl_provider.config.findings import Finding, as_written
-from airflow_etl_provider.config.models import Pipeline, Source, Stream
+from airflow_etl_provider.config.models import Pipeline, Source, Stream, Transform
 from airflow_etl_provider.config.rules import group_id
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.request import NullCursor, OnEmpty, WindowMode
+from airflow_etl_provider.core.request import NullCursor, OnEmpty, StageAs, WindowMode
 from airflow_etl_provider.factories import schedule
 from airflow_etl_provider.factories.page import page
 from airflow_etl_provider.operators.extract import IncrementalExtractOperator
 from airflow_etl_provider.operators.publish import PartitionSwapOperator
+from airflow_etl_provider.operators.transform import TransformOperator
 from airflow_etl_provider.operators.validate import QualityValidationOperator
+from airflow_etl_provider.quality.own import FRESH, ROW_COUNT, SOURCE
 from airflow_etl_provider.quality.quarantine import require_rows
 from airflow_etl_provider.quality.suite import parse_suite
 
 _MAX_RETRY_DELAY = timedelta(minutes=10)
-#: Expectations of a number of rows.
-_OF_ROWS = "expect_table_row_count_"
+#: Expectations of a number of rows, or of cursor values, that say nothing of rows without one.
+_OF_WINDOWS = ("expect_table_row_count_", ROW_COUNT, FRESH)
 _NUMBER_OF_ONE = re.compile(r"^suite .+?, expectation 1(?: \([^)]*\))?(?: (?=is|has)|: )")
 
 
@@ -119,7 +121,7 @@ def _tasks(pipeline: Pipeline, stream: Stream, origin: datetime | None) -> None:
         "trigger_rule": TriggerRule.NONE_FAILED,
     }
     # How many rows a window has says nothing of how many have no cursor value.
-    suite = [each for each in _suite(stream) if not each["type"].startswith(_OF_ROWS)]
+    suite = [each for each in _suite(stream) if not each["type"].startswith(_OF_WINDOWS)]
     sweep, _ = _load(pipeline, stream, nulls, suite=suite, strategy=Strategy.MERGE, suffix="_nulls")
     publish >> sweep
 
@@ -133,7 +135,7 @@ def _load(
     strategy: Strategy,
     suffix: str = "",
 ) -> tuple[IncrementalExtractOperator, PartitionSwapOperator]:
-    """extract >> validate >> publish of what *window* says; returns the first and the last."""
+    """extract >> transform (if any) >> validate >> publish of what *window* says; returns the first and the last."""
     source, target = stream.source, stream.target
     partition = None
     if target.partition is not None:
@@ -158,15 +160,27 @@ def _load(
         checksum=source.checksum,
         zero_dates=source.zero_dates,
         filled_by_publish=list(target.filled_by_publish),
+        stage_as=(StageAs.TARGET if stream.transform is None else StageAs.SOURCE).value,
         **window,
         **limits,
     )
+    staged: IncrementalExtractOperator | TransformOperator = extract
+    if stream.transform is not None:
+        staged = TransformOperator(
+            task_id=f"transform{suffix}",
+            batch=extract.output,
+            filled_by_publish=list(target.filled_by_publish),
+            **_transform(stream.transform),
+        )
+        extract >> staged
     validate = QualityValidationOperator(
         task_id=f"validate{suffix}",
-        batch=extract.output,
+        batch=staged.output,
         expectations=suite,
         **_given(engine=stream.quality.engine, result_format=stream.quality.result_format),
         **limits,
+        # The batch knows the name of a table, but carries no query.
+        source=source.query if any(each["type"] == SOURCE for each in suite) else None,
     )
     publish = PartitionSwapOperator(
         task_id=f"publish{suffix}",
@@ -190,8 +204,23 @@ def _load(
         readers_on_standby=target.readers_on_standby,
         audit=target.audit,
     )
-    extract >> validate >> publish
+    staged >> validate >> publish
     return extract, publish
+
+
+def _transform(transform: Transform) -> dict[str, Any]:
+    """What the pipeline says of these arguments of the transform, whose defaults are the operator's."""
+    given = {
+        "sql": transform.sql,
+        "python_callable": transform.python,
+        "parameters": transform.parameters,
+        "on_error": None if transform.on_error is None else transform.on_error.value,
+        "max_dead_share": transform.max_dead_share,
+        "max_dead_rows": transform.max_dead_rows,
+        "batch_rows": transform.batch_rows,
+        "as_text": None if transform.as_text is None else list(transform.as_text),
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _declared(source: Source) -> dict[str, Any]:
@@ -251,6 +280,17 @@ def _expectations(pipeline: Pipeline) -> Iterator[Finding]:
                     _NUMBER_OF_ONE.sub("", error.what),
                     error.remedy or "see https://greatexpectations.io/expectations",
                 )
+                continue
+            if stream.target_cursor is None and _asks_the_cursor(expectation):
+                yield Finding(
+                    ("streams", number, "quality", "expectations", place),
+                    f"{FRESH} has no column, and the stream no cursor to take instead",
+                    "name a column of dates or timestamps: kwargs: {column: ...}",
+                )
+
+
+def _asks_the_cursor(expectation: Mapping[str, Any]) -> bool:
+    return expectation["type"] == FRESH and not (expectation.get("kwargs") or {}).get("column")
 
 
 def _masked(pipeline: Pipeline) -> Iterator[Finding]:

@@ -10,8 +10,15 @@ from airflow_etl_provider.config.models import Pipeline, Stream
 from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.publish import REBUILD_ROWS, REBUILD_SHARE, Deletes
-from airflow_etl_provider.core.request import NullCursor, OnEmpty, OpenWindow, WindowMode
+from airflow_etl_provider.core.request import (
+    NullCursor,
+    OnEmpty,
+    OpenWindow,
+    SchemaContract,
+    WindowMode,
+)
 from airflow_etl_provider.core.settle import CursorOrigin
+from airflow_etl_provider.core.transform import MAX_DEAD_SHARE, OnError
 from airflow_etl_provider.core.window import humane
 
 _KINDS = {
@@ -47,10 +54,20 @@ _EMPTY_WINDOWS = {
     OnEmpty.SKIP: "counted as loaded; validate and publish are skipped",
     OnEmpty.FAIL: "fails extract",
 }
+_NEW_COLUMNS = {
+    SchemaContract.FREEZE: "refused, with the statement to approve",
+    SchemaContract.EVOLVE: "added to the target, and wider ones widened there",
+    SchemaContract.DISCARD_COLUMN: "left out, which the log says",
+}
 _TREATMENTS = {
     Treatment.HASH: "hashed, with the password of connection `{key}` as the key",
     Treatment.NULL: "NULL",
     Treatment.DROP: "not read",
+}
+_ON_ERROR = {
+    OnError.FAIL: "an exception fails the load",
+    OnError.SET_ASIDE_BATCH: "where it raises, the rows of that call are set aside",
+    OnError.SET_ASIDE_ROW: "rows that it raises for are set aside",
 }
 _HOW = (
     "Each stream is **extracted** into a private staging table, **validated** there and "
@@ -84,6 +101,7 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     yield from _edges(stream)
     yield from _settling(stream)
     yield from _columns(stream)
+    yield from _transform(stream)
     if target.partition is not None:
         zone = target.partition.timezone or pipeline.timezone
         yield (
@@ -106,6 +124,13 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     if source.query is not None:
         yield "```sql"
         yield source.query
+        yield "```"
+        yield ""
+    if stream.transform is not None and stream.transform.sql is not None:
+        yield "Made of the batch before it is checked:"
+        yield ""
+        yield "```sql"
+        yield stream.transform.sql
         yield "```"
         yield ""
     yield from _checks(stream)
@@ -139,6 +164,8 @@ def _edges(stream: Stream) -> Iterator[str]:
     yield f"| empty window | {_EMPTY_WINDOWS[empty]} |"
     if stream.window is not WindowMode.FULL:
         yield f"| interval that has not ended | {_OPEN_WINDOWS[still_open]} |"
+    contract = source.schema_contract or SchemaContract.FREEZE
+    yield f"| columns that are new in the source | {_NEW_COLUMNS[contract]} |"
     if source.slice_rows:
         yield f"| slices | a window of more than {source.slice_rows:,} rows is staged in slices |"
     elif source.slice_rows == 0:
@@ -166,6 +193,22 @@ def _columns(stream: Stream) -> Iterator[str]:
         yield f"| types | {', '.join(types)} |"
     if source.zero_dates == "null":
         yield "| zero dates | NULL |"
+
+
+def _transform(stream: Stream) -> Iterator[str]:
+    transform = stream.transform
+    if transform is None:
+        return
+    if transform.python is None:
+        yield "| transform | a SELECT over the batch (below) |"
+        return
+    on_error = transform.on_error or OnError.FAIL
+    told = f"`{transform.python}`; {_ON_ERROR[on_error]}"
+    if on_error is not OnError.FAIL:
+        share = MAX_DEAD_SHARE if transform.max_dead_share is None else transform.max_dead_share
+        rows = "" if transform.max_dead_rows is None else f" or {transform.max_dead_rows:,} rows"
+        told += f", and more than {share:.1%}{rows} fail the load"
+    yield f"| transform | {told} |"
 
 
 def _settling(stream: Stream) -> Iterator[str]:
@@ -336,6 +379,11 @@ def _failures(pipeline: Pipeline) -> Iterator[str]:
         yield (
             "  If the window is not settled, the log names the transactions of the source that are still open: "
             "end them, or list their role in `settle_ignore` if it never writes there."
+        )
+    if any(stream.transform is not None for stream in pipeline.streams):
+        yield (
+            "- **transform**: mend the SELECT or the function and clear it *with its downstream tasks*: it begins again "
+            "from what was extracted, and nothing is read again."
         )
     yield (
         "- **validate**: the batch broke a critical expectation and was not published. Mend the source and "

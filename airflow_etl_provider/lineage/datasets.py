@@ -6,6 +6,7 @@ transform what it looks up beside the batch, validate states its assertions on t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,7 +41,11 @@ class Checked(Protocol):
     @property
     def severity(self) -> Any: ...
     @property
-    def unexpected_count(self) -> int | None: ...
+    def kwargs(self) -> Mapping[str, Any]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def finding(self) -> str: ...
 
 
 class CheckedTable(Protocol):
@@ -121,7 +126,9 @@ def _looked_up(manifest: Manifest | None) -> list[InputDataset]:
 def validate_lineage(
     columns: Iterable[Column], report: CheckedTable | None, dataset: Dataset | None
 ) -> Lineage:
-    """The guarded table, with one assertion for each expectation."""
+    """The guarded table, with one assertion for each expectation: what was expected, and counts of what was
+    found.
+    """
     from openlineage.client.event_v2 import InputDataset
     from openlineage.client.facet_v2 import data_quality_assertions_dataset as assertions
     from openlineage.client.facet_v2 import data_quality_metrics_input_dataset as metrics
@@ -129,12 +136,18 @@ def validate_lineage(
     if report is None or dataset is None:
         return Lineage()
     namespace, name = dataset
+    columns = tuple(columns)
+    known = {column.name for column in columns}
     found = [
         assertions.Assertion(
             assertion=result.type,
             success=result.success,
-            column=result.column,
+            # Several columns are none that the schema has; the name tells them.
+            column=result.column if result.column in known else None,
             severity=_SEVERITIES[str(result.severity)],
+            name=result.name,
+            expected=_expected(result),
+            actual=result.finding[:_LONGEST],
         )
         for result in report.results
     ]
@@ -156,6 +169,15 @@ def validate_lineage(
     )
 
 
+def _expected(result: Checked) -> str | None:
+    """The limits of an expectation, as its suite has them."""
+    limits = {key: value for key, value in result.kwargs.items() if key != "column"}
+    text = json.dumps(limits, default=str, ensure_ascii=False)
+    return (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…") if limits else None
+
+
+#: A set of thousands of values is no lineage.
+_LONGEST = 500
 #: OpenLineage knows two severities: what fails a run, and what warns.
 _SEVERITIES = {"critical": "error", "warning": "warn", "info": "warn"}
 

@@ -145,8 +145,9 @@ class TransformOperator(BaseOperator):
     def _how(self) -> BySql | ByCallable:
         """:raises ConfigurationError: neither or both of SQL and callable, or options of the other one."""
         if (self.sql is None) == (self.python_callable is None):
+            named = "neither sql nor" if self.sql is None else "both sql and"
             raise ConfigurationError(
-                f"task {self.task_id} names {'neither' if self.sql is None else 'both'} sql and python_callable",
+                f"task {self.task_id} names {named} python_callable",
                 remedy="give one of sql, sql_file and python_callable",
             )
         on_error = choice(OnError, self.on_error, "on_error")

@@ -30,6 +30,12 @@ from airflow_etl_provider.operators.run import (
     operator_lineage,
     run_info,
 )
+from airflow_etl_provider.operators.stream_checks import (
+    of_rows,
+    refuse_without_load,
+    stream_results,
+    with_stream_results,
+)
 from airflow_etl_provider.postgres.audit import PostgresAuditArea
 from airflow_etl_provider.quality.engine import audit, require_sql
 from airflow_etl_provider.quality.gx import GreatExpectationsAuditor
@@ -37,9 +43,10 @@ from airflow_etl_provider.quality.quarantine import combined, failed, quarantine
 from airflow_etl_provider.quality.report import Report, raise_if_rejected
 from airflow_etl_provider.quality.suite import (
     Expectation,
+    Severity,
     Suite,
     check_columns,
-    load_suite,
+    find_suite,
     parse_suite,
 )
 
@@ -65,7 +72,10 @@ class QualityValidationOperator(BaseOperator):
         batch goes on: everything else is judged of what remains. Where an expectation holds by its ``mostly``
         nothing is set aside; of duplicates all are.
     :param suite: file with a suite (JSON or YAML, as Great Expectations exports it), relative to the
-        DAG's file; read when the DAG is parsed.
+        DAG's file, or ``gx:NAME``: a suite of the Great Expectations project beside it or above; read when the
+        DAG is parsed.
+    :param source: the SELECT that extract read, for ``expect_batch_to_match_source``; of a table the batch
+        knows the name. (templated)
     :param engine: ``auto``: SQL as far as it says exactly what Great Expectations says, all of it in one scan,
         and Great Expectations for the rest; ``sql`` refuses a suite with such a rest; ``gx``: Great Expectations.
     :param result_format: ``BASIC``: counts, and up to three values of failing rows in the ledger's report;
@@ -77,7 +87,7 @@ class QualityValidationOperator(BaseOperator):
     :param table: ``schema.table`` to check, with *conn_id*. (templated)
     """
 
-    template_fields: Sequence[str] = ("batch", "conn_id", "table")
+    template_fields: Sequence[str] = ("batch", "source", "conn_id", "table")
     ui_color = "#fdf0c8"
 
     def __init__(
@@ -86,6 +96,7 @@ class QualityValidationOperator(BaseOperator):
         batch: Any = None,
         expectations: Sequence[Mapping[str, Any]] | None = None,
         suite: str | Path | None = None,
+        source: str | None = None,
         engine: str = "auto",
         result_format: str = "BASIC",
         max_dead_share: float = MAX_DEAD_SHARE,
@@ -96,6 +107,7 @@ class QualityValidationOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.batch = batch
+        self.source = source
         self.conn_id = conn_id
         self.table = table
         self.engine = engine
@@ -105,6 +117,8 @@ class QualityValidationOperator(BaseOperator):
         # Read while the DAG is parsed: a bad suite is an import error, long before data moves, and a
         # version of the DAG keeps the suite it had.
         self.expectations: Suite | None = self._read_suite(expectations, suite)
+        if batch is None:
+            refuse_without_load(self.expectations)
         self._stopper = Stopper()
         self._auditor: GreatExpectationsAuditor | None = None
         self._manifest: Manifest | None = None
@@ -117,8 +131,9 @@ class QualityValidationOperator(BaseOperator):
         with airflow_errors():
             engine = choice(Engine, self.engine, "engine")
             choice(ResultFormat, self.result_format, "result_format")
-            if engine is Engine.SQL and self.expectations is not None:
-                require_sql(self.expectations)
+            rows_only = None if self.expectations is None else of_rows(self.expectations)
+            if engine is Engine.SQL and rows_only is not None:
+                require_sql(rows_only)
             if self.batch is None:
                 return self._validate_table(context)
             return self._validate_batch(context, Manifest.from_json(self.batch))
@@ -178,6 +193,7 @@ class QualityValidationOperator(BaseOperator):
                 f"task {self.task_id} has nothing to validate",
                 remedy="give batch=extract.output, or conn_id and table",
             )
+        refuse_without_load(self.expectations)
         name = application_name("validate", None, run_info(context))
         area = PostgresAuditArea(EtlPostgresHook(postgres_conn_id=self.conn_id).endpoint(name))
         table = TableName.parse(self.table)
@@ -194,13 +210,16 @@ class QualityValidationOperator(BaseOperator):
         started = datetime.now(UTC)
         columns = self._columns = area.columns(table)
         self._dataset = area.dataset(table if self._manifest is None else self._manifest.target)
-        if self.expectations is not None:
-            check_columns(self.expectations, [column.name for column in columns])
+        suite = self.expectations
+        if suite is not None:
+            check_columns(suite, [column.name for column in columns])
             # What cannot be set aside is refused before anything is judged.
             area.faults(table, self._set_aside, columns)
+        rows_only = None if suite is None else of_rows(suite)
+        if rows_only is not None:
             samples = 0 if self.result_format == ResultFormat.BOOLEAN_ONLY else 3
             self._report = audit(
-                self.expectations,
+                rows_only,
                 Engine(self.engine),
                 load_id=load_id,
                 table=str(table),
@@ -220,7 +239,13 @@ class QualityValidationOperator(BaseOperator):
                 started_at=started,
                 finished_at=datetime.now(UTC),
             )
+        manifest = None if self._manifest is None else area.load(load_id).manifest
+        if suite is not None and manifest is not None:
+            judged = stream_results(suite, manifest, area.endpoint, source=self.source)
+            self._report = with_stream_results(self._report, suite, judged)
         self._show(self._report)
+        for failure in self._report.failures(Severity.WARNING):
+            self.log.warning("%s", failure)
         return self._report
 
     def _show(self, report: Report, title: str | None = None) -> None:
@@ -242,7 +267,7 @@ class QualityValidationOperator(BaseOperator):
 
     def _reject(self, report: AuditReport, table: TableName) -> None:
         if isinstance(report, Report):
-            raise_if_rejected(report, staging=str(table))
+            raise_if_rejected(report, staging=None if self._manifest is None else str(table))
 
     def _read_suite(
         self, expectations: Sequence[Mapping[str, Any]] | None, suite: str | Path | None
@@ -254,10 +279,8 @@ class QualityValidationOperator(BaseOperator):
             )
         found = None
         if suite is not None:
-            path = Path(suite)
-            if not path.is_absolute() and self.has_dag():  # type: ignore[no-untyped-call]
-                path = Path(self.dag.fileloc).parent / path
-            found = load_suite(path)
+            beside = Path(self.dag.fileloc).parent if self.has_dag() else Path()  # type: ignore[no-untyped-call]
+            found = find_suite(suite, beside)
         elif expectations:
             found = parse_suite(expectations, name=self.task_id)
         if found is not None:

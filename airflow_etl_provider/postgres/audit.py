@@ -17,15 +17,11 @@ from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.ports import AuditReport
 from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, statements
-from airflow_etl_provider.postgres.checks import (
-    INDEX_ROWS,
-    failing_rows,
-    judge,
-    refuse_hidden_rows,
-)
+from airflow_etl_provider.postgres.checks import INDEX_ROWS, failing_rows, judge
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
+from airflow_etl_provider.postgres.proven import refuse_hidden_rows
 from airflow_etl_provider.postgres.quarantine import (
     count_failing,
     remaining,
@@ -62,12 +58,20 @@ class PostgresAuditArea:
                     f"the staged table {manifest.staging} of load {manifest.load_id} is gone",
                     remedy="clear extract and downstream: the window is read anew",
                 )
-            rows = catalog.scalar(connection, statements.count(manifest.staging))
-            if rows != manifest.rows:
-                with connection.transaction():
-                    # Another try may have set rows aside since the manifest was read.
-                    require_same_batch(connection, manifest)
-            require_same_rows(manifest, rows)
+
+    def require_rows(self, manifest: Manifest, rows: int | None) -> None:
+        if rows == manifest.rows:
+            return
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"looking at {manifest.staging}"),
+        ):
+            with connection.transaction():
+                # Another try may have set rows aside since the manifest was read.
+                require_same_batch(connection, manifest)
+            if rows is None:
+                rows = catalog.scalar(connection, statements.count(manifest.staging))
+        require_same_rows(manifest, rows)
 
     def faults(
         self, table: TableName, expectations: Sequence[Expectation], columns: Sequence[Column]
@@ -136,21 +140,36 @@ class PostgresAuditArea:
         ):
             yield connection
 
-    def record_audit(self, load_id: str, report: AuditReport, *, error: str | None) -> None:
+    def record_audit(
+        self, load_id: str, report: AuditReport, *, error: str | None, staging: TableName | None
+    ) -> None:
         found = report.as_ledger()
         if error is not None:
             found["verdict"] = "rejected"
-        self._record(load_id, found, rejected=error is not None, error=error)
+        self._record(load_id, found, rejected=error is not None, error=error, staging=staging)
 
     def _record(
-        self, load_id: str, report: Mapping[str, Any], *, rejected: bool, error: str | None
+        self,
+        load_id: str,
+        report: Mapping[str, Any],
+        *,
+        rejected: bool,
+        error: str | None,
+        staging: TableName | None = None,
     ) -> None:
         with (
             connect(self.endpoint) as connection,
             translated_errors(f"recording the audit of load {load_id}"),
             connection.transaction(),
         ):
-            ledger.mark_audited(connection, load_id, rejected=rejected, report=report, error=error)
+            ledger.mark_audited(
+                connection,
+                load_id,
+                rejected=rejected,
+                report=report,
+                error=error,
+                staging=staging,
+            )
 
     def waive(self, load_id: str, actor: str) -> None:
         """Record that nobody audited the load because the task said ``audit="none"``."""

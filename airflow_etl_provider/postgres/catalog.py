@@ -217,8 +217,13 @@ def _types(
 
 
 def read_type(connection: psycopg.Connection[Any], name: str) -> dict[str, Any] | None:
-    """The facts of :class:`CatalogColumn` about a type that is written as the server does; ``None``: no such type."""
-    oid = scalar(connection, "SELECT to_regtype(%(name)s)::oid::bigint", {"name": name})
+    """The facts of :class:`CatalogColumn` about a type as its name is written; ``None``: the server has none such."""
+    try:
+        with connection.transaction():
+            oid = scalar(connection, "SELECT to_regtype(%(name)s)::oid::bigint", {"name": name})
+    except (psycopg.errors.SyntaxError, psycopg.errors.DataError):
+        # What is no name at all, or has modifiers that the type cannot have.
+        return None
     return None if oid is None else _types(connection, [(oid, -1)])[0]
 
 

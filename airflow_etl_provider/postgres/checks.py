@@ -1,8 +1,5 @@
 """Checks of a suite on PostgreSQL: one scan for all that is counted, one anti-join for each reference, and the
 unique index that stands there for what is unique.
-
-Literals stand in the statements as they would if Great Expectations had written them: without a type of their
-own, so that each takes the type of what it is compared with. A parameter of the protocol would bring one.
 """
 
 from __future__ import annotations
@@ -17,37 +14,36 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.postgres.catalog import scalar
-from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.predicates import (
+    column_of,
+    condition,
+    duplicated,
+    literal,
+    unexpected,
+    where,
+)
+from airflow_etl_provider.postgres.proven import never_null, proven_unique
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.statements import ident, names, qualified
+from airflow_etl_provider.postgres.statements import ident, qualified
+from airflow_etl_provider.quality.compiler import check_of
 from airflow_etl_provider.quality.plan import (
     Always,
     Check,
-    Comparison,
-    Constant,
     DistinctCheck,
-    Either,
-    Every,
-    Field,
     Function,
     Known,
-    Length,
-    Like,
     MeasureCheck,
-    Membership,
     Missing,
     Not,
     Predicate,
     ReferenceCheck,
     RowCheck,
-    Term,
-    Total,
     UniqueCheck,
-    Value,
-    check_of,
+    every,
+    present,
+    regexes_of,
     simplified,
 )
 from airflow_etl_provider.quality.report import ExpectationResult, Judged
@@ -71,7 +67,7 @@ def failing_rows(
     """
     check = check_of(expectation, columns)
     if isinstance(check, RowCheck | UniqueCheck | ReferenceCheck):
-        return sql.SQL("({}) IS TRUE").format(_unexpected(check, ident(table)))
+        return sql.SQL("({}) IS TRUE").format(unexpected(check, ident(table)))
     return None
 
 
@@ -101,12 +97,12 @@ def judge(
             left[number] = "SQL alone cannot say exactly what it means"
         else:
             checks[number] = check
-    proven = _proven(connection, table, checks.values(), make_unique)
+    proven = proven_unique(connection, table, checks.values(), make_unique)
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         # Operators of extensions are looked up where the role finds them, as Great Expectations does.
         connection.execute(queries("checks")["own_search_path"])
-        judging = _Judging(connection, table, columns, _never_null(connection, table), proven)
+        judging = _Judging(connection, table, columns, never_null(connection, table), proven)
         answers = judging.answers(checks, left)
         rows: int = answers.value(_COUNT)
         results = {}
@@ -121,103 +117,6 @@ def judge(
             except (TypeError, *_UNANSWERABLE) as error:
                 left[number] = _reason(error)
     return Judged(rows, results, left)
-
-
-# -- rendering ------------------------------------------------------------------------------------
-
-
-def _column(name: str) -> sql.Identifier:
-    return sql.Identifier("t", name)
-
-
-def _literal(value: Value) -> sql.Literal:
-    return sql.Literal(value)
-
-
-def _term(term: Term) -> sql.Composable:
-    match term:
-        case Field(column):
-            return _column(column)
-        case Length(column):
-            return sql.SQL("length({})").format(_column(column))
-        case Total(columns):
-            added = sql.SQL(" + ").join(_column(column) for column in columns)
-            return sql.SQL("(0 + {})").format(added)
-        case Constant(value):
-            return _literal(value)
-
-
-def _sql(predicate: Predicate) -> sql.Composable:
-    match predicate:
-        case Comparison(left, operator, right):
-            return sql.SQL("({} {} {})").format(_term(left), sql.SQL(operator), _term(right))
-        case Membership(column, values):
-            inner = sql.SQL(", ").join(map(_literal, values))
-            return sql.SQL("({} IN ({}))").format(_column(column), inner)
-        case Like(column, pattern, escape):
-            like = sql.SQL("{} LIKE {}").format(_column(column), _literal(pattern))
-            if escape is not None:
-                like += sql.SQL(" ESCAPE {}").format(_literal(escape))
-            return sql.SQL("({})").format(like)
-        case Missing(column):
-            return sql.SQL("({} IS NULL)").format(_column(column))
-        case Not(of):
-            return sql.SQL("(NOT {})").format(_sql(of))
-        case Every(of):
-            return sql.SQL("({})").format(sql.SQL(" AND ").join(map(_sql, of)))
-        case Either(of):
-            return sql.SQL("({})").format(sql.SQL(" OR ").join(map(_sql, of)))
-        case Always(truth):
-            return sql.SQL("true" if truth else "false")
-
-
-def _and(*predicates: Predicate | None) -> Predicate | None:
-    kept = tuple(predicate for predicate in predicates if predicate is not None)
-    return None if not kept else kept[0] if len(kept) == 1 else Every(kept)
-
-
-def _present(columns: Sequence[str]) -> Predicate:
-    return Every(tuple(Not(Missing(column)) for column in columns))
-
-
-def _where(predicate: Predicate | None) -> sql.Composable:
-    return sql.SQL("true") if predicate is None else _sql(predicate)
-
-
-def _duplicated(check: UniqueCheck, table: sql.Composable) -> sql.Composed:
-    """The groups of rows that share their columns with another."""
-    return sql.SQL(
-        "SELECT {}, count(*) AS n FROM {} AS t WHERE {} GROUP BY {} HAVING count(*) > 1"
-    ).format(
-        qualified("t", check.columns),
-        table,
-        _where(_and(check.within, check.judged, _present(check.columns))),
-        qualified("t", check.columns),
-    )
-
-
-def _unexpected(
-    check: RowCheck | UniqueCheck | ReferenceCheck, table: sql.Composable
-) -> sql.Composable:
-    """Whether a row ``t`` of *table* is unexpected."""
-    if isinstance(check, RowCheck):
-        return _where(_and(check.within, check.unexpected))
-    considered = _where(_and(check.within, check.judged, _present(check.columns)))
-    if isinstance(check, UniqueCheck):
-        return sql.SQL("{} AND ({}) IN (SELECT {} FROM ({}) AS twice)").format(
-            considered,
-            qualified("t", check.columns),
-            names(check.columns),
-            _duplicated(check, table),
-        )
-    return sql.SQL("{} AND NOT EXISTS (SELECT FROM {} AS o WHERE {})").format(
-        considered,
-        ident(check.table),
-        sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("o", other), _column(own))
-            for own, other in zip(check.columns, check.other_columns, strict=True)
-        ),
-    )
 
 
 # -- asking ---------------------------------------------------------------------------------------
@@ -324,14 +223,13 @@ class _Judging:
     def _questions(self, check: Check) -> _Questions:
         match check:
             case RowCheck():
-                counts = self._counts(check)
-                return _Questions([count for count in counts if count is not None])
+                return _Questions([*_asked(*self._counts(check)), *_valid_regexes(check)])
             case UniqueCheck():
                 statements = [] if self._is_proven(check) else [self._duplicates(check)]
-                counts = (self._count(check.within), self._count(_and(check.within, check.judged)))
+                counts = (self._count(check.within), self._count(every(check.within, check.judged)))
                 return _Questions(_asked(*counts), statements)
             case ReferenceCheck():
-                counts = (self._count(check.within), self._count(_and(check.within, check.judged)))
+                counts = (self._count(check.within), self._count(every(check.within, check.judged)))
                 return _Questions(_asked(*counts), [self._orphans(check)])
             case MeasureCheck():
                 return self._measured(check)
@@ -347,14 +245,14 @@ class _Judging:
         if kept == Always(False):
             return None
         if isinstance(kept, Not) and isinstance(kept.of, Missing):
-            return sql.SQL("count({})").format(_column(kept.of.column))
-        return sql.SQL("count(*) FILTER (WHERE {})").format(_sql(kept))
+            return sql.SQL("count({})").format(column_of(kept.of.column))
+        return sql.SQL("count(*) FILTER (WHERE {})").format(condition(kept))
 
     def _counts(self, check: RowCheck) -> tuple[sql.Composable | None, ...]:
         return (
             self._count(check.within),
-            self._count(_and(check.within, check.judged)),
-            self._count(_and(check.within, check.unexpected)),
+            self._count(every(check.within, check.judged)),
+            self._count(every(check.within, check.unexpected)),
         )
 
     def _is_proven(self, check: UniqueCheck) -> bool:
@@ -362,18 +260,18 @@ class _Judging:
 
     def _duplicates(self, check: UniqueCheck) -> sql.Composed:
         return sql.SQL("SELECT coalesce(sum(n), 0)::bigint FROM ({}) AS twice").format(
-            _duplicated(check, ident(self.table))
+            duplicated(check, ident(self.table))
         )
 
     def _orphans(self, check: ReferenceCheck) -> sql.Composed:
         return sql.SQL("SELECT count(*) FROM {} AS t WHERE {}").format(
-            ident(self.table), _unexpected(check, ident(self.table))
+            ident(self.table), unexpected(check, ident(self.table))
         )
 
     def _values(self, column: str, within: Predicate | None) -> sql.Composed:
         """The distinct values of a column."""
         return sql.SQL("SELECT DISTINCT {} AS v FROM {} AS t WHERE {}").format(
-            _column(column), ident(self.table), _where(_and(_present([column]), within))
+            column_of(column), ident(self.table), where(every(present(column), within))
         )
 
     def _distinct_count(self, check: MeasureCheck) -> sql.Composed:
@@ -383,7 +281,7 @@ class _Judging:
     def _distinct(self, check: DistinctCheck) -> tuple[sql.Composed, sql.Composed]:
         """How many distinct values are outside the set, and how many inside."""
         values = self._values(check.column, check.within)
-        inner = sql.SQL(", ").join(map(_literal, check.values))
+        inner = sql.SQL(", ").join(map(literal, check.values))
         outside = sql.SQL("SELECT count(*) FROM ({}) AS d WHERE v NOT IN ({})")
         inside = sql.SQL("SELECT count(*) FROM ({}) AS d WHERE v IN ({})")
         return outside.format(values, inner), inside.format(values, inner)
@@ -392,18 +290,18 @@ class _Judging:
         count = self._count(check.within)
         if check.function is Function.ROWS:
             return _Questions(_asked(count))
-        present = self._count(_and(check.within, _present([check.column or ""])))
+        some = self._count(every(check.within, present(check.column or "")))
         match check.function:
             case Function.DISTINCT:
                 return _Questions((), [self._distinct_count(check)])
             case Function.SHARE_PRESENT:
-                return _Questions(_asked(count, present))
+                return _Questions(_asked(count, some))
             case Function.SHARE_DISTINCT:
-                return _Questions(_asked(count, present), [self._distinct_count(check)])
+                return _Questions(_asked(count, some), [self._distinct_count(check)])
         return _Questions([self._aggregate(check)])
 
     def _aggregate(self, check: MeasureCheck) -> sql.Composed:
-        column = _column(check.column or "")
+        column = column_of(check.column or "")
         made = {
             Function.MIN: sql.SQL("min({})"),
             Function.MAX: sql.SQL("max({})"),
@@ -412,7 +310,9 @@ class _Judging:
             Function.STDEV: sql.SQL("stddev_samp({})"),
         }[check.function].format(column)
         kept = simplified(check.within, self.not_null)
-        return made if kept is None else sql.SQL("{} FILTER (WHERE {})").format(made, _sql(kept))
+        return (
+            made if kept is None else sql.SQL("{} FILTER (WHERE {})").format(made, condition(kept))
+        )
 
     def result(
         self,
@@ -455,19 +355,20 @@ class _Judging:
         judged = (
             total
             if check.judged is None
-            else _number(answers, self._count(_and(check.within, check.judged)))
+            else _number(answers, self._count(every(check.within, check.judged)))
         )
-        unexpected = self._number_of_unexpected(check, answers)
-        shown, shown_keys = self._shown(expectation, check, keys, samples if unexpected else 0)
+        wrong = self._number_of_unexpected(check, answers)
+        shown, shown_keys = self._shown(expectation, check, keys, samples if wrong else 0)
         return _result(
             expectation,
             # As Great Expectations computes it, to the last bit.
             total == 0
             or judged == 0
-            or (float(judged) - float(unexpected)) / float(judged) >= check.mostly,
+            or (float(judged) - float(wrong)) / float(judged) >= check.mostly,
             element_count=total,
-            unexpected_count=unexpected,
-            unexpected_percent=unexpected / judged * 100 if judged else None,
+            # Great Expectations adds up the unexpected rows of a single column, and a sum of none is no number.
+            unexpected_count=None if total == 0 and _is_of_one_column(check) else wrong,
+            unexpected_percent=wrong / judged * 100 if judged else None,
             missing_count=None if check.judged is None else total - judged,
             partial_unexpected_list=shown,
             unexpected_index_list=shown_keys,
@@ -496,7 +397,7 @@ class _Judging:
         rows = self._fetch(
             [*check.columns, *known],
             sql.SQL("FROM {} AS t WHERE ({}) IS TRUE LIMIT {}").format(
-                ident(self.table), _unexpected(check, ident(self.table)), sql.Literal(samples)
+                ident(self.table), unexpected(check, ident(self.table)), sql.Literal(samples)
             ),
         )
         width = len(check.columns)
@@ -508,7 +409,7 @@ class _Judging:
     def _others(self, check: DistinctCheck, samples: int) -> tuple[Any, ...]:
         if samples == 0:
             return ()
-        inner = sql.SQL(", ").join(map(_literal, check.values))
+        inner = sql.SQL(", ").join(map(literal, check.values))
         rows = self._fetch(
             [check.column],
             sql.SQL(
@@ -530,24 +431,34 @@ class _Judging:
                 return self.connection.execute(plain).fetchall()
         except psycopg.DataError:
             as_text = sql.SQL(", ").join(
-                sql.SQL("{}::text").format(_column(column)) for column in columns
+                sql.SQL("{}::text").format(column_of(column)) for column in columns
             )
             return self.connection.execute(sql.SQL("SELECT {} ").format(as_text) + rest).fetchall()
 
     def _observed(self, check: MeasureCheck, answers: _Answers) -> Any:
+        if check.function is Function.DISTINCT:
+            return answers.value(self._distinct_count(check))
+        if check.function not in (Function.ROWS, Function.SHARE_PRESENT, Function.SHARE_DISTINCT):
+            return answers.value(self._aggregate(check))
         count = _number(answers, self._count(check.within))
         if check.function is Function.ROWS:
             return count
-        if check.function is Function.DISTINCT:
-            return answers.value(self._distinct_count(check))
-        if check.function in (Function.SHARE_PRESENT, Function.SHARE_DISTINCT):
-            present = _number(
-                answers, self._count(_and(check.within, _present([check.column or ""])))
-            )
-            if check.function is Function.SHARE_PRESENT:
-                return present / count if count else 0
-            return answers.value(self._distinct_count(check)) / present if present else 0
-        return answers.value(self._aggregate(check))
+        some = _number(answers, self._count(every(check.within, present(check.column or ""))))
+        if check.function is Function.SHARE_PRESENT:
+            return some / count if count else 0
+        return answers.value(self._distinct_count(check)) / some if some else 0
+
+
+def _valid_regexes(check: RowCheck) -> list[sql.Composable]:
+    """Has regexes compiled even where no row is matched with them: a broken one is never left unnoticed."""
+    return [
+        sql.SQL("bool_or('' ~ {})").format(literal(regex))
+        for regex in sorted(regexes_of(check.unexpected))
+    ]
+
+
+def _is_of_one_column(check: Check) -> bool:
+    return isinstance(check, RowCheck) and len(check.columns) == 1
 
 
 def _asked(*counts: sql.Composable | None) -> list[sql.Composable]:
@@ -598,53 +509,3 @@ def _reason(error: Exception) -> str:
     """Why, without the server's words, which may hold values."""
     state = getattr(error, "sqlstate", None)
     return f"{type(error).__name__}{f' (SQLSTATE {state})' if state else ''}"
-
-
-# -- what the catalog knows -----------------------------------------------------------------------
-
-
-def refuse_hidden_rows(connection: psycopg.Connection[Any], table: TableName) -> None:
-    """:raises CatalogError: row security hides rows of *table* from the role."""
-    found = connection.execute(
-        queries("checks")["hides_rows"], {"schema": table.schema, "name": table.name}
-    ).fetchone()
-    if found is not None and found[0]:
-        raise CatalogError(
-            f"row security hides rows of {table} from role {found[1]}, so an audit would judge a part of it",
-            remedy="audit with a role that owns the table or has BYPASSRLS",
-        )
-
-
-def _never_null(connection: psycopg.Connection[Any], table: TableName) -> frozenset[str]:
-    rows = connection.execute(
-        queries("checks")["never_null"], {"schema": table.schema, "name": table.name}
-    ).fetchall()
-    return frozenset(name for (name,) in rows)
-
-
-def unique_columns(connection: psycopg.Connection[Any], table: TableName) -> list[frozenset[str]]:
-    """The sets of columns that a unique index of *table* holds unique, by the equality that SQL compares with."""
-    rows = connection.execute(
-        queries("checks")["unique_columns"], {"schema": table.schema, "name": table.name}
-    ).fetchall()
-    return [frozenset(columns) for (columns,) in rows]
-
-
-def _proven(
-    connection: psycopg.Connection[Any],
-    table: TableName,
-    checks: Collection[Check],
-    make_unique: Callable[[tuple[str, ...]], bool] | None,
-) -> list[frozenset[str]]:
-    with translated_errors(f"looking for unique indexes of {table}"):
-        proven = unique_columns(connection, table)
-        if make_unique is None:
-            return proven
-        for check in checks:
-            if not isinstance(check, UniqueCheck):
-                continue
-            if not any(unique <= set(check.columns) for unique in proven) and make_unique(
-                check.columns
-            ):
-                proven = unique_columns(connection, table)
-    return proven

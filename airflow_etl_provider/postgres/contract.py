@@ -7,7 +7,7 @@ changed when the load is about to read (:func:`evolve`), under the table's lock 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -72,35 +72,23 @@ def keep_contract(
     """
     _refuse_lost(connection, request, source, target)
     new = [column for column in columns if not target.has_column(column.name)]
-    _refuse_misnamed(source, columns, new, target)
+    _refuse_another_case(source, columns, new, target)
     types = {column.name: column.type for column in source.columns}
-    steps = [_add(target.name, column.name, types[column.name]) for column in new]
-    if new and request.schema_contract is SchemaContract.DISCARD_COLUMN:
-        _refuse_needed(request, new, target, steps)
-        log.warning(
-            "columns that the target lacks are left out, as the contract says",
-            table=str(target.name),
-            columns=[column.name for column in new],
-        )
+    added = [_add(target.name, column.name, types[column.name]) for column in new]
+    if request.schema_contract is SchemaContract.DISCARD_COLUMN:
+        if new:
+            _refuse_needed(request, new, target, added)
+            log.warning(
+                "columns that the target lacks are left out, as the contract says",
+                table=str(target.name),
+                columns=[column.name for column in new],
+            )
         return Evolution([column for column in columns if column not in new], target)
-    known = {column.name: catalog.read_type(connection, types[column.name]) for column in new}
-    unknown = [name for name, found in known.items() if found is None]
-    if new and request.schema_contract is not SchemaContract.EVOLVE:
-        raise ContractError(
-            f"{source.name} has columns that {target.name} has not: {', '.join(c.name for c in new)}"
-            + _unknown_types(types, unknown),
-            remedy=f"approve them with {_shown(steps)}; or say schema_contract='evolve' or "
-            "'discard_column', name the columns to load with columns=[...], or call them as the target does "
-            "with rename={...}",
-        )
-    if request.schema_contract is not SchemaContract.EVOLVE:
+    _refuse_names(source, new)
+    facts = {column.name: catalog.read_type(connection, types[column.name]) for column in new}
+    _refuse_new(request, source, target, types, facts, added)
+    if request.schema_contract is SchemaContract.FREEZE:
         return Evolution(columns, target)
-    if unknown:
-        raise ContractError(
-            f"{source.name} has columns of which the database of {target.name} knows nothing yet"
-            + _unknown_types(types, unknown),
-            remedy=f"create the types there, then {_shown(steps)}; or leave the columns out with columns=[...]",
-        )
     given = {column.name for column in columns}
     wider = {
         column.name: step
@@ -109,24 +97,14 @@ def keep_contract(
         for step in [_widen(connection, target, column, types[column.name])]
         if step is not None
     }
-    steps += wider.values()
-    if steps:
-        _refuse_subscribers(connection, target, steps)
-    after = [
+    if added or wider:
+        _refuse_subscribers(connection, target, [*added, *wider.values()])
+    now = [
         replace(column, type=types[column.name]) if column.name in wider else column
         for column in target.columns
-    ] + [
-        CatalogColumn(
-            name=name,
-            not_null=False,
-            has_default=False,
-            generated=False,
-            identity=False,
-            **(found or {}) | {"type": types[name]},
-        )
-        for name, found in known.items()
     ]
-    return Evolution(columns, replace(target, columns=tuple(after)), tuple(steps))
+    now += [_nullable(name, types[name], found or {}) for name, found in facts.items()]
+    return Evolution(columns, replace(target, columns=tuple(now)), (*added, *wider.values()))
 
 
 def evolve(
@@ -254,10 +232,10 @@ def _refuse_lost(
     )
 
 
-def _refuse_misnamed(
+def _refuse_another_case(
     source: SourceShape, columns: Sequence[Selected], new: Sequence[Selected], target: Table
 ) -> None:
-    """:raises ContractError: a new column is called like one of the target, but for case, or cannot be called so."""
+    """:raises ContractError: a new column is called like one of the target, but for case."""
     given = {column.name for column in columns}
     meant = {
         column.source: theirs.name
@@ -270,6 +248,10 @@ def _refuse_misnamed(
             f"{source.name} writes {', '.join(meant)} otherwise than {target.name} does: {', '.join(meant.values())}",
             remedy=f"say rename={meant}; or name the columns to load with columns=[...]",
         )
+
+
+def _refuse_names(source: SourceShape, new: Sequence[Selected]) -> None:
+    """:raises ContractError: the server would cut the name of a new column in silence."""
     for column in new:
         try:
             check_identifier(column.name)
@@ -295,6 +277,33 @@ def _refuse_needed(
         )
 
 
+def _refuse_new(
+    request: ExtractRequest,
+    source: SourceShape,
+    target: Table,
+    types: Mapping[str, str],
+    facts: Mapping[str, Mapping[str, Any] | None],
+    added: Sequence[sql.Composed],
+) -> None:
+    """:raises ContractError: columns that the target lacks, and may not be given or cannot have as it is."""
+    unknown = sorted({types[name] for name, found in facts.items() if found is None})
+    frozen = request.schema_contract is SchemaContract.FREEZE
+    if not unknown and not (facts and frozen):
+        return
+    what = f"{source.name} has columns that {target.name} has not: {', '.join(facts)}"
+    remedy = f"approve them with {_shown(added)}"
+    if unknown:
+        what += f" (its database does not know the types {', '.join(unknown)})"
+        remedy = f"create the types there, then {remedy}"
+    if frozen:
+        remedy += "; or say schema_contract='evolve' or 'discard_column'"
+    raise ContractError(
+        what,
+        remedy=f"{remedy}; or name the columns to load with columns=[...], or call them as the target does with "
+        "rename={...}",
+    )
+
+
 def _refuse_subscribers(
     connection: Connection, target: Table, steps: Sequence[sql.Composed]
 ) -> None:
@@ -308,14 +317,6 @@ def _refuse_subscribers(
             "the first row that their table cannot take",
             remedy=f"first there, then here: {_shown(steps)}",
         )
-
-
-def _unknown_types(types: dict[str, str], unknown: Sequence[str]) -> str:
-    if not unknown:
-        return ""
-    return (
-        f" (its database does not know the types {', '.join(sorted({types[n] for n in unknown}))})"
-    )
 
 
 # -- what changes the target ----------------------------------------------------------------------
@@ -358,6 +359,14 @@ def _widen(
         raise ContractError(what, remedy=remedy)
     log.warning("a column stays narrower than the source's", reason=what, remedy=remedy)
     return None
+
+
+def _nullable(name: str, type_name: str, facts: Mapping[str, Any]) -> CatalogColumn:
+    """The column as it is once it was added."""
+    known = {**facts, "type": type_name}
+    return CatalogColumn(
+        name=name, not_null=False, has_default=False, generated=False, identity=False, **known
+    )
 
 
 def _shown(steps: Sequence[sql.Composed]) -> str:

@@ -7,14 +7,15 @@ and work of an attempt together, so that readers queue behind us no longer than 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import ContractError, Stopped
+from airflow_etl_provider.core.errors import Stopped
 from airflow_etl_provider.core.load import Manifest, Published, PublishedPartition, Strategy
 from airflow_etl_provider.core.names import TableName, short_id, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
@@ -23,6 +24,7 @@ from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, scalar
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.locking import PartitionMoved
+from airflow_etl_provider.postgres.mending import bring_in_line, differences
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import (
     Parent,
@@ -111,9 +113,16 @@ class Exchange:
         )
 
     def prepared(self, change: Change) -> Change:
-        """*change* with the statements that make it, which are written before any lock is taken."""
-        if change.old is not None:
-            self._require_same_columns(change)
+        """*change* with the statements that make it, which are written before any lock is taken.
+
+        :raises ContractError: the table was altered since the new partition was made, and that cannot follow.
+        """
+        bring_in_line(
+            self._connection,
+            change.new,
+            change.place.parent,
+            change.place.parent.oid if change.old is None else change.old.oid,
+        )
         return replace(change, steps=tuple(self._steps(change)))
 
     def apply(
@@ -162,7 +171,8 @@ class Exchange:
         )
         steps = statements.script([step for change in changes for step in change.steps])
         locks = self._locks(changes, dimensions_first=dimensions_first)
-        with connection.transaction():
+        with self._noticing_changes(changes), connection.transaction():
+            locking.wait_at_most(connection, self._options.lock_deadline)
             position = ledger.enter_publish(connection, manifest, strategy)
             if isinstance(position, Published):
                 return position
@@ -193,6 +203,19 @@ class Exchange:
             lock_ms=lock_ms,
             partitions=tuple(replace(part, lock_ms=lock_ms) for part in published.partitions),
         )
+
+    @contextmanager
+    def _noticing_changes(self, changes: Sequence[Change]) -> Iterator[None]:
+        """:raises PartitionMoved: a table was altered between the look at it and the locks."""
+        try:
+            yield
+        except psycopg.errors.DatatypeMismatch:
+            for change in changes:
+                if differences(self._connection, change.new, change.place.parent):
+                    raise PartitionMoved(
+                        f"{change.place.parent.name} was altered meanwhile"
+                    ) from None
+            raise
 
     def _locks(
         self, changes: Sequence[Change], *, dimensions_first: bool
@@ -232,23 +255,6 @@ class Exchange:
                     f"partition {change.place.name} was replaced by somebody else meanwhile"
                 )
 
-    def _require_same_columns(self, change: Change) -> None:
-        """:raises ContractError: the table was changed since the new partition was made."""
-        row = self._connection.execute(
-            queries("twin")["columns_differ"],
-            {
-                "parent": change.place.parent.oid,
-                "schema": change.new.schema,
-                "name": change.new.name,
-            },
-        ).fetchall()
-        if row:
-            raise ContractError(
-                f"{self._target.name} was altered since load {self._manifest.load_id} was staged: "
-                f"{'; '.join(text for (text,) in row)}",
-                remedy="clear extract and downstream: the batch is staged anew, as the table is now",
-            )
-
     def _steps(self, change: Change) -> list[sql.Composable]:
         """The catalog changes for one partition, in order."""
         connection, place, old = self._connection, change.place, change.old
@@ -278,8 +284,8 @@ class Exchange:
         steps += statements.move(change.new, final)
         steps += move_statistics(connection, change.new, final, old)
         steps += [
-            statements.rename_index(final.schema, working_name(change.new, number), name)
-            for number, name in enumerate(index_names)
+            statements.rename_index(final.schema, working_name(change.new, index), name)
+            for index, name in zip(indexes, index_names, strict=True)
         ]
         steps += last_touches(connection, old, parent, final, short_id(self._manifest.load_id))
         return steps

@@ -17,6 +17,7 @@ from airflow_etl_provider.core.errors import (
     CatalogError,
     ContractError,
     DataError,
+    LockBudgetExceeded,
     Stopped,
 )
 from airflow_etl_provider.core.load import (
@@ -29,10 +30,11 @@ from airflow_etl_provider.core.load import (
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Stop
 from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
-from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.append import append
 from airflow_etl_provider.postgres.catalog import Table, missing_privileges, scalar
 from airflow_etl_provider.postgres.keyed import KeyedBatch, keys_of, same_key
+from airflow_etl_provider.postgres.leaves import read_leaves
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.scd2 import History
 from airflow_etl_provider.postgres.statements import ident, names, qualified
@@ -72,6 +74,8 @@ class InPlace:
         :raises DataError: a key that is NULL, or stands twice in the batch and differs.
         :raises ShrinkBrake: more rows would go than allowed.
         :raises StateError: the stream was rewound since the load was planned.
+        :raises LockBudgetExceeded: others held rows, or locks that stop writers, up to the deadline; the load stays
+            validated.
         """
         self._strategy = strategy
         apply = {
@@ -85,16 +89,33 @@ class InPlace:
         for attempt in range(_ATTEMPTS):
             try:
                 return self._transact(strategy, apply)
-            except (psycopg.errors.UniqueViolation, psycopg.errors.SerializationFailure):
+            except (
+                psycopg.errors.UniqueViolation,
+                psycopg.errors.SerializationFailure,
+                psycopg.errors.DeadlockDetected,
+            ):
                 # Somebody else has inserted the key meanwhile: now it is there to be updated. A batch that
                 # violates a key of the target by itself does so every time.
                 if attempt == _ATTEMPTS - 1:
                     raise
+            except psycopg.errors.LockNotAvailable:
+                raise self._blocked() from None
         raise AssertionError("unreachable")
+
+    def _blocked(self) -> LockBudgetExceeded:
+        leaves = [leaf.partition.oid for leaf in read_leaves(self._connection, self._target)]
+        writers = locking.blockers(self._connection, self._target, leaves, writers=True)
+        return LockBudgetExceeded(
+            f"publishing load {self._manifest.load_id} waited {self._options.lock_deadline} for rows of "
+            f"{self._target.name} that others are writing, or for another load of its stream; writers: {writers}",
+            remedy="the load stays validated: end the session that blocks (SELECT pg_terminate_backend(pid)), or raise "
+            "lock_deadline, then retry",
+        )
 
     def _transact(self, strategy: Strategy, apply: Callable[[], Counts]) -> Published:
         connection, manifest = self._connection, self._manifest
         with connection.transaction():
+            locking.wait_at_most(connection, self._options.lock_deadline)
             position = ledger.enter_publish(connection, manifest, strategy)
             if isinstance(position, Published):
                 return position
@@ -307,10 +328,6 @@ class InPlace:
 
     def _hold_writers_off(self) -> None:
         """Writers that are not ours wait from here to the commit; readers do not."""
-        milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
-        self._connection.execute(
-            "SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),)
-        )
         self._connection.execute(statements.lock(self._target.name, "SHARE ROW EXCLUSIVE"))
 
     def _append(self) -> Counts:

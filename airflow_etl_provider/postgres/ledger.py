@@ -510,9 +510,11 @@ def mark_audited(
     rejected: bool,
     report: Mapping[str, Any],
     error: str | None,
+    staging: TableName | None = None,
 ) -> None:
     """Record the audit; the dead letters of a load that is rejected end with it.
 
+    :param staging: the table that was audited; a transform may have made another one meanwhile.
     :raises Superseded: the load is no longer waiting for one.
     """
     done = connection.execute(
@@ -522,6 +524,7 @@ def mark_audited(
             "state": (LoadState.REJECTED if rejected else LoadState.VALIDATED).value,
             "report": Jsonb(dict(report)),
             "error": error,
+            "staging": None if staging is None else str(staging),
         },
     )
     if done.rowcount != 1:

@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.errors import ConfigurationError, LockBudgetExceeded, Stopped
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.statements import lock, lock_all
@@ -28,6 +29,8 @@ _PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
 _REPORT_EVERY = 30.0
 
 Result = TypeVar("Result")
+#: Runs an attempt, which is told its number, until it gets its locks.
+Attempts = Callable[[Callable[[int], None]], None]
 
 
 class Relation(Protocol):
@@ -104,6 +107,52 @@ def in_attempts(
         time.sleep(
             min(random.uniform(_PAUSE_LEAST, _PAUSE_LEAST * 2 ** min(number, 6)), _PAUSE_MOST)
         )
+
+
+def once(attempt: Callable[[int], None]) -> None:
+    """For a caller who tries again himself."""
+    attempt(1)
+
+
+def patiently(
+    connection: psycopg.Connection[Any],
+    target: Relation,
+    options: PublishOptions,
+    *,
+    what: str,
+    stop: Stop,
+    log: EventLog,
+) -> Attempts:
+    """Runs an attempt that needs a lock of an instant, as often as others stand in its way up to the deadline.
+
+    :param what: is done: ``adding …``.
+    """
+
+    def run(attempt: Callable[[int], None]) -> None:
+        def polite(number: int) -> None:
+            ask_autovacuum_to_leave(connection, target, [])
+            attempt(number)
+
+        in_attempts(
+            polite,
+            lambda: blockers(connection, target, []),
+            what=what,
+            table=target.name,
+            deadline=options.lock_deadline,
+            remedy="the load stays validated: end the session that blocks, then retry",
+            stop=stop,
+            log=log,
+        )
+
+    return run
+
+
+def wait_at_most(connection: psycopg.Connection[Any], deadline: timedelta) -> None:
+    """No lock that the transaction asks for is waited for any longer."""
+    connection.execute(
+        "SELECT set_config('lock_timeout', %s, true)",
+        (str(round(deadline.total_seconds() * 1000)),),
+    )
 
 
 def limit(connection: psycopg.Connection[Any], until: float) -> None:
@@ -212,11 +261,20 @@ def ask_autovacuum_to_leave(
             connection.execute(lock(TableName(schema, name), "SHARE UPDATE EXCLUSIVE"))
 
 
-def blockers(connection: psycopg.Connection[Any], target: Relation, tables: Sequence[int]) -> str:
-    """Who holds locks on *target* and *tables* (oids), as a person would tell a colleague."""
-    oids = _oids(connection, target, tables)
+def blockers(
+    connection: psycopg.Connection[Any],
+    target: Relation,
+    tables: Sequence[int],
+    *,
+    writers: bool = False,
+) -> str:
+    """Who holds locks on *target* and *tables* (oids), as a person would tell a colleague.
+
+    :param writers: leave out those who only read.
+    """
+    params = {"oids": _oids(connection, target, tables), "writers": writers}
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(queries("catalog")["blockers"], {"oids": oids}).fetchall()
+        rows = cursor.execute(queries("catalog")["blockers"], params).fetchall()
     return (
         "; ".join(
             f"pid {row['pid']} (user {row['user']}, application {row['application'] or 'unnamed'!s}, "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -13,8 +14,10 @@ from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
 from airflow_etl_provider.core.load import Manifest, PartitionRange
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.partition import PartitionSpec, Period
+from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.core.window import Interval, bound_text
-from airflow_etl_provider.postgres import statements
+from airflow_etl_provider.postgres import locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
     Table,
@@ -22,7 +25,7 @@ from airflow_etl_provider.postgres.catalog import (
     read_partitions,
     scalar,
 )
-from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.locking import Relation
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
@@ -54,8 +57,9 @@ def expected_partitions(
     if spec is not None:
         if not spec.covers_whole(interval.start, interval.end):
             return ()
+        siblings = _siblings(connection, spec, existing, column.type)
         wanted = [
-            _range(target, spec, period, column.type)
+            _range(target, spec, period, column.type, siblings)
             for period in spec.periods(interval.start, interval.end)
         ]
     else:
@@ -78,12 +82,22 @@ def expected_partitions(
 
 
 def make_missing_partitions(
-    connection: psycopg.Connection[Any], manifest: Manifest, target: Table, *, lock_timeout_ms: int
+    connection: psycopg.Connection[Any],
+    manifest: Manifest,
+    target: Table,
+    options: PublishOptions,
+    *,
+    stop: Stop,
+    log: EventLog,
 ) -> list[TableName]:
     """Attach an empty partition for every staged row that has none; returns those made.
 
     An empty twin is attached, never ``PARTITION OF``, which would lock out every reader of the parent.
     A parallel load that makes the same partition first is no failure.
+
+    :raises CatalogError: the DEFAULT partition holds rows of one, or its name is taken.
+    :raises LockBudgetExceeded: readers of the DEFAULT partition, or of what foreign keys refer to, held it up to
+        the deadline.
     """
     spec = manifest.partition
     if (
@@ -111,30 +125,81 @@ def make_missing_partitions(
     ).fetchall()
     made = []
     existing = read_partitions(connection, target)
+    siblings = _siblings(connection, spec, existing, column_type)
     for (start,) in sorted(starts):
         (period,) = spec.periods(start, start + timedelta(microseconds=1))
-        part = _range(target, spec, period, column_type)
+        part = _range(target, spec, period, column_type, siblings)
         if _overlapping(connection, existing, part, column_type):
             continue
-        refuse_default_rows(connection, target, spec.column, [part])
         name = TableName(target.name.schema, part.name)
+        in_attempts = locking.patiently(
+            connection, target, options, what=f"making partition {name}", stop=stop, log=log
+        )
+        refuse_default_rows(connection, target, spec.column, [part])
+        exclude_from_default(
+            connection,
+            target,
+            spec.column,
+            [part],
+            lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
+            in_attempts=in_attempts,
+        )
         _refuse_taken(connection, name, target)
-        try:
+
+        def make(_: int, name: TableName = name, part: PartitionRange = part) -> None:
             with connection.transaction():
-                connection.execute(
-                    "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
-                )
                 connection.execute(statements.create_partition(name, target.name))
+                owner = scalar(connection, queries("catalog")["owner"], {"oid": target.oid})
+                if owner is not None:
+                    connection.execute(statements.give(name, owner))
+                locking.limit(connection, time.monotonic() + options.lock_budget.total_seconds())
                 connection.execute(statements.attach(target.name, name, part))
+
+        try:
+            in_attempts(make)
         except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
             continue
         made.append(name)
     return made
 
 
-def _range(target: Table, spec: PartitionSpec, period: Period, column_type: str) -> PartitionRange:
+def _siblings(
+    connection: psycopg.Connection[Any],
+    spec: PartitionSpec,
+    existing: Sequence[Partition],
+    column_type: str,
+) -> list[tuple[str, datetime]]:
+    """Name and start of the last partitions that *spec* would have made; how the table names them is seen there."""
+    if cursor_kind(column_type) is not CursorKind.TIME:
+        return []
+    zoned = column_type.endswith("with time zone")
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT name, low FROM (SELECT name, {} AS low FROM unnest(%(names)s::text[], %(lows)s::text[])"
+            " AS p (name, low)) AS p WHERE isfinite(low) AND low BETWEEN '0001-01-02' AND '9999-12-30'"
+            " ORDER BY low DESC LIMIT 3"
+        ).format(
+            sql.SQL("low::timestamptz")
+            if zoned
+            else sql.SQL("low::timestamp AT TIME ZONE {}").format(sql.Literal(spec.timezone))
+        ),
+        {
+            "names": [partition.table.name for partition in existing],
+            "lows": [partition.low for partition in existing],
+        },
+    ).fetchall()
+    return [(name, low) for name, low in rows if spec.period_holding(low).start == low]
+
+
+def _range(
+    target: Table,
+    spec: PartitionSpec,
+    period: Period,
+    column_type: str,
+    siblings: Sequence[tuple[str, datetime]],
+) -> PartitionRange:
     return PartitionRange(
-        spec.partition_name(target.name.name, period),
+        spec.partition_name(target.name.name, period, siblings),
         bound_text(period.start, column_type, spec.timezone),
         bound_text(period.end, column_type, spec.timezone),
     )
@@ -244,6 +309,29 @@ def _refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: 
         )
 
 
+def partition_of(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    part: PartitionRange,
+    existing: Sequence[Partition],
+) -> Partition | None:
+    """The partition with the bounds of *part*, whatever it is called by now; ``None`` where none has rows of it.
+
+    :raises CatalogError: the table is cut differently by now, or the name for a new partition is taken.
+    """
+    column = target.column(target.partition_columns[0], use="the partition column")
+    name = _existing_name(connection, target, part, existing, column.type)
+    found = [p for p in existing if p.table == TableName(target.name.schema, name or "")]
+    if name is None:
+        (other,) = _overlapping(connection, existing, part, column.type)
+        raise CatalogError(
+            f"partition {other.table} of {target.name} is partitioned itself, or lies in another schema, since the "
+            "batch was staged",
+            remedy="publish with strategy='auto', which then writes in place",
+        )
+    return found[0] if found else None
+
+
 def refuse_default_rows(
     connection: psycopg.Connection[Any],
     target: Table,
@@ -289,6 +377,7 @@ def exclude_from_default(
     wanted: Sequence[PartitionRange],
     *,
     lock_timeout_ms: int,
+    in_attempts: locking.Attempts = locking.once,
 ) -> None:
     """Let the DEFAULT partition's constraints say that it holds no row of *wanted*."""
     keep_out_of_default(
@@ -296,6 +385,7 @@ def exclude_from_default(
         target,
         [(statements.excluding_name(part), statements.holds(column, part)) for part in wanted],
         lock_timeout_ms=lock_timeout_ms,
+        in_attempts=in_attempts,
     )
 
 
@@ -305,12 +395,15 @@ def keep_out_of_default(
     conditions: Sequence[tuple[str, sql.Composable]],
     *,
     lock_timeout_ms: int,
+    in_attempts: locking.Attempts = locking.once,
 ) -> None:
     """Let the DEFAULT partition's constraints, each with its name, say that no row of it fulfils *conditions*.
 
     ATTACH would otherwise scan it under its lock. The constraint is added without a scan, under a lock of
     an instant, and validated under one that stops nobody; it stays, since the partitions do. An empty
     DEFAULT needs none.
+
+    :param in_attempts: runs what needs that lock, until it is granted.
     """
     found = connection.execute(
         queries("catalog")["default_partition"], {"oid": parent.oid}
@@ -326,11 +419,16 @@ def keep_out_of_default(
         for name, condition in conditions if filled else ():
             known = {"schema": schema, "name": table_name, "constraint": name}
             if not scalar(connection, queries("catalog")["has_constraint"], known):
-                with connection.transaction():
-                    connection.execute(
-                        "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
-                    )
-                    connection.execute(statements.excluding_check(table, name, condition))
+                step = statements.excluding_check(table, name, condition)
+
+                def add(_: int, step: sql.Composed = step) -> None:
+                    with connection.transaction():
+                        connection.execute(
+                            "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
+                        )
+                        connection.execute(step)
+
+                in_attempts(add)
             connection.execute(statements.validate_constraint(table, name))
 
 

@@ -8,18 +8,28 @@ from typing import Any
 import psycopg
 import structlog
 
-from airflow_etl_provider.core.errors import CatalogError, ContractError, EtlError, Superseded
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ContractError,
+    EtlError,
+    LockBudgetExceeded,
+    Stopped,
+    Superseded,
+    TerminalError,
+)
 from airflow_etl_provider.core.load import (
     Manifest,
     Published,
     Strategy,
     StreamPosition,
 )
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Facts, PublishOptions
-from airflow_etl_provider.postgres import catalog, ledger
+from airflow_etl_provider.postgres import catalog, ledger, locking
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
+from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
@@ -29,8 +39,12 @@ from airflow_etl_provider.postgres.swap_merge import SwapMerge, filled_tables
 
 log = structlog.get_logger(__name__)
 
-#: Undefined table, duplicate table, duplicate object: what two tries of one load do to each other.
-_RACES = ("42P01", "42P07", "42710")
+#: Undefined table, duplicate table, duplicate object, internal error (of the catalog): what two tries of one
+#: load do to each other.
+_RACES = ("42P01", "42P07", "42710", "XX000")
+
+#: Undefined column, other type: the target was altered since the batch was staged.
+_ALTERED = ("42703", "42804")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +64,30 @@ class PostgresPublisher:
     ) -> Published:
         what = f"publishing load {manifest.load_id} into {manifest.target}"
         with connect(self.endpoint) as connection, translated_errors(what):
-            with connection.transaction():
-                entered = ledger.enter_publish(connection, manifest, strategy)
+            entered = _enter(connection, manifest, strategy, options)
             if isinstance(entered, Published):
                 return entered
-            _require_batch(connection, manifest)
-            target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
             try:
+                _require_batch(connection, manifest)
+                target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
+                fit_batch(connection, manifest, target, options)
                 return self._apply(connection, manifest, target, strategy, options, stop, log)
-            except (
-                psycopg.errors.UndefinedTable,
-                psycopg.errors.DuplicateTable,
-                psycopg.errors.DuplicateObject,
-                psycopg.errors.InternalError_,
-                CatalogError,
-            ) as error:
-                if isinstance(error, CatalogError) and error.sqlstate not in _RACES:
+            except (psycopg.Error, EtlError) as error:
+                if error.sqlstate in _ALTERED:
+                    raise _does_not_fit(manifest, error) from None
+                raced = error.sqlstate in _RACES
+                if isinstance(error, Stopped) or not (raced or isinstance(error, TerminalError)):
                     raise
-                # Another try of this load, at work at the same time, was first with something.
-                with connection.transaction():
-                    entered = ledger.enter_publish(connection, manifest, strategy)
+                # Another try of this load, at work at the same time, may have been first with something.
+                entered = _enter(connection, manifest, strategy, options)
                 if isinstance(entered, Published):
                     return entered
+                if not raced:
+                    raise
+                # Or the target is gone, which is said then.
+                catalog.read_table(connection, manifest.target, label=self.endpoint.label)
                 raise Superseded(
-                    f"{what}: another try of the same load is at work",
+                    f"{what}: another try of the same load, or somebody else, is at work on its tables",
                     remedy="nothing to do: Airflow retries, and finds it published or free",
                 ) from None
 
@@ -94,12 +108,7 @@ class PostgresPublisher:
                 f"{target.name} is not partitioned, so no partition of it can be swapped",
                 remedy="use strategy='merge' (entities) or 'delete_insert' (events)",
             )
-        made = make_missing_partitions(
-            connection,
-            manifest,
-            target,
-            lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
-        )
+        made = make_missing_partitions(connection, manifest, target, options, stop=stop, log=log)
         if made:
             log("partitions made", partitions=[str(name) for name in made])
         if strategy is Strategy.SWAP_MERGE:
@@ -125,7 +134,8 @@ class PostgresPublisher:
                         (str(round(options.lock_budget.total_seconds() * 1000)),),
                     )
                     for partition in published.partitions:
-                        if partition.previous is not None and not published.already:
+                        if partition.previous is not None:
+                            # Again, should an earlier try have died before it came to this.
                             release(connection, published.load_id, partition)
                         for old in ledger.old_versions(
                             connection, partition.name, keep=options.keep_versions
@@ -150,6 +160,39 @@ class PostgresPublisher:
             translated_errors(f"recording the failure of {load_id}"),
         ):
             ledger.mark_failed(connection, load_id, error)
+
+
+def _enter(
+    connection: psycopg.Connection[Any],
+    manifest: Manifest,
+    strategy: Strategy,
+    options: PublishOptions,
+) -> StreamPosition | Published:
+    """A look at the ledger before the work.
+
+    :raises LockBudgetExceeded: another session holds the stream's row up to the deadline.
+    """
+    try:
+        with connection.transaction():
+            locking.wait_at_most(connection, options.lock_deadline)
+            return ledger.enter_publish(connection, manifest, strategy)
+    except psycopg.errors.LockNotAvailable:
+        streams = catalog.read_table(connection, TableName("etl", "streams"), label="the ledger")
+        holders = locking.blockers(connection, streams, [], writers=True)
+        raise LockBudgetExceeded(
+            f"publishing load {manifest.load_id} waited {options.lock_deadline} for another publish or rewind of stream "
+            f"{manifest.stream}, held by {holders}",
+            remedy="the load stays validated: look at what the other session waits for, then retry",
+        ) from None
+
+
+def _does_not_fit(manifest: Manifest, error: psycopg.Error | EtlError) -> ContractError:
+    # Both sorts of error speak of columns and types, never of rows.
+    reason = error.what if isinstance(error, EtlError) else error.diag.message_primary
+    return ContractError(
+        f"the batch of load {manifest.load_id} does not fit {manifest.target} as it is now: {reason}",
+        remedy="clear extract and downstream: the batch is staged anew, as the table is now",
+    )
 
 
 def _require_batch(connection: psycopg.Connection[Any], manifest: Manifest) -> None:

@@ -45,6 +45,7 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Place
 from airflow_etl_provider.postgres.leaves import Leaf, read_leaves
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
+from airflow_etl_provider.postgres.mending import RELOAD, add_validated, mend, validate
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
     refuse_dependents,
@@ -55,7 +56,6 @@ from airflow_etl_provider.postgres.rewind import lock_stream, move_position
 from airflow_etl_provider.postgres.swap import release
 from airflow_etl_provider.postgres.twin import (
     Index,
-    add_constraint,
     build_index,
     final_index_names,
     own_indexes,
@@ -74,7 +74,6 @@ _RACES = (
     psycopg.errors.InternalError_,
 )
 _ROUNDS = 5
-_RELOAD = "clear extract and downstream to load the window anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +222,7 @@ def _require(
     if strategy not in (Strategy.SWAP, Strategy.SWAP_MERGE):
         raise StateError(
             f"load {load_id} was published by {strategy}, which keeps no older version",
-            remedy=f"mend the source, then {_RELOAD}",
+            remedy=f"mend the source, then {RELOAD}",
         )
     if options.move_watermark and load.window.low is None:
         raise ConfigurationError(
@@ -343,7 +342,7 @@ class _Rollback:
         if not rows:
             raise StateError(
                 f"load {load_id} replaced no partition: it held no rows",
-                remedy=_RELOAD.capitalize(),
+                remedy=RELOAD.capitalize(),
             )
         attached = {leaf.place.name: leaf for leaf in read_leaves(self._connection, self._target)}
         found = []
@@ -359,7 +358,7 @@ class _Rollback:
                 raise StateError(
                     f"load {load_id} made partition {partition}, which replaced nothing: there is no version to "
                     "go back to",
-                    remedy=f"mend the source, then {_RELOAD}",
+                    remedy=f"mend the source, then {RELOAD}",
                 )
             found.append(self._return(current, previous, rebuild))
         self._refuse_later(found)
@@ -377,7 +376,7 @@ class _Rollback:
         if row is None or row["attached"]:
             raise StateError(
                 f"the version of {current.table} that load {self._load.load_id} replaced ({previous}) is gone",
-                remedy=f"mend the source, then {_RELOAD}; publish and clean keep more with keep_versions",
+                remedy=f"mend the source, then {RELOAD}; publish and clean keep more with keep_versions",
             )
         name = current.table.name
         return _Return(
@@ -440,9 +439,9 @@ class _Rollback:
                 [(statements.excluding_name_of(found.current.bound), place.condition)],
                 lock_timeout_ms=self._budget_ms,
             )
+        mend(connection, found.previous, place.parent, found.current.oid)
         try:
-            self._mend_columns(found)
-            self._mend_constraints(found)
+            self._mend_foreign_keys(found)
             with connection.transaction():
                 for number, (index, own) in enumerate(self._indexes(found)):
                     if own is None:
@@ -460,49 +459,16 @@ class _Rollback:
                         statements.bound_check(found.previous, place.condition)
                         + sql.SQL(" NOT VALID")
                     )
-            self._validate(found.previous, statements.BOUND_CHECK)
+            validate(connection, found.previous, statements.BOUND_CHECK)
         except psycopg.errors.IntegrityError as error:
             raise ContractError(
                 f"rows of {found.previous} do not fit {self._target.name} as it is now: {error.diag.message_primary}",
-                remedy=f"mend the table's rows, or {_RELOAD}",
+                remedy=f"mend the table's rows, or {RELOAD}",
             ) from None
 
-    def _ask(self, name: str, found: _Return) -> list[dict[str, Any]]:
-        with self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(
-                queries("rollback")[name],
-                {"parent": found.place.parent.oid, "oid": found.oid, "table": str(found.previous)},
-            ).fetchall()
-
-    def _mend_columns(self, found: _Return) -> None:
-        other = self._ask("columns_that_differ", found)
-        if other:
-            column = other[0]
-            raise ContractError(
-                f"column {column['name']} of {found.previous} is {column['was']}, of {self._target.name} "
-                f"{column['is']}: the version no longer fits",
-                remedy=f"change the column of {found.previous}, or {_RELOAD}",
-            )
-        with self._connection.transaction():
-            before = self._table(found.previous)
-            for column in self._ask("columns_to_add", found):
-                # The server's own rendering.
-                self._connection.execute(sql.SQL(column["statement"]))
-                if self._table(found.previous) != before:
-                    # Readers with an older snapshot would find a table that was written anew empty.
-                    raise ContractError(
-                        f"{self._target.name} has got column {column['name']}, for which {found.previous} would "
-                        "have to be written anew",
-                        remedy=_RELOAD.capitalize(),
-                    )
-            for column in self._ask("columns_to_require", found):
-                self._connection.execute(sql.SQL(column["statement"]))
-
-    def _mend_constraints(self, found: _Return) -> None:
+    def _mend_foreign_keys(self, found: _Return) -> None:
         """Add without a scan, then validate under a lock that stops nobody."""
         connection, table = self._connection, found.previous
-        for check in self._ask("checks_to_add", found):
-            self._add(table, check["name"], check["definition"])
         known = {
             definition.removesuffix(" NOT VALID"): name
             for name, definition in connection.execute(
@@ -516,14 +482,14 @@ class _Rollback:
         )
         for name, definition in wanted.items():
             if definition in known:
-                self._validate(table, known[definition])
+                validate(connection, table, known[definition])
             else:
-                self._add(table, name, definition)
+                add_validated(connection, table, name, definition)
         for name, definition in found.foreign_keys.items():
             if definition in known or definition in wanted.values():
                 continue
             try:
-                self._add(table, name, definition)
+                add_validated(connection, table, name, definition)
             except (
                 psycopg.errors.IntegrityError,
                 psycopg.errors.UndefinedTable,
@@ -536,20 +502,6 @@ class _Rollback:
                     table=str(table),
                     name=name,
                 )
-
-    def _add(self, table: TableName, name: str, definition: str) -> None:
-        known = {"schema": table.schema, "name": table.name, "constraint": name}
-        if not scalar(self._connection, queries("catalog")["has_constraint"], known):
-            with self._connection.transaction():
-                self._connection.execute(
-                    add_constraint(table, name, definition.removesuffix(" NOT VALID"))
-                    + sql.SQL(" NOT VALID")
-                )
-        self._validate(table, name)
-
-    def _validate(self, table: TableName, name: str) -> None:
-        with self._connection.transaction():
-            self._connection.execute(statements.validate_constraint(table, name))
 
     def _drop_if_there(self, table: TableName, name: str) -> None:
         with self._connection.transaction():
@@ -680,9 +632,12 @@ class _Rollback:
         steps += statements.move(final, found.kept)
         steps += [
             sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(
-                statements.ident(found.previous), sql.Identifier(column["name"])
+                statements.ident(found.previous), sql.Identifier(name)
             )
-            for column in self._ask("columns_to_drop", found)
+            for (name,) in connection.execute(
+                queries("rollback")["columns_to_drop"],
+                {"parent": found.place.parent.oid, "oid": found.oid},
+            )
         ]
         steps.append(statements.attach_as(parent, found.previous, found.place.clause))
         steps.append(

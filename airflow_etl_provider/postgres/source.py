@@ -15,13 +15,22 @@ from psycopg import sql
 from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
 from airflow_etl_provider.core.names import quoted
-from airflow_etl_provider.core.ports import EventLog, Session, SourceColumn, SourceShape, Stop
+from airflow_etl_provider.core.ports import (
+    EventLog,
+    Figure,
+    Measured,
+    Session,
+    SourceColumn,
+    SourceShape,
+    Stop,
+)
 from airflow_etl_provider.core.settle import Settled, SettleOptions, Wait
 from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres import catalog, statements
 from airflow_etl_provider.postgres.catalog import Table
 from airflow_etl_provider.postgres.cursors import CursorKind, casts, cursor_kind
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.figures import measure, measuring
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.relation import Relation
 from airflow_etl_provider.postgres.session import (
@@ -139,6 +148,26 @@ class PostgresSource:
                     unreachable,
                 )
             yield snapshot
+
+    def measure(
+        self,
+        window: Window,
+        *,
+        cursor: str | None,
+        columns: Sequence[Selected],
+        figures: Sequence[Figure],
+        checksum: Sequence[str],
+    ) -> Measured:
+        what = f"measuring {self._name} on {self.endpoint.label}"
+        with connect(self._endpoint()) as connection, translated_errors(what):
+            table = self._read(connection)
+            if table.kind == "v":
+                # Its functions may rely on the role's own search path, as when it was read.
+                connection.execute("RESET search_path")
+            rows = statements.selection(
+                self.relation.rows(window), columns, cursor, window, part=None
+            )
+            return measure(connection, measuring(sql.SQL("({})").format(rows), figures, checksum))
 
     @property
     def _name(self) -> str:

@@ -299,6 +299,10 @@ def detach(parent: TableName, child: TableName) -> sql.Composed:
     return sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(ident(parent), ident(child))
 
 
+def give(table: TableName, owner: str) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} OWNER TO {}").format(ident(table), sql.Identifier(owner))
+
+
 def move(table: TableName, to: TableName) -> list[sql.Composed]:
     """Give *table* a new name in another schema; its indexes go with it."""
     steps: list[sql.Composed] = []

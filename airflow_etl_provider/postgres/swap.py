@@ -6,7 +6,7 @@ ATTACH skip its scan, ANALYZE. What follows is the exchange.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -36,8 +36,10 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, Place, size_of
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
+from airflow_etl_provider.postgres.mending import bring_in_line
 from airflow_etl_provider.postgres.partitions import (
     exclude_from_default,
+    partition_of,
     refuse_default_rows,
     refuse_dependents,
     refuse_unswappable,
@@ -46,7 +48,13 @@ from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
 from airflow_etl_provider.postgres.snapshot import PostgresSender
 from airflow_etl_provider.postgres.transfer import relay
-from airflow_etl_provider.postgres.twin import Parent, finish, own_indexes, parent_indexes
+from airflow_etl_provider.postgres.twin import (
+    Parent,
+    finish,
+    identity_defaults,
+    own_indexes,
+    parent_indexes,
+)
 
 
 def staged_tables(manifest: Manifest) -> list[TableName]:
@@ -110,7 +118,7 @@ class Swap:
         """Build, then exchange.
 
         :raises CatalogError: the target cannot be swapped: other tables reference it, it is published,
-            cut differently, or a privilege is missing.
+            cut differently (by now), or a privilege is missing.
         :raises ContractError: the batch changed since its audit, or holds rows outside its partitions.
         :raises ShrinkBrake: a partition would lose more rows than allowed.
         :raises StateError, FenceConflict: a part of the window was published by a load that was read later.
@@ -120,11 +128,17 @@ class Swap:
         refuse_unswappable(self._connection, self._target)
         locking.require_budget(self._connection, self._options.lock_budget)
         tables = self._fill()
-        existing = self._existing()
         shared = parent_indexes(self._connection, self._target)
-        for part, table in zip(self._manifest.partitions, tables, strict=True):
-            old = existing.get(part.name)
+        for part, table, old in zip(
+            self._manifest.partitions, tables, self._existing(), strict=True
+        ):
             with translated_errors(f"preparing {table} for partition {part.name}"):
+                bring_in_line(
+                    self._connection,
+                    table,
+                    self._target,
+                    self._target.oid if old is None else old.oid,
+                )
                 finish(
                     self._connection,
                     table,
@@ -132,9 +146,7 @@ class Swap:
                     self._target,
                     old,
                     [*shared, *own_indexes(self._connection, old)],
-                    in_attempts=patient_keys(
-                        self._connection, self._target, self._options, self._stop, self._log
-                    ),
+                    in_attempts=self._patiently(f"adding a foreign key for partition {part.name}"),
                 )
         exchange = Exchange(
             self._connection, self._manifest, self._target, self._options, self._stop, self._log
@@ -159,11 +171,23 @@ class Swap:
             attempt, lambda: [change.old.oid for change in changes if change.old is not None]
         )
 
-    def _existing(self) -> dict[str, Partition]:
-        return {
-            partition.table.name: partition
-            for partition in read_partitions(self._connection, self._target)
-        }
+    def _patiently(self, what: str) -> locking.Attempts:
+        return locking.patiently(
+            self._connection,
+            self._target,
+            self._options,
+            what=f"{what} (load {self._manifest.load_id})",
+            stop=self._stop,
+            log=self._log,
+        )
+
+    def _existing(self) -> list[Partition | None]:
+        """What stands now where the batch's partitions belong."""
+        found = read_partitions(self._connection, self._target)
+        return [
+            partition_of(self._connection, self._target, part, found)
+            for part in self._manifest.partitions
+        ]
 
     def _fill(self) -> list[TableName]:
         """The tables that become partitions: the staged one itself, or one filled from it for each."""
@@ -196,8 +220,10 @@ class Swap:
         with ExitStack() as stack:
             reading = stack.enter_context(connect_for_copy(self._endpoint, read_only=True))
             writing = stack.enter_context(connect_for_copy(self._endpoint, read_only=False))
+            draw, drawn = identity_defaults(self._connection, self._target, table, columns)
+            create = [statements.create_twin(table, self._target.name), *draw]
             with translated_errors(what), writing.cursor() as cursor:
-                cursor.execute(statements.create_twin(table, self._target.name).as_string(None))
+                cursor.execute(statements.script(create).as_string(None))
             sender = PostgresSender(
                 connection=reading,
                 statement=statements.copy_out(query, binary=binary).as_string(None),
@@ -209,7 +235,9 @@ class Swap:
                 stop=self._stop,
                 what=what,
             )
-            with translated_errors(what):
+            with translated_errors(what), writing.cursor() as cursor:
+                for step in drawn:
+                    cursor.execute(step.as_string(None))
                 writing.commit()
         return table
 
@@ -223,11 +251,10 @@ class Swap:
             self._column,
             manifest.partitions,
             lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
+            in_attempts=self._patiently("keeping rows out of the DEFAULT partition"),
         )
-        existing = self._existing()
         changes = []
-        for part, table in zip(manifest.partitions, tables, strict=True):
-            old = existing.get(part.name)
+        for part, table, old in zip(manifest.partitions, tables, self._existing(), strict=True):
             refuse_dependents(self._connection, [] if old is None else [old])
             self._require_logged(table)
             rows = self._count_once(table)
@@ -242,7 +269,7 @@ class Swap:
             if rows or before:
                 parent = self._target.name
                 place = Place(
-                    name=TableName(parent.schema, part.name),
+                    name=TableName(parent.schema, part.name) if old is None else old.table,
                     parent=Parent(parent, self._target.oid),
                     clause=statements.range_clause(part),
                     bound=f"FROM ('{part.low}') TO ('{part.high}')",
@@ -289,7 +316,7 @@ class Swap:
     def _require_nothing_above(self, change: Change) -> None:
         """A window may end within its last partition only as long as that holds nothing further."""
         window = self._manifest.window
-        ends = [p.high for p in self._manifest.partitions if p.name == change.place.name.name]
+        ends = [part.high for part in self._manifest.partitions]
         if change.old is None or window.high is None or window.high in ends:
             return
         rows = scalar(
@@ -316,27 +343,3 @@ class Swap:
                 f"{table} is an unlogged table, which a crash would empty, so it cannot become a partition",
                 remedy="clear extract and downstream: the window is staged anew, logged",
             )
-
-
-def patient_keys(
-    connection: psycopg.Connection[Any],
-    target: Table,
-    options: PublishOptions,
-    stop: Stop,
-    log: EventLog,
-) -> Callable[[Callable[[int], None]], None]:
-    """Runs what adds a foreign key, as often as writers of the referenced table stand in its way."""
-
-    def run(attempt: Callable[[int], None]) -> None:
-        locking.in_attempts(
-            attempt,
-            lambda: locking.blockers(connection, target, []),
-            what=f"adding a foreign key for the partition of {target.name}",
-            table=target.name,
-            deadline=options.lock_deadline,
-            remedy="the load stays validated: end the session that writes into the referenced table, then retry",
-            stop=stop,
-            log=log,
-        )
-
-    return run

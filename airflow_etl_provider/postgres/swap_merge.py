@@ -22,7 +22,7 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres import ledger, locking, statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.catalog import Table, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, size_of
 from airflow_etl_provider.postgres.in_place import require_same_rows
@@ -36,6 +36,7 @@ from airflow_etl_provider.postgres.leaves import (
 )
 from airflow_etl_provider.postgres.ledger import ADVISORY_CLASS, STAGING_SCHEMA
 from airflow_etl_provider.postgres.locking import PartitionMoved
+from airflow_etl_provider.postgres.mending import differences
 from airflow_etl_provider.postgres.old_snapshots import wait_out
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
@@ -45,8 +46,7 @@ from airflow_etl_provider.postgres.partitions import (
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.statements import ident, names, qualified
-from airflow_etl_provider.postgres.swap import patient_keys
-from airflow_etl_provider.postgres.twin import finish, own_indexes, parent_indexes
+from airflow_etl_provider.postgres.twin import Parent, finish, own_indexes, parent_indexes
 
 #: Equal for two looks at a table between which no row was written: places and writers of all rows.
 _FINGERPRINT = sql.SQL(
@@ -113,7 +113,8 @@ class SwapMerge:
         self._later: tuple[Window, ...] = ()
 
     def run(self) -> Published:
-        """Build, wait for older snapshots, exchange; over again where rows were written meanwhile.
+        """Build, wait for older snapshots, exchange; over again where rows were written meanwhile, or the table
+        was altered.
 
         :raises CatalogError: the target cannot be swapped.
         :raises ContractError: the batch changed since its audit, or lacks columns that old rows have.
@@ -134,10 +135,13 @@ class SwapMerge:
             def attempt(number: int) -> Published:
                 nonlocal built, fresh
                 if not fresh:
-                    self._log("rows were written meanwhile: the partitions are built anew")
+                    self._log(
+                        "rows were written or the table was altered meanwhile: the partitions are built anew"
+                    )
                     built, fresh = self._build(claim), True
-                changes = [exchange.prepared(self._change(one)) for one in built]
                 try:
+                    self._require_alike(built)
+                    changes = [exchange.prepared(self._change(one)) for one in built]
                     return exchange.apply(
                         Strategy.SWAP_MERGE,
                         changes,
@@ -157,6 +161,10 @@ class SwapMerge:
     def _inspect(self) -> None:
         refuse_unswappable(self._connection, self._target)
         locking.require_budget(self._connection, self._options.lock_budget)
+        self._require_whole_rows()
+
+    def _require_whole_rows(self) -> None:
+        """:raises ContractError: the batch lacks columns that its rows have in the target."""
         routed = partition_columns(self._connection, self._target)
         missing = [
             column.name
@@ -180,13 +188,9 @@ class SwapMerge:
     @contextmanager
     def _claim(self) -> Iterator[psycopg.Connection[Any]]:
         """A session whose transaction holds what only one build at a time may work on."""
-        with connect(self._endpoint) as claim, claim.transaction():
-            milliseconds = round(self._options.lock_deadline.total_seconds() * 1000)
-            claim.execute(
-                "SELECT set_config('lock_timeout', %s, true),"
-                " set_config('idle_in_transaction_session_timeout', '0', true)",
-                (str(milliseconds),),
-            )
+        with connect(self._endpoint) as claim, translated_errors(self._what), claim.transaction():
+            locking.wait_at_most(claim, self._options.lock_deadline)
+            claim.execute("SELECT set_config('idle_in_transaction_session_timeout', '0', true)")
             yield claim
 
     def _claim_leaves(self, claim: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> None:
@@ -220,9 +224,13 @@ class SwapMerge:
             self._claim_leaves(claim, touched)
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            self._hold_columns()
             require_same_rows(
                 self._manifest, scalar(connection, statements.count(self._manifest.staging))
             )
+            # A column that the table has got since, and its values, belong to what stays.
+            self._target = read_table(connection, self._target.name, label=self._endpoint.label)
+            self._require_whole_rows()
             self._later = self._read_later()
             fresh = None if self._keyed is None else self._keyed.not_older()
             looks = [self._look(leaf, fresh) for leaf in touched]
@@ -256,6 +264,14 @@ class SwapMerge:
             kept=sum(one.kept for one in built),
         )
         return built
+
+    def _hold_columns(self) -> None:
+        """From here to the end of the transaction the table has the columns that it has now: all are carried over."""
+        connection = self._connection
+        locking.wait_at_most(connection, self._options.lock_deadline)
+        connection.execute(statements.lock(self._target.name, "ACCESS SHARE"))
+        self._target = read_table(connection, self._target.name, label=self._endpoint.label)
+        self._require_whole_rows()
 
     @property
     def _prefix(self) -> str:
@@ -447,8 +463,8 @@ class SwapMerge:
                 place.parent,
                 old,
                 [*parent_indexes(connection, place.parent), *own_indexes(connection, old)],
-                in_attempts=patient_keys(
-                    connection, self._target, self._options, self._stop, self._log
+                in_attempts=self._patiently(
+                    place.parent, f"adding a foreign key for partition {place.name}"
                 ),
             )
             if not old.is_default:
@@ -457,7 +473,29 @@ class SwapMerge:
                     place.parent,
                     [(statements.excluding_name_of(old.bound), place.condition)],
                     lock_timeout_ms=round(self._options.lock_budget.total_seconds() * 1000),
+                    in_attempts=self._patiently(
+                        place.parent, "keeping rows out of the DEFAULT partition"
+                    ),
                 )
+
+    def _require_alike(self, built: Sequence[_Built]) -> None:
+        """:raises PartitionMoved: the table was altered since the partitions were built."""
+        for one in built:
+            found = differences(self._connection, one.new, one.leaf.place.parent)
+            if found:
+                raise PartitionMoved(
+                    f"{self._target.name} was altered meanwhile: {'; '.join(found)}"
+                )
+
+    def _patiently(self, parent: Parent, what: str) -> locking.Attempts:
+        return locking.patiently(
+            self._connection,
+            parent,
+            self._options,
+            what=f"{what} (load {self._manifest.load_id})",
+            stop=self._stop,
+            log=self._log,
+        )
 
     # -- the exchange -----------------------------------------------------------------------------
 
@@ -496,10 +534,7 @@ class SwapMerge:
     def _verify(self, built: Sequence[_Built]) -> None:
         """With writers held off from here to the commit: the old partitions are as they were read."""
         connection = self._connection
-        connection.execute(
-            "SELECT set_config('lock_timeout', %s, true)",
-            (str(round(self._options.lock_budget.total_seconds() * 1000)),),
-        )
+        locking.wait_at_most(connection, self._options.lock_budget)
         # Parents first: a writer that comes by way of a parent then holds nothing that we wait for.
         for parent in sorted(
             {str(one.leaf.place.parent.name) for one in built} | {str(self._target.name)}

@@ -233,7 +233,8 @@ class _Output:
         names = [column.name for column in self._columns]
         with self._connection.cursor() as cursor:
             self._rebatch.create(cursor, names)
-        self._cursor = self._stack.enter_context(self._connection.cursor())
+        # Left open, since a closed cursor forgets how many rows there were.
+        self._cursor = self._connection.cursor()
         statement = statements.copy_in_csv(self._rebatch.table, names)
         self._copy = self._stack.enter_context(self._cursor.copy(statement))
         return self._copy

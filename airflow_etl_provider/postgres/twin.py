@@ -3,7 +3,8 @@ it replaces has of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Partition, scalar
-from airflow_etl_provider.postgres.locking import Relation
+from airflow_etl_provider.postgres.locking import Attempts, Relation
 from airflow_etl_provider.postgres.queries import queries
 
 
@@ -77,9 +78,22 @@ def _indexes(
     ]
 
 
-def working_name(table: TableName, number: int) -> str:
-    """The name of a future partition's index until it is attached."""
-    return f"{shortened(table.name, room=4)}_i{number}"
+def working_name(table: TableName, index: Index) -> str:
+    """The name of a future partition's index until it is attached: another one where *index* is not the same."""
+    what = f"{index.name} {index.is_unique} {index.definition} {index.constraint_definition}"
+    return f"{shortened(table.name, room=9)}_{hashlib.blake2s(what.encode(), digest_size=4).hexdigest()}"
+
+
+def identity_defaults(
+    connection: psycopg.Connection[Any], target: Relation, new: TableName, given: Sequence[str]
+) -> tuple[list[sql.SQL], list[sql.SQL]]:
+    """What to run before and after *new* is filled with the columns *given*, so that identity values are drawn."""
+    rows = connection.execute(
+        queries("twin")["identity_defaults"],
+        {"target": target.oid, "new": str(new), "given": list(given)},
+    ).fetchall()
+    # The server's own rendering.
+    return [sql.SQL(before) for before, _ in rows], [sql.SQL(after) for _, after in rows]
 
 
 def finish(
@@ -90,35 +104,27 @@ def finish(
     old: Partition | None,
     indexes: Sequence[Index],
     *,
-    in_attempts: Callable[[Callable[[int], None]], None],
+    in_attempts: Attempts,
 ) -> None:
     """Give *table* all that can be given before it is attached, then analyze it.
 
-    A try before this one may have done it, or a part of it: what is there is left as it is.
+    A try before this one may have done it, or a part of it: what is there is left as it is, but for indexes
+    that the parent no longer has.
 
     :param condition: which rows the partition's bound lets in.
     :param in_attempts: runs what needs a lock on tables that foreign keys refer to, until it is granted.
     """
     known = {"schema": table.schema, "name": table.name}
     has_constraint = queries("catalog")["has_constraint"]
-    if not scalar(connection, has_constraint, {**known, "constraint": statements.BOUND_CHECK}):
-        with connection.transaction():
-            if old is not None:
-                params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
-                own_steps = connection.execute(queries("twin")["before_attach"], params)
-                for (own,) in own_steps.fetchall():
-                    connection.execute(own)
-            wanted = {working_name(table, number): index for number, index in enumerate(indexes)}
-            built = built_indexes(connection, table)
-            for name, found in built.items():
-                # An audit may have built it for a parent that has changed since, or for itself alone.
-                if name not in wanted or found != (wanted[name].is_unique, wanted[name].definition):
-                    connection.execute(drop_index(table, name))
-            left = built_indexes(connection, table)
-            for name, index in wanted.items():
-                if name not in left:
-                    for step in build_index(table, name, index):
-                        connection.execute(step)
+    begun = scalar(connection, has_constraint, {**known, "constraint": statements.BOUND_CHECK})
+    with connection.transaction():
+        if old is not None and not begun:
+            params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
+            own_steps = connection.execute(queries("twin")["before_attach"], params)
+            for (own,) in own_steps.fetchall():
+                connection.execute(own)
+        _have_indexes(connection, table, indexes)
+        if not begun:
             connection.execute(statements.bound_check(table, condition))
     like = parent.oid if old is None else old.oid
     foreign = connection.execute(queries("twin")["foreign_keys"], {"oid": like}).fetchall()
@@ -138,6 +144,33 @@ def finish(
     connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
 
 
+def _have_indexes(
+    connection: psycopg.Connection[Any], table: TableName, indexes: Sequence[Index]
+) -> None:
+    """Build those of *indexes* that *table* lacks, and drop what is none of them."""
+    wanted = {working_name(table, index): index for index in indexes}
+    rows = _indexes_of(connection, table)
+    for name, is_constraint in rows:
+        if name not in wanted and is_constraint:
+            connection.execute(
+                sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
+                    statements.ident(table), sql.Identifier(name)
+                )
+            )
+        elif name not in wanted:
+            connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(table.schema, name)))
+    there = {name for name, _ in rows}
+    for name, index in wanted.items():
+        for step in [] if name in there else build_index(table, name, index):
+            connection.execute(step)
+
+
+def _indexes_of(connection: psycopg.Connection[Any], table: TableName) -> list[tuple[str, bool]]:
+    """The indexes that *table* has already, by name, and whether a constraint stands on each."""
+    known = {"schema": table.schema, "name": table.name}
+    return connection.execute(queries("twin")["indexes_of"], known).fetchall()
+
+
 def last_touches(
     connection: psycopg.Connection[Any],
     old: Partition | None,
@@ -152,11 +185,7 @@ def last_touches(
         ]
         owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
         if owner is not None:
-            touches.append(
-                sql.SQL("ALTER TABLE {} OWNER TO {}").format(
-                    statements.ident(final), sql.Identifier(owner)
-                )
-            )
+            touches.append(statements.give(final, owner))
         return touches
     params = {"old": old.oid, "parent": parent.oid, "final": str(final), "kept": kept_suffix}
     rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
@@ -295,11 +324,10 @@ def partition_index(
 
     :returns: whether there is one now; not if rows share their values. ``None`` if the partition needs no such.
     """
-    indexes = [*parent_indexes(connection, parent), *own_indexes(connection, old)]
-    for number, index in enumerate(indexes):
+    for index in [*parent_indexes(connection, parent), *own_indexes(connection, old)]:
         if index.is_unique and set(index.columns) <= set(columns):
-            name = working_name(table, number)
-            if name in built_indexes(connection, table):
+            name = working_name(table, index)
+            if name in dict(_indexes_of(connection, table)):
                 return True
             return _built(connection, build_index(table, name, index))
     return None
@@ -330,23 +358,6 @@ def _built(connection: psycopg.Connection[Any], steps: Sequence[sql.Composed]) -
         # A type that nothing orders.
         return False
     return True
-
-
-def built_indexes(
-    connection: psycopg.Connection[Any], table: TableName
-) -> dict[str, tuple[bool, str]]:
-    """The indexes that *table* has already: whether each is unique, and its definition."""
-    rows = connection.execute(
-        queries("twin")["built_indexes"], {"schema": table.schema, "name": table.name}
-    ).fetchall()
-    return {name: (is_unique, definition) for name, is_unique, definition in rows}
-
-
-def drop_index(table: TableName, name: str) -> sql.Composed:
-    """Drop an index of *table*, and the constraint that stands on it."""
-    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}; DROP INDEX IF EXISTS {}").format(
-        statements.ident(table), sql.Identifier(name), sql.Identifier(table.schema, name)
-    )
 
 
 def add_constraint(table: TableName, name: str, definition: str) -> sql.Composed:

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.validate import Engine, ResultFormat
+from airflow_etl_provider.quality.compiler import compiles
 from airflow_etl_provider.quality.gallery import OWN_TYPES
-from airflow_etl_provider.quality.plan import compiles
 from airflow_etl_provider.quality.report import ExpectationResult, Judged, Report
 from airflow_etl_provider.quality.suite import Expectation, Suite
 

@@ -1,19 +1,28 @@
 """Which expectations exist and what they take, known without importing Great Expectations.
 
 ``gallery.json`` is generated from the installed Great Expectations; write it anew after an
-upgrade with ``python -m airflow_etl_provider.quality.gallery``.
+upgrade with ``python -m airflow_etl_provider.quality.gallery``. ``OWN_TYPES`` are this package's.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from airflow_etl_provider.quality.own import (
+    COMPOUND_REFERENCE,
+    FRESH,
+    REFERENCE,
+    ROW_COUNT,
+    SOURCE,
+    TARGET,
+)
 
 FILE = "gallery.json"
 
@@ -33,15 +42,17 @@ _COMMON_FIELDS = frozenset(
         "windows",
     }
 )
-_COLUMN_KWARGS = frozenset({"column", "column_A", "column_B", "column_list", "column_set"})
+_LISTS = frozenset({"column_list", "column_set"})
+_COLUMN_KWARGS = frozenset({"column", "column_A", "column_B"}) | _LISTS
 
 
 @dataclass(frozen=True, slots=True)
 class Kwarg:
-    """One keyword of an expectation: must it be given, does it name columns of the table."""
+    """One keyword of an expectation: must it be given, does it name columns of the table, and a list of them."""
 
     required: bool
     names_columns: bool
+    many: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +63,65 @@ class ExpectationType:
     kwargs: Mapping[str, Kwarg]
 
 
-_CONDITION = {"row_condition": Kwarg(False, False), "condition_parser": Kwarg(False, False)}
+_CONDITION = ("mostly", "row_condition", "condition_parser")
 
-#: What Great Expectations does not have, written and reported in the same way.
-OWN_TYPES: Mapping[str, ExpectationType] = {
-    kind.name: kind
-    for kind in (
-        ExpectationType(
-            "expect_column_values_to_be_in_table",
-            {
-                "column": Kwarg(required=True, names_columns=True),
-                "other_table": Kwarg(required=True, names_columns=False),
-                "other_column": Kwarg(required=False, names_columns=False),
-                "mostly": Kwarg(required=False, names_columns=False),
-                **_CONDITION,
-            },
-        ),
-        ExpectationType(
-            "expect_compound_columns_to_be_in_table",
-            {
-                "column_list": Kwarg(required=True, names_columns=True),
-                "other_table": Kwarg(required=True, names_columns=False),
-                "other_columns": Kwarg(required=False, names_columns=False),
-                "mostly": Kwarg(required=False, names_columns=False),
-                **_CONDITION,
-            },
-        ),
-    )
-}
+
+def _own(
+    name: str,
+    *plain: str,
+    column: str | None = None,
+    lists: tuple[str, ...] = (),
+    required: tuple[str, ...] = (),
+) -> ExpectationType:
+    kwargs = {key: Kwarg(required=False, names_columns=False) for key in plain}
+    if column is not None:
+        kwargs[column] = Kwarg(required=False, names_columns=True)
+    kwargs |= {key: Kwarg(required=False, names_columns=True, many=True) for key in lists}
+    for key in required:
+        kwargs[key] = replace(kwargs[key], required=True)
+    return ExpectationType(name, MappingProxyType(kwargs))
+
+
+#: Types that Great Expectations does not have, by name; what their keywords mean: :mod:`quality.own`.
+OWN_TYPES: Mapping[str, ExpectationType] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            _own(ROW_COUNT, "deviations", "loads", "min_loads", "season"),
+            _own(FRESH, "max_age", "deviations", "loads", "min_loads", "season", column="column"),
+            _own(SOURCE, "tolerance", lists=("sum", "min", "max", "checksum")),
+            _own(TARGET, "filled_by_publish"),
+            _own(
+                REFERENCE,
+                "other_table",
+                "other_column",
+                *_CONDITION,
+                column="column",
+                required=("column", "other_table"),
+            ),
+            _own(
+                COMPOUND_REFERENCE,
+                "other_table",
+                "other_columns",
+                *_CONDITION,
+                lists=("column_list",),
+                required=("column_list", "other_table"),
+            ),
+        )
+    }
+)
 
 
 @cache
 def read_gallery() -> Mapping[str, ExpectationType]:
-    """The expectation types a suite may use, by name: those of Great Expectations, and our own."""
+    """The expectation types a suite may use, by name: those of Great Expectations and our own."""
     text = files("airflow_etl_provider.quality").joinpath(FILE).read_text(encoding="utf-8")
     theirs = {
         name: ExpectationType(
-            name, MappingProxyType({key: Kwarg(**facts) for key, facts in kwargs.items()})
+            name,
+            MappingProxyType(
+                {key: Kwarg(**facts, many=key in _LISTS) for key, facts in kwargs.items()}
+            ),
         )
         for name, kwargs in json.loads(text)["expectations"].items()
     }

@@ -157,12 +157,15 @@ class _Judge:
 
     def results(self, expectations: Sequence[Expectation]) -> list[ExpectationResult]:
         """The outcome of each expectation, in order."""
+        from great_expectations.exceptions.exceptions import GreatExpectationsError
+
         outcomes: dict[int, ExpectationResult] = {}
         configurations = []
         for number, expectation in enumerate(expectations):
             try:
                 configurations.append(self._configuration(expectation, number))
-            except ValueError as error:  # pydantic: the kwargs contradict each other
+            # The kwargs contradict each other, or a row condition cannot be read.
+            except (ValueError, GreatExpectationsError) as error:
                 reason = " ".join(str(error).split())[:LONGEST_REASON]
                 outcomes[number] = _failed(expectation, reason)
         for outcome in self._validate(configurations):
@@ -295,6 +298,7 @@ def _result(expectation: Expectation, outcome: Any) -> ExpectationResult:
         missing_count=_whole(found.get("missing_count")),
         observed_value=found.get("observed_value"),
         partial_unexpected_list=tuple(found.get("partial_unexpected_list") or ())[:_SAMPLE],
+        engine=ENGINE,
     )
 
 
@@ -306,6 +310,7 @@ def _failed(expectation: Expectation, reason: str) -> ExpectationResult:
         success=False,
         column=_column(expectation),
         exception=reason,
+        engine=ENGINE,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_etl_provider.core.errors import ConfigurationError
-from airflow_etl_provider.quality.plan import tells_rows
+from airflow_etl_provider.quality.compiler import tells_rows
 from airflow_etl_provider.quality.report import Report
 from airflow_etl_provider.quality.suite import (
     Expectation,

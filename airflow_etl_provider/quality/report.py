@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
-from airflow_etl_provider.core.errors import QualityGateFailed
+from airflow_etl_provider.core.errors import QualityGateFailed, StateError
 from airflow_etl_provider.quality.suite import OnFail, Severity
 
 # A report is a small document: samples of long texts and long lists are cut.
 LONGEST_TEXT = 1_000
 LONGEST_LIST = 20
+
+# What these observe is a number or a share of rows, columns or values, and no value itself.
+_COUNTING = frozenset(
+    {
+        "expect_column_proportion_of_non_null_values_to_be_between",
+        "expect_column_proportion_of_unique_values_to_be_between",
+        "expect_column_unique_value_count_to_be_between",
+        "expect_table_column_count_to_be_between",
+        "expect_table_column_count_to_equal",
+        "expect_table_row_count_to_be_between",
+        "expect_table_row_count_to_equal",
+    }
+)
 
 
 class Verdict(StrEnum):
@@ -34,7 +47,8 @@ class ExpectationResult:
     ``exception`` is set when it could not be evaluated, which counts as failed. ``set_aside`` says that the
     rows that failed have left the batch, as ``on_fail`` asked, so that they block nothing. ``observed_value``,
     ``partial_unexpected_list`` and ``unexpected_index_list`` (the keys of a few unexpected rows) hold values
-    of rows and go to the ledger only.
+    of rows and go to the ledger only; ``note`` is what an expectation of ours found, in one line without any
+    value of a row.
     """
 
     type: str
@@ -50,6 +64,8 @@ class ExpectationResult:
     partial_unexpected_list: tuple[Any, ...] = ()
     unexpected_index_list: tuple[Mapping[str, Any], ...] = ()
     exception: str | None = None
+    note: str | None = None
+    engine: str | None = None
     set_aside: bool = False
     on_fail: OnFail = OnFail.BLOCK
 
@@ -63,10 +79,22 @@ class ExpectationResult:
         return f"{self.type}({self.column})" if self.column else self.type
 
     @property
+    def count(self) -> int | float | None:
+        """What it observed, where that is a number or a share and no value of a row."""
+        observed = self.observed_value
+        if self.type not in _COUNTING or not isinstance(observed, int | float):
+            return None
+        return observed if isinstance(observed, int) else round(observed, 4)
+
+    @property
     def finding(self) -> str:
         """What was found, in one line without any value of a row."""
         if self.exception is not None:
             return f"could not be evaluated: {self.exception}"
+        if self.note is not None:
+            return self.note
+        if self.count is not None:
+            return f"found {self.count:,}{'' if self.success else self._limits()}"
         if self.success and not self.unexpected_count:
             return "holds"
         if self.unexpected_count is not None and self.element_count:
@@ -76,7 +104,8 @@ class ExpectationResult:
         return f"does not hold{self._limits()}"
 
     def as_ledger(self) -> dict[str, Any]:
-        """The result as Great Expectations writes it, with values."""
+        """The result as Great Expectations writes it, with values; ``meta`` has what it knows nothing of."""
+        meta = {"column": self.column, "engine": self.engine, "note": self.note}
         return {
             "success": self.success,
             "expectation_config": {
@@ -98,8 +127,35 @@ class ExpectationResult:
                 "raised_exception": self.exception is not None,
                 "exception_message": json_safe(self.exception),
             },
+            "meta": {key: json_safe(value) for key, value in meta.items() if value is not None},
             **({"set_aside": True} if self.set_aside else {}),
         }
+
+    @classmethod
+    def from_ledger(cls, data: Mapping[str, Any]) -> Self:
+        """The result that :meth:`as_ledger` wrote, also by an older release.
+
+        :raises KeyError, TypeError, ValueError: *data* is none.
+        """
+        config, found, meta = data["expectation_config"], data["result"], data.get("meta") or {}
+        raised = data["exception_info"]
+        return cls(
+            type=config["type"],
+            kwargs=config["kwargs"],
+            severity=Severity(config["severity"]),
+            success=data["success"],
+            column=meta.get("column"),
+            element_count=found["element_count"],
+            unexpected_count=found["unexpected_count"],
+            unexpected_percent=found["unexpected_percent"],
+            missing_count=found["missing_count"],
+            observed_value=found["observed_value"],
+            partial_unexpected_list=tuple(found["partial_unexpected_list"]),
+            exception=raised["exception_message"] if raised["raised_exception"] else None,
+            note=meta.get("note"),
+            engine=meta.get("engine"),
+            set_aside=bool(data.get("set_aside")),
+        )
 
     def as_xcom(self) -> dict[str, Any]:
         """Names, counts and the reason; no value of a row."""
@@ -110,6 +166,7 @@ class ExpectationResult:
             "unexpected_count": self.unexpected_count,
             "unexpected_percent": json_safe(self.unexpected_percent),
             "exception": json_safe(self.exception),
+            "note": json_safe(self.note),
             "set_aside": self.set_aside or None,
         }
         return {key: value for key, value in facts.items() if value is not None}
@@ -196,6 +253,28 @@ class Report:
             "results": [result.as_ledger() for result in self.results],
         }
 
+    @classmethod
+    def from_ledger(cls, data: Mapping[str, Any]) -> Self:
+        """The report that :meth:`as_ledger` wrote, also by an older release.
+
+        :raises StateError: *data* is none.
+        """
+        try:
+            return cls(
+                load_id=data["load_id"],
+                engine=data["engine"],
+                table=data["table"],
+                rows=data["rows"],
+                results=tuple(map(ExpectationResult.from_ledger, data["results"])),
+                started_at=datetime.fromisoformat(data["started_at"]),
+                finished_at=datetime.fromisoformat(data["finished_at"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(
+                f"the ledger holds no report that this release can read ({type(error).__name__}: {error})",
+                remedy="look at it with: SELECT report FROM etl.loads WHERE load_id = …",
+            ) from None
+
     def as_xcom(self) -> dict[str, Any]:
         """A small summary: verdict, counts and the failed expectations; no value of a row."""
         failed = [result for result in self.results if not result.success]
@@ -213,32 +292,49 @@ class Report:
 
     def as_table(self) -> str:
         """A table for a person who reads the task log; no value of a row."""
-        heading = ("expectation", "column", "severity", "result", "unexpected", "share")
-        lines = _aligned([heading, *map(_row, self.results)])
-        ruler = "-" * max(map(len, lines))
-        notes = [
-            f"{printable(result.name)}: {printable(result.finding)}"
-            for result in self.results
-            if result.exception is not None
-        ]
         rows = "uncounted" if self.rows is None else f"{self.rows:,}"
+        seconds = (self.finished_at - self.started_at).total_seconds()
         title = (
-            f"audit of {printable(self.table)} ({rows} rows) by {self.engine}: {self.verdict.value}"
+            f"audit of {printable(self.table)} ({rows} rows) by {self.engine} in {seconds:.1f} s: "
+            f"{self.verdict.value}"
         )
-        return "\n".join([title, lines[0], ruler, *lines[1:], *notes])
+        if not self.results:
+            return title
+        heading = ["result", "severity", "expectation", "column", "found"]
+        cells = [_row(result) for result in self.results]
+        if len({result.engine for result in self.results}) > 1:
+            heading.insert(2, "engine")
+            for row, result in zip(cells, self.results, strict=True):
+                row.insert(2, result.engine or "-")
+        lines = _aligned([heading, *cells])
+        ruler = "-" * len(lines[0])
+        return "\n".join([title, lines[0], ruler, *lines[1:]])
 
 
-def raise_if_rejected(report: Report, *, staging: str) -> None:
-    """Raise ``QualityGateFailed`` when the batch may not be published."""
+def raise_if_rejected(report: Report, *, staging: str | None) -> None:
+    """Raise ``QualityGateFailed`` when the batch may not be published.
+
+    :param staging: where the rows of the load are kept; ``None`` for a table that belongs to no load.
+    """
     if report.verdict is not Verdict.REJECTED:
         return
     failures = report.failures(Severity.CRITICAL)
+    failed = (
+        f"{len(failures)} of {len(report.results)} expectations on {printable(report.table)} failed "
+        "critically"
+    )
+    if staging is None:
+        raise QualityGateFailed(
+            failed,
+            failures=failures,
+            remedy="mend the rows or the suite, then clear this task",
+        )
     raise QualityGateFailed(
-        f"load {report.load_id}: {len(failures)} of {len(report.results)} expectations on "
-        f"{printable(report.table)} failed critically; nothing was published",
+        f"load {report.load_id} was rejected by its audit: {failed}; nothing was published",
         failures=failures,
-        remedy=f"look at the rows, which are kept in {printable(staging)}; mend the data or the "
-        "suite, then clear the task `validate`.",
+        remedy=f"airflow-etl report {report.load_id} shows samples of what failed, and the rows are kept in "
+        f"{printable(staging)}; mend the source and clear extract and downstream, or mend the suite and clear "
+        "validate and downstream",
     )
 
 
@@ -287,21 +383,19 @@ def _share(percent: float) -> str:
     return f"{percent:.2f} %"
 
 
-def _row(result: ExpectationResult) -> tuple[str, ...]:
-    failed = "set aside" if result.set_aside else "failed"
-    outcome = "ok" if result.success else failed if result.exception is None else "error"
-    count, percent = result.unexpected_count, result.unexpected_percent
-    return (
+def _row(result: ExpectationResult) -> list[str]:
+    failed = "set aside" if result.set_aside else "FAILED"
+    outcome = "ok" if result.success else failed if result.exception is None else "ERROR"
+    return [
+        outcome,
+        result.severity.value,
         printable(result.type),
         printable(result.column or "-"),
-        result.severity.value,
-        outcome,
-        "-" if count is None else f"{count:,}",
-        "-" if percent is None else _share(percent),
-    )
+        printable(result.finding),
+    ]
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
-from airflow_etl_provider.quality.gallery import ExpectationType, read_gallery
+from airflow_etl_provider.core.gx_project import is_stored, stored_suite
+from airflow_etl_provider.quality.gallery import OWN_TYPES, ExpectationType, Kwarg, read_gallery
+from airflow_etl_provider.quality.own import check_own_kwargs
 
 # Written by a Great Expectations export; kept out of the suite because nothing depends on them.
 _DESCRIPTIVE = frozenset({"notes", "rendered_content", "success_on_last_run", "windows"})
@@ -168,6 +170,16 @@ def suite_from_json(document: Any, name: str = "inline") -> Suite:
     return parse_suite(document["expectations"], given)
 
 
+def find_suite(reference: str | Path, folder: Path) -> Suite:
+    """The suite that *reference* names: a file, or ``gx:NAME`` of a Great Expectations project.
+
+    :param folder: where files are relative to, and where a project is looked for, and above it.
+    """
+    if isinstance(reference, str) and is_stored(reference):
+        return load_suite(stored_suite(reference, folder, yaml.safe_load, yaml.YAMLError))
+    return load_suite(folder / reference)
+
+
 def load_suite(path: str | Path) -> Suite:
     """A suite from a JSON or YAML file; named like the file where the file gives no name."""
     path = Path(path)
@@ -240,8 +252,8 @@ def _type_named(name: Any) -> ExpectationType:
     if not isinstance(name, str) or name not in gallery:
         raise ConfigurationError(
             f"unknown expectation type {name!r}{_nearest(name, gallery)}",
-            remedy="use a core expectation of Great Expectations: "
-            "https://greatexpectations.io/expectations",
+            remedy="use a core expectation of Great Expectations "
+            f"(https://greatexpectations.io/expectations), or one of our own: {', '.join(OWN_TYPES)}",
         )
     return gallery[name]
 
@@ -258,16 +270,16 @@ def _check_kwargs(kind: ExpectationType, kwargs: Mapping[str, Any]) -> None:
                 remedy="write the value itself.",
             )
         if kind.kwargs[name].names_columns:
-            _check_column_names(name, value)
+            _check_column_names(name, kind.kwargs[name], value)
     _check_mostly(kwargs.get("mostly", 1))
+    check_own_kwargs(kind.name, kwargs)
 
 
-def _check_column_names(name: str, value: Any) -> None:
-    many = name in {"column_list", "column_set"}
-    if many != isinstance(value, list) or not all(
+def _check_column_names(name: str, kwarg: Kwarg, value: Any) -> None:
+    if kwarg.many != isinstance(value, list) or not all(
         isinstance(column, str) and column for column in _as_list(value)
     ):
-        wanted = "a list of column names" if many else "the name of one column"
+        wanted = "a list of column names" if kwarg.many else "the name of one column"
         raise ConfigurationError(f"{name} is {value!r}, not {wanted}")
 
 

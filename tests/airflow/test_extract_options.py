@@ -238,6 +238,7 @@ class TestNullCursors:
         ({"personal": {"note": "rot13"}}, "personal note='rot13' is unknown"),
         ({"on_empty": "cry"}, "use one of publish, skip, fail"),
         ({"open_window": "wide"}, "use one of refuse, clamp"),
+        ({"schema_contract": "thaw"}, "use one of freeze, evolve, discard_column"),
         ({"row_security": "off"}, "use one of refuse, apply"),
         ({"shards": 0}, "count from 1"),
         ({"types": {"id": "bigint"}}, "which knows its types"),
@@ -248,6 +249,29 @@ def test_what_is_not_meant_is_refused_by_name(shop: Shop, given: dict[str, Any],
     ran = shop.airflow.run(shop.pipeline(extract=given), month(1))
     assert says in ran.error("extract")
     assert [state for task, state in ran.tries if task == "extract"] == ["failed"]
+
+
+class TestSchemaContract:
+    """What the operator is told reaches the target, and a refusal is not retried."""
+
+    def test_a_new_column_is_refused_evolved_or_left_out(self, shop: Shop) -> None:
+        shop.source.run("ALTER TABLE orders ADD paid boolean; UPDATE orders SET paid = true")
+        frozen = shop.airflow.run(shop.pipeline(), month(1))
+        statement = 'ALTER TABLE "a"."orders" ADD COLUMN IF NOT EXISTS "paid" boolean'
+        assert statement in frozen.error("extract")
+        assert [state for task, state in frozen.tries if task == "extract"] == ["failed"]
+
+        left_out = {"schema_contract": "discard_column"}
+        ran = shop.airflow.run(shop.pipeline(extract=left_out), month(1))
+        assert ran.state == "success", ran.errors
+        assert shop.rows() == 1000
+
+        ran = shop.airflow.run(shop.pipeline(extract={"schema_contract": "evolve"}), month(2))
+        assert ran.state == "success", ran.errors
+        assert "target evolved" in ran.events()
+        assert shop.warehouse.run("SELECT count(*), count(paid) FROM a.orders") == [(2000, 1000)]
+        columns = [column["name"] for column in ran.xcom("extract")["columns"]]
+        assert columns == ["id", "at", "note", "amount", "paid"]
 
 
 def test_an_open_interval_is_clamped_when_asked(shop: Shop) -> None:

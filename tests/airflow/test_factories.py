@@ -88,6 +88,7 @@ SELECTED: dict[str, Any] = {
     "null_cursor": "include",
     "open_window": "clamp",
     "on_empty": "skip",
+    "schema_contract": "evolve",
     "slice_rows": 5000,
     "shards": 2,
     "row_security": "apply",
@@ -251,7 +252,9 @@ class TestBuiltDag:
             "zero_dates": "null",
         }
         assert {type(value) for value in extract.personal.values()} == {str}
-        assert {type(getattr(extract, name)) for name in ("null_cursor", "on_empty")} == {str}
+        assert {
+            type(getattr(extract, name)) for name in ("null_cursor", "on_empty", "schema_contract")
+        } == {str}
         whole = deep_merged(EVENTS, {"source": {"slice_rows": 0}})
         assert build_pipeline(whole).get_task("extract").slice_rows is None
 
@@ -279,11 +282,22 @@ class TestBuiltDag:
         assert extract.source == f"-- by change\n{text}"
         assert not extract.template_ext
 
+    def test_an_audit_against_the_source_knows_its_query(self) -> None:
+        """A batch does not carry it; of a table it carries the name."""
+        quality = {"quality": [{"type": "expect_batch_to_match_source"}]}
+        text = "SELECT * FROM public.planes"
+        query = {"source": {"table": None, "query": text}}
+        for change, source in ((query, None), (quality, None), (deep_merged(query, quality), text)):
+            validate = build_pipeline(deep_merged(ENTITIES, change)).get_task("validate")
+            assert validate.source == source
+
     def test_rows_without_a_cursor_value_are_swept_after_publish(self) -> None:
         """By three tasks of their own, which never race with the stream's others."""
         quality = [
             {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "tailnum"}},
             {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 10}},
+            {"type": "expect_batch_row_count_to_match_history"},
+            {"type": "expect_batch_to_be_fresh"},
         ]
         source = {"lookback": "PT1H", "on_empty": "fail", "rename": {"built": "year"}}
         dag = build_pipeline(deep_merged(SWEPT, {"quality": quality, "source": source}))
@@ -464,6 +478,7 @@ class TestBuiltDag:
             "| personal data | `notes`: not read |",
             "| no `updated_at` | a row without a value comes with every window outside backfills, merged by key |",
             "| empty window | counted as loaded; validate and publish are skipped |",
+            "| columns that are new in the source | added to the target, and wider ones widened there |",
             "| interval that has not ended | loaded up to where no more rows can be added, and counted as loaded no f",
             "| slices | a window of more than 5,000 rows is staged in slices |",
             "| read at once | 2 slices, in one snapshot |",
@@ -477,6 +492,7 @@ class TestBuiltDag:
         for part in (
             "| no `time_hour` | a row without a value fails the load: no window would ever hold it |",
             "| empty window | checked and published like any other |",
+            "| columns that are new in the source | refused, with the statement to approve |",
             "| interval that has not ended | refused |",
         ):
             assert part in plain
@@ -577,6 +593,17 @@ class TestBuiltDag:
             (
                 {"quality": [EVENTS["quality"][0], {"type": "expect_table_row_count_to_equal"}]},
                 "quality[1]: expect_table_row_count_to_equal needs value",
+            ),
+            (
+                {
+                    "kind": "snapshots", "schedule": None, "catchup": False, "source": {"cursor": None}, "target": {"partition": None},
+                    "quality": [{"type": "expect_batch_to_be_fresh"}],
+                },
+                "quality[0]: expect_batch_to_be_fresh has no column, and the stream no cursor to take instead; ",
+            ),
+            (
+                {"quality": [{"type": "expect_batch_to_be_fresh", "kwargs": {"max_age": 3600}}]},
+                "quality[0]: max_age is 3600, not a duration",
             ),
             (
                 {"partitioned": True, "schedule": "@daily"},

@@ -85,14 +85,21 @@ def test_every_module_it_names_exists() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from airflow_etl_provider.operators import extract, publish, validate",
+        "from airflow_etl_provider.operators import extract, publish, transform, validate",
         "from airflow_etl_provider.stores import variable",
         "from airflow_etl_provider.factories import build_pipeline, load_pipelines",
     ],
 )
 def test_parsing_imports_nothing_heavy(code: str) -> None:
     """Each DAG file is parsed in a process of its own, every thirty seconds."""
-    heavy = ("great_expectations", "pandas", "numpy", "scipy", "openlineage.client.facet_v2")
+    heavy = (
+        "great_expectations",
+        "pandas",
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "openlineage.client.facet_v2",
+    )
     done = python(f"import sys\n{code}\nprint([m for m in {heavy!r} if m in sys.modules])")
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -124,7 +131,7 @@ def test_operators_need_no_openlineage_to_be_imported() -> None:
 import sys
 sys.modules["airflow.providers.openlineage.extractors"] = None
 sys.modules["openlineage.client.event_v2"] = None
-from airflow_etl_provider.operators import extract, publish, validate
+from airflow_etl_provider.operators import extract, publish, transform, validate
 print("imported")
 """
     assert python(code).stdout.splitlines()[-1] == "imported"
@@ -134,9 +141,15 @@ def test_templates_are_the_documented_ones() -> None:
     """Suites hold regular expressions and formats that Jinja would choke on."""
     from airflow_etl_provider.operators.extract import IncrementalExtractOperator
     from airflow_etl_provider.operators.publish import PartitionSwapOperator
+    from airflow_etl_provider.operators.transform import TransformOperator
     from airflow_etl_provider.operators.validate import QualityValidationOperator
 
-    for operator in (IncrementalExtractOperator, QualityValidationOperator, PartitionSwapOperator):
+    for operator in (
+        IncrementalExtractOperator,
+        TransformOperator,
+        QualityValidationOperator,
+        PartitionSwapOperator,
+    ):
         assert tuple(operator.template_ext) == ()
         assert not {"expectations", "suite"} & set(operator.template_fields)
 

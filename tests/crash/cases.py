@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from airflow_etl_provider.core.load import Kind, Manifest, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
+from airflow_etl_provider.core.transform import DeadLimit, OnError
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.testing import MemoryWatermarkStore
 from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline
@@ -59,6 +60,14 @@ class Case:
     fields: Mapping[str, Any] = field(default_factory=dict)
     window: tuple[datetime, datetime] | tuple[()] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    transform: str | Callable[[Any], Any] | None = None
+
+
+def without_fives(batch: Any) -> Any:
+    """Raises for some rows, which are then set aside."""
+    if any(number % 5 == 0 for number in batch["id"].to_pylist()):
+        raise ValueError
+    return batch
 
 
 CASES = {
@@ -75,6 +84,11 @@ CASES = {
     ),
     "replace": Case(Strategy.REPLACE, PLAIN, {"kind": Kind.SNAPSHOTS, "cursor": None, "partition": None, "keys": ("id",)}),
     "scd2": Case(Strategy.SCD2, HISTORY, _ENTITIES, options={"delete_flag": "gone"}),
+    "transform by SQL": Case(
+        Strategy.SWAP, PARTITIONED, window=(JANUARY, FEBRUARY),
+        transform="SELECT id, ts, changed, upper(v) AS v, gone FROM batch WHERE id % 5 > 0",
+    ),
+    "transform by a callable": Case(Strategy.SWAP, PARTITIONED, window=(JANUARY, MARCH), transform=without_fives),
 }  # fmt: skip
 
 
@@ -115,12 +129,23 @@ def pipeline(name: str, source: str, target: str, store: Path) -> Pipeline:
     return Pipeline(Remote(source), Remote(target), **fields | dict(case.fields))  # type: ignore[arg-type]
 
 
-def run_step(step: str, name: str, load_id: str, pipe: Pipeline, manifest: Any) -> Any:
+def run_step(
+    step: str, name: str, load_id: str, pipe: Pipeline, manifest: Any, try_number: int
+) -> Any:
     """One task, as a try of it does it; returns what it hands on."""
     case = CASES[name]
     if step == "extract":
         return pipe.extract(*case.window, load_id=load_id).as_json()
     batch = Manifest.from_json(manifest)
+    if step == "transform":
+        if case.transform is None:
+            return manifest
+        given = (
+            {}
+            if isinstance(case.transform, str)
+            else {"on_error": OnError.SET_ASIDE_ROW, "limit": DeadLimit(0.5), "batch_rows": 20}
+        )
+        return pipe.transform(batch, case.transform, try_number=try_number, **given).as_json()
     if step == "validate":
         return pipe.waive(batch).as_json()
     options = {"strategy": case.strategy, "max_shrink": 1.0, **case.options}

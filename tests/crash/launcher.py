@@ -17,7 +17,9 @@ def child(order: dict[str, Any]) -> int:
     out = Path(order["out"])
     try:
         pipe = pipeline(order["case"], order["source"], order["target"], Path(order["store"]))
-        answer = run_step(order["step"], order["case"], order["load_id"], pipe, order["manifest"])
+        answer = run_step(
+            order["step"], order["case"], order["load_id"], pipe, order["manifest"], order["try"]
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the matrix is to show it
         known = isinstance(error, EtlError)
         text = str(error) if known else traceback.format_exc()

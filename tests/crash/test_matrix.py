@@ -35,7 +35,7 @@ from tests.crash import REPORT, SEED
 from tests.crash.cases import CASES, CHANGE, SOURCE, Remote, pipeline
 from tests.crash.proxy import Proxy
 
-STEPS = ("extract", "validate", "publish")
+STEPS = ("extract", "transform", "validate", "publish")
 EVERYTHING = os.environ.get("ETL_CRASH") == "all"
 #: How many times the sample.
 TIMES = 1 if EVERYTHING else int(os.environ.get("ETL_CRASH", "1"))
@@ -170,8 +170,8 @@ class Lab:
             "store": str(self.folder / "store.json"),
         }
         for step in STEPS:
-            for _ in range(3):
-                answer = self.launcher.run({**order, "step": step})
+            for number in range(1, 4):
+                answer = self.launcher.run({**order, "step": step, "try": number})
                 self.proxy.wait()
                 if answer is not None and "manifest" in answer:
                     order["manifest"] = answer["manifest"]
@@ -218,6 +218,9 @@ class Lab:
             "streams": self.sql(target, "SELECT stream, position, fence FROM etl.streams"),
             "watermark": (store.get("value"), store.get("fence")),
             "left behind": sorted(name for (name,) in staging if (name,) not in kept),
+            "dead letters": self.sql(
+                target, "SELECT record ->> 'id', ordinal FROM etl.dead_letters ORDER BY 1, 2"
+            ),
             "invalid": self.sql(
                 target,
                 "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"

@@ -271,6 +271,7 @@ FROM pg_locks AS l
 JOIN pg_stat_activity AS a ON a.pid = l.pid
 WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.relation = ANY (%(oids)s::oid[]) AND l.granted AND l.pid <> pg_backend_pid()
+  AND NOT (%(writers)s AND l.mode = 'AccessShareLock')
 ORDER BY age_s DESC NULLS LAST
 LIMIT 3
 

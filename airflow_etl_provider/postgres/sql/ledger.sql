@@ -150,6 +150,7 @@ ON CONFLICT (load_id, row_hash, ordinal) DO NOTHING
 UPDATE etl.loads
 SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s
 WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
+  AND (%(staging)s::text IS NULL OR staging = %(staging)s::text)
 
 -- name: reduce_batch
 UPDATE etl.loads SET manifest = %(manifest)s, rows_dead = %(rows_dead)s WHERE load_id = %(load_id)s

@@ -49,58 +49,12 @@ SELECT c.oid::bigint AS oid, c.relispartition AS attached, pg_relation_filenode(
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind = 'r'
 
--- What the parent has got, changed or lost while a version was kept aside; the server writes the statements.
-
--- name: columns_to_add
-SELECT a.attname::text AS name,
-       format('ALTER TABLE %%s ADD COLUMN %%I %%s%%s%%s%%s', %(table)s::text, a.attname,
-              format_type(a.atttypid, a.atttypmod),
-              CASE WHEN a.attcollation <> t.typcollation THEN format(' COLLATE %%s', a.attcollation::regcollation) END,
-              CASE WHEN a.attgenerated <> ''
-                   THEN format(' GENERATED ALWAYS AS (%%s) %%s', pg_get_expr(d.adbin, d.adrelid),
-                               CASE a.attgenerated WHEN 's' THEN 'STORED' ELSE 'VIRTUAL' END)
-                   WHEN d.oid IS NOT NULL THEN format(' DEFAULT %%s', pg_get_expr(d.adbin, d.adrelid)) END,
-              CASE WHEN a.attnotnull THEN ' NOT NULL' END) AS statement
-FROM pg_attribute AS a
-JOIN pg_type AS t ON t.oid = a.atttypid
-LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped
-  AND NOT EXISTS (SELECT FROM pg_attribute AS own
-                  WHERE own.attrelid = %(oid)s AND own.attname = a.attname AND NOT own.attisdropped)
-ORDER BY a.attnum
-
 -- name: columns_to_drop
 SELECT own.attname::text AS name FROM pg_attribute AS own
 WHERE own.attrelid = %(oid)s AND own.attnum > 0 AND NOT own.attisdropped
   AND NOT EXISTS (SELECT FROM pg_attribute AS a
                   WHERE a.attrelid = %(parent)s AND a.attname = own.attname AND NOT a.attisdropped)
 ORDER BY own.attnum
-
--- name: columns_that_differ
-SELECT a.attname::text AS name, format_type(own.atttypid, own.atttypmod) AS was,
-       format_type(a.atttypid, a.atttypmod) AS is
-FROM pg_attribute AS a
-JOIN pg_attribute AS own ON own.attrelid = %(oid)s AND own.attname = a.attname AND NOT own.attisdropped
-WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped
-  AND (a.atttypid, a.atttypmod, a.attcollation, a.attgenerated)
-      IS DISTINCT FROM (own.atttypid, own.atttypmod, own.attcollation, own.attgenerated)
-ORDER BY a.attnum
-
--- name: columns_to_require
-SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET NOT NULL', %(table)s::text, a.attname) AS statement
-FROM pg_attribute AS a
-JOIN pg_attribute AS own ON own.attrelid = %(oid)s AND own.attname = a.attname AND NOT own.attisdropped
-WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT own.attnotnull
-ORDER BY a.attnum
-
--- name: checks_to_add
-SELECT con.conname::text AS name, pg_get_constraintdef(con.oid) AS definition
-FROM pg_constraint AS con
-WHERE con.conrelid = %(parent)s AND con.contype = 'c' AND NOT con.connoinherit
-  AND NOT EXISTS (SELECT FROM pg_constraint AS own
-                  WHERE own.conrelid = %(oid)s AND own.contype = 'c' AND own.conname = con.conname
-                    AND own.convalidated)
-ORDER BY con.conname
 
 -- name: move_statistics
 -- Statistics objects do not follow their tables: those of the current version go aside under another name, those

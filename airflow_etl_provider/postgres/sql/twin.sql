@@ -82,20 +82,14 @@ WHERE con.conrelid = %(oid)s AND con.contype = 'f'
   AND NOT EXISTS (SELECT FROM pg_constraint AS of WHERE of.oid = con.conparentid AND of.conrelid = con.conrelid)
 ORDER BY con.conname
 
--- name: columns_differ
--- What ATTACH would refuse, with the name of the column.
-SELECT CASE WHEN n.attname IS NULL THEN format('column %%I was added', p.attname)
-            WHEN p.attname IS NULL THEN format('column %%I was dropped or renamed', n.attname)
-            WHEN n.attgenerated <> p.attgenerated THEN format('column %%I is generated otherwise', p.attname)
-            ELSE format('column %%I is now %%s, not %%s', p.attname, format_type(p.atttypid, p.atttypmod),
-                        format_type(n.atttypid, n.atttypmod)) END
-FROM (SELECT * FROM pg_attribute WHERE attrelid = %(parent)s AND attnum > 0 AND NOT attisdropped) AS p
-FULL JOIN (SELECT a.* FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
-           JOIN pg_namespace AS s ON s.oid = c.relnamespace
-           WHERE s.nspname = %(schema)s AND c.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped) AS n
-     ON n.attname = p.attname
-WHERE (n.atttypid, n.atttypmod, n.attcollation, n.attgenerated)
-      IS DISTINCT FROM (p.atttypid, p.atttypmod, p.attcollation, p.attgenerated)
+-- name: indexes_of
+SELECT ci.relname::text, EXISTS (SELECT FROM pg_constraint AS con WHERE con.conindid = i.indexrelid
+                                  AND con.conrelid = i.indrelid AND con.contype IN ('p', 'u', 'x'))
+FROM pg_index AS i
+JOIN pg_class AS ci ON ci.oid = i.indexrelid
+JOIN pg_class AS c ON c.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 ORDER BY 1
 
 -- name: problems
@@ -146,19 +140,16 @@ WHERE i.indrelid = %(old)s AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
 ORDER BY ci.relname
 
--- name: built_indexes
-SELECT ci.relname::text,
-       i.indisunique,
-       substr(pg_get_indexdef(i.indexrelid),
-              length(format('CREATE %%sINDEX %%I ON %%I.%%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
-                            ci.relname, n.nspname, c.relname)) + 1)
-FROM pg_index AS i
-JOIN pg_class AS ci ON ci.oid = i.indexrelid
-JOIN pg_class AS c ON c.oid = i.indrelid
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND c.relname = %(name)s
-
 -- name: taken_names
 SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = ANY (%(names)s)
   AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = c.oid AND i.indrelid = %(old)s)
+
+-- name: identity_defaults
+-- Until it is attached, a table draws the identity values that a batch does not bring from the target's sequence.
+SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET DEFAULT nextval(%%L::regclass)', %(new)s::text, a.attname,
+              pg_get_serial_sequence(a.attrelid::regclass::text, a.attname)),
+       format('ALTER TABLE %%s ALTER COLUMN %%I DROP DEFAULT', %(new)s::text, a.attname)
+FROM pg_attribute AS a
+WHERE a.attrelid = %(target)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attidentity <> ''
+  AND a.attname <> ALL (%(given)s)

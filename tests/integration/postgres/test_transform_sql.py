@@ -24,6 +24,7 @@ from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.request import StageAs, WindowMode
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
+from airflow_etl_provider.quality.report import Report
 from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import (
     FEBRUARY,
@@ -519,6 +520,19 @@ class TestStates:
         pipe.transform(batch, SAME, try_number=2, clear_number=1)
         with pytest.raises(StateError, match="staged, not validated"):
             pipe.publish(first)
+
+    def test_an_audit_of_the_batch_before_says_nothing_of_the_one_after(self, staged):
+        """A zombie of validate ends while the batch is made anew: publish does not take what it has not seen."""
+        pipe, batch = staged
+        first = pipe.transform(batch, SAME)
+        pipe.transform(
+            batch, "SELECT id, ts, 'unseen' AS v FROM batch", try_number=2, clear_number=1
+        )
+        started = datetime.now(UTC)
+        report = Report(batch.load_id, "none", str(first.staging), 10, (), started, started)
+        with pytest.raises(Superseded, match="no longer waiting"):
+            pipe.audits().record_audit(batch.load_id, report, error=None, staging=first.staging)
+        assert pipe.state(batch.load_id) == "staged"
 
     def test_a_published_load_is_left_alone(self, staged):
         pipe, batch = staged

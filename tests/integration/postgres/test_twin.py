@@ -12,6 +12,7 @@ from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
+from airflow_etl_provider.postgres.publish import PostgresPublisher
 from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
 from airflow_etl_provider.postgres.session import connect
 from airflow_etl_provider.testing import RecordedEvents
@@ -277,6 +278,26 @@ def test_a_kept_version_does_not_hold_its_dimension_rows(source18, warehouse18):
     pipe.load(JANUARY, FEBRUARY)
     source18.run("UPDATE t SET code = 'x'")
     pipe.load(JANUARY, FEBRUARY)
+    warehouse18.run("DELETE FROM a.dim WHERE code = 'y'")
+
+
+def test_neither_does_one_whose_publish_died_before_it_had_tidied(
+    source18, warehouse18, monkeypatch
+):
+    """The retry finds the load published, and does what was left to do."""
+    pipe = rich(source18, warehouse18)
+    pipe.load(JANUARY, FEBRUARY)
+    source18.run("UPDATE t SET code = 'x'")
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+
+    def died(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PostgresPublisher, "tidy", died)
+        with pytest.raises(KeyboardInterrupt):
+            pipe.publish(manifest)
+    assert pipe.publish(manifest).already
     warehouse18.run("DELETE FROM a.dim WHERE code = 'y'")
 
 

@@ -113,14 +113,21 @@ def test_suites_and_sql_become_part_of_the_pipeline(tmp_path: Path) -> None:
         "suites/flights.json",
     )
     written(tmp_path, "SELECT 1 WHERE cursor >= :low AND cursor < :high\n", "sql/flights.sql")
+    written(tmp_path, "SELECT * FROM batch\n", "sql/made.sql")
     text = FLIGHTS.split("quality:")[0].replace(
         "table: public.flights", "query_file: sql/flights.sql"
     )
     pipeline = read_pipeline(
-        written(tmp_path, text + "quality: {suite: suites/flights.json}\n")
+        written(
+            tmp_path,
+            text + "quality: {suite: suites/flights.json}\ntransform: {sql_file: sql/made.sql}\n",
+        )
     ).pipeline
+    assert pipeline.streams[0].transform.sql == "SELECT * FROM batch"
     assert pipeline.streams[0].source_text == "SELECT 1 WHERE cursor >= :low AND cursor < :high"
     assert pipeline.streams[0].quality.expectations[0]["type"] == "expect_table_row_count_to_equal"
+    alone = read_pipeline(written(tmp_path, text + "quality: suites/flights.json\n")).pipeline
+    assert alone == pipeline
 
 
 def replaced(old: str, new: str) -> str:
@@ -293,9 +300,21 @@ MISTAKES = {
         FLIGHTS.split("quality:")[0] + "quality: {suite: suites/no.json}\n",
         ["flights.yaml:14: quality.suite: suites/no.json cannot be read: No such file or directory; names are "],
     ),
+    "a suite alone that is not there": (
+        FLIGHTS.split("quality:")[0] + "quality: suites/no.json\n",
+        ["flights.yaml:14: quality: suites/no.json cannot be read: No such file or directory; names are "],
+    ),
+    "a suite of no project": (
+        FLIGHTS.split("quality:")[0] + "quality: gx:flights\n",
+        ["flights.yaml:14: quality: no Great Expectations project (gx/great_expectations.yml) stands in "],
+    ),
     "a query file that is not there": (
         replaced("table: public.flights", "query_file: sql/no.sql"),
         ["flights.yaml:9: source.query_file: sql/no.sql cannot be read: No such file or directory"],
+    ),
+    "a transform's file that is not there": (
+        FLIGHTS + "transform: {sql_file: sql/no.sql}\n",
+        ["flights.yaml:16: transform.sql_file: sql/no.sql cannot be read: No such file or directory"],
     ),
     "a lookback in words": (
         replaced("cursor: time_hour}", "cursor: time_hour,\n  window: watermark, lookback: 1 hour}"),

@@ -271,6 +271,24 @@ def test_each_kind_of_stream_has_shapes_that_work(
          "partitioned: gives every run one partition to load, and window watermark does not begin and end with one; set"),
         (SNAPSHOT, {"partitioned": True, "schedule": "@daily"},
          "partitioned: gives every run one partition to load, and window full does not begin and end with one"),
+        (EVENTS, {"transform": {}}, "transform: says nothing to do; write exactly one of sql, sql_file and python"),
+        (EVENTS, {"transform": {"sql": "SELECT 1", "python": "a.b:c"}}, "transform.python: stands beside SQL"),
+        (EVENTS, {"transform": {"sql": "batch"}}, "transform.sql: begins with neither SELECT nor WITH"),
+        (EVENTS, {"transform": {"sql_file": "x.sql"}}, "transform.sql_file: x.sql cannot be read"),
+        (EVENTS, {"transform": {"python": "a.b"}}, "transform.python: 'a.b' names no function; write it as package.mod"),
+        (EVENTS, {"transform": {"sql": "SELECT 1", "on_error": "fail"}}, "transform.on_error: is for python"),
+        (EVENTS, {"transform": {"sql": "SELECT 1", "as_text": ["x"]}}, "transform.as_text: is for python"),
+        (EVENTS, {"transform": {"sql": "SELECT :rat", "parameters": {"rate": 1}}},
+         "transform.sql: uses :rat, which is not among its parameters; did you mean 'rate'"),
+        (EVENTS, {"transform": {"sql": "SELECT ':rate', x::int, \":rate\" -- :rate", "parameters": {"rate": 1}}},
+         "transform.parameters.rate: is not used in the SQL"),
+        (EVENTS, {"transform": {"sql": "SELECT 1", "parameters": {"a b": 1}}}, "transform.parameters"),
+        (EVENTS, {"transform": {"python": "a:b", "max_dead_share": 2}}, "transform.max_dead_share"),
+        (EVENTS, {"transform": {"python": "a:b", "on_error": "skip"}}, "transform.on_error"),
+        (EVENTS, {"transform": {"sql": "SELECT 1"}, "source": {"schema_contract": "evolve"}},
+         "source.schema_contract: has no use beside a transform"),
+        (EVENTS, {"transform": {"sql": "SELECT 1"}, "source": {"columns": ["a"]}},
+         "source.columns: lacks 'time_hour', which source.cursor needs"),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(
@@ -341,6 +359,23 @@ def test_one_mistake_is_one_message() -> None:
             if "source" in change
             else 1
         ), found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transform": {"sql": "{% if x %}SELECT :a{% endif %}"}},
+        {"transform": {"sql": "SELECT a[1:n] FROM batch WHERE b = :b", "parameters": {"b": [1, None]}}},
+        {"transform": {"python": "a.b:c", "parameters": {"day": "2013-01-01"}, "max_dead_rows": 0}},
+        {"transform": {"sql": "WITH x AS (SELECT 1) SELECT 1"}, "target": {"keys": ["made", "by_it"]},
+         "source": {"columns": ["time_hour", "a"]}},
+    ],
+)  # fmt: skip
+def test_a_transform_may_make_what_the_source_has_not(change: dict[str, Any]) -> None:
+    """Keys need not be read, and what a template comes to be is not known yet."""
+    pipeline = parse_pipeline(deep_merged(EVENTS, change), folder=Path("nowhere"))
+    assert Pipeline.model_validate(pipeline.model_dump(mode="json")) == pipeline
+    assert pipeline.streams[0].transform is not None
 
 
 def test_what_is_not_declared_is_left_to_the_operator() -> None:

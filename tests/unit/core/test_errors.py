@@ -10,10 +10,13 @@ import pytest
 
 from airflow_etl_provider.core import errors
 from airflow_etl_provider.core.errors import (
+    DataError,
+    ErrorClass,
     EtlError,
     QualityGateFailed,
     TerminalError,
     TransientError,
+    class_of_python,
 )
 
 KINDS = [
@@ -51,6 +54,43 @@ def test_the_failures_of_an_audit_survive_pickling():
 def test_every_error_is_transient_or_terminal_never_both(kind):
     if kind is not EtlError:
         assert issubclass(kind, TransientError) != issubclass(kind, TerminalError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_error_has_the_class_that_its_type_says(kind):
+    """Transient is what another try may mend; of what it may not, data is what rows are at fault for."""
+    error = pickled(kind("x"))
+    assert (error.error_class is ErrorClass.TRANSIENT) == issubclass(kind, TransientError)
+    assert (error.error_class is ErrorClass.DATA) == issubclass(kind, DataError | QualityGateFailed)
+    assert class_of_python(error) is error.error_class
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (ConnectionResetError(), ErrorClass.TRANSIENT),
+        (TimeoutError(), ErrorClass.TRANSIENT),
+        (OSError(28, "No space left on device"), ErrorClass.TRANSIENT),
+        (MemoryError(), ErrorClass.TRANSIENT),
+        (FileNotFoundError(), ErrorClass.FATAL),
+        (PermissionError(), ErrorClass.FATAL),
+        (ModuleNotFoundError(), ErrorClass.FATAL),
+        (NameError(), ErrorClass.FATAL),
+        (UnboundLocalError(), ErrorClass.FATAL),
+        (NotImplementedError(), ErrorClass.FATAL),
+        (RecursionError(), ErrorClass.FATAL),
+        (ValueError(), ErrorClass.DATA),
+        (UnicodeDecodeError("utf-8", b"", 0, 0, ""), ErrorClass.DATA),
+        (ZeroDivisionError(), ErrorClass.DATA),
+        (KeyError(), ErrorClass.DATA),
+        (AttributeError(), ErrorClass.DATA),
+        (RuntimeError(), None),
+        (Exception(), None),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_errors_of_python_are_classed_by_their_type(error, found):
+    assert class_of_python(error) is found
 
 
 def test_the_tree_in_the_docstring_is_the_tree():

@@ -19,6 +19,7 @@ from airflow_etl_provider.core.load import (
     Manifest,
     PartitionRange,
     Strategy,
+    Transformed,
 )
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
@@ -31,6 +32,23 @@ maybe = st.none() | text
 identifier = text.filter(lambda t: 0 < len(t.encode()) <= 63)
 tables = st.builds(TableName, identifier, identifier)
 MONTH = Window("2013-01-01", "2013-02-01", "date")
+columns = st.lists(st.builds(Column, text, text, maybe, maybe), max_size=4).map(tuple)
+transforms = st.builds(
+    Transformed,
+    task_id=text,
+    clear_number=st.integers(0, 9),
+    how=text,
+    staging=tables,
+    columns=columns,
+    rows=st.integers(0, 2**62),
+    bytes=st.integers(0, 2**62),
+    direct=st.booleans(),
+    transport=maybe,
+    checksum=maybe,
+    set_aside=st.integers(0, 2**62),
+    reads=st.lists(st.tuples(text, text), max_size=2).map(tuple),
+    replaced=st.lists(tables, max_size=2).map(tuple),
+)
 
 manifests = st.builds(
     Manifest,
@@ -46,7 +64,7 @@ manifests = st.builds(
     window=st.just(FULL)
     | st.builds(Window, maybe, maybe, text, st.sampled_from(["[)", "(]"]), st.sampled_from(Nulls)),
     cursor=maybe,
-    columns=st.lists(st.builds(Column, text, text, maybe, maybe), max_size=4).map(tuple),
+    columns=columns,
     keys=st.lists(text, max_size=3).map(tuple),
     partition_column=maybe,
     partition=st.none()
@@ -64,6 +82,7 @@ manifests = st.builds(
     null_rows=st.integers(0, 2**62),
     slices=st.integers(1, 1000),
     report=st.none() | st.dictionaries(text, text, max_size=3),
+    transformed=st.none() | transforms,
 )
 
 
@@ -74,10 +93,29 @@ def test_a_manifest_survives_json(manifest):
 
 
 @few
+@given(manifests)
+def test_what_was_extracted_is_told_whatever_was_made_of_it(manifest):
+    """The batch as extract staged it has its own table, columns and counts, and all tables of the load are known."""
+    extracted, made = manifest.extracted, manifest.transformed
+    assert extracted.extracted == extracted
+    if made is None:
+        assert (extracted, manifest.earlier_tables) == (manifest, ())
+        return
+    assert (extracted.staging, extracted.columns, extracted.rows) == (
+        made.staging,
+        made.columns,
+        made.rows,
+    )
+    assert extracted.window == manifest.window
+    assert manifest.earlier_tables == (made.staging, *made.replaced)
+
+
+@few
 @given(manifests, st.data())
 def test_a_manifest_without_a_field_is_a_clear_error(manifest, data):
     whole = manifest.as_json()
-    field = data.draw(st.sampled_from(sorted(whole)))
+    # Loads that were staged before there were transforms say nothing of them.
+    field = data.draw(st.sampled_from(sorted(set(whole) - {"transformed"})))
     del whole[field]
     with pytest.raises((ConfigurationError, StateError)):
         Manifest.from_json(whole)
@@ -217,6 +255,9 @@ def test_the_brake_stops_above_its_share(before, lost, share, stops):
         {"staging": ""},
         {"snapshot_at": "yesterday"},
         {"kind": "event"},
+        {"transformed": {}},
+        {"transformed": {"staging": "a.b", "columns": [], "reads": [], "replaced": []}},
+        {"transformed": "sql"},
     ],
 )
 def test_a_damaged_manifest_is_refused_by_name(damage):

@@ -170,3 +170,54 @@ def test_names_of_long_tables_fit_and_differ():
     }
     assert len(names) == 30
     assert all(len(name.encode()) <= 63 for name in names)
+
+
+FORMS = {
+    Every.HOUR: ["t_%Y_%m_%d_%H", "t_p%Y%m%d%H", "t%Y-%m-%dT%H"],
+    Every.DAY: ["t_%Y%m%d", "t_p%Y_%m_%d", "d%Y.%m.%d x", "2013_%Y%m%d"],
+    Every.WEEK: ["t_%Gw%V", "t_p%Y_%m_%d"],
+    Every.MONTH: ["t_%Y_%m", "t_y%Ym%m", "t_p%Y%m", "t_p%Y%m%d", "sales%%_%Y-%m"],
+    Every.YEAR: ["t_%Y", "t_y%Y_", "t_p%Y%m%d"],
+}
+
+
+@pytest.mark.parametrize(
+    ("every", "form"), [(every, form) for every, forms in FORMS.items() for form in forms]
+)
+def test_a_new_partition_is_called_as_the_others_are(every, form):
+    """Whatever stands between the numbers, and however many of those there are."""
+    spec = PartitionSpec("ts", every)
+    periods = spec.periods(datetime(2013, 12, 30, 21, tzinfo=UTC), datetime(2015, 1, 3, tzinfo=UTC))
+    names = [period.start.strftime(form) for period in periods]
+    for at in (1, len(periods) - 1):
+        siblings = [(names[i], periods[i].start) for i in range(max(0, at - 3), at)]
+        assert spec.partition_name("t", periods[at], siblings) == names[at]
+
+
+def test_a_new_quarter_is_called_as_the_others_are():
+    spec = PartitionSpec("ts", Every.QUARTER)
+    one, two, three = spec.periods(
+        datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 10, 1, tzinfo=UTC)
+    )
+    assert spec.partition_name("t", three, [("t_2013q1", one.start)]) == "t_2013q3"
+    assert spec.partition_name("t", three, [("t_2013_04", two.start)]) == "t_2013_07"
+
+
+@pytest.mark.parametrize(
+    "siblings",
+    [[], ["t_jan"], ["t_2013_01", "u_201302"], ["t_2013_1"], ["t_13_01"], ["t_2013_01", "t_feb"]],
+)
+def test_names_that_agree_on_nothing_are_no_habit(siblings):
+    spec = PartitionSpec("ts", Every.MONTH)
+    periods = spec.periods(datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC))
+    known = [(name, period.start) for name, period in zip(siblings, periods, strict=False)]
+    assert spec.partition_name("t", periods[2], known) == "t_2013_03"
+
+
+def test_a_habit_that_grows_too_long_is_cut():
+    spec = PartitionSpec("ts", Every.MONTH)
+    (january, february) = spec.periods(
+        datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 3, 1, tzinfo=UTC)
+    )
+    name = spec.partition_name("t", february, [("x" * 63 + "_2013_01", january.start)])
+    assert len(name) == 63

@@ -208,6 +208,30 @@ def test_severities_are_openlineages(severity: Severity, shown: str) -> None:
     assert (assertion["severity"], assertion["success"]) == (shown, True)
 
 
+def test_an_assertion_says_what_was_expected_and_what_was_found() -> None:
+    """With counts and shares; a set of thousands of values is cut."""
+    failed = ExpectationResult(
+        type="expect_column_values_to_be_in_set",
+        kwargs={"column": "id", "value_set": list(range(5000)), "mostly": 0.9},
+        severity=Severity.CRITICAL,
+        success=False,
+        column="id",
+        element_count=31,
+        unexpected_count=3,
+        unexpected_percent=9.6774,
+    )
+    several = result(Severity.INFO, column="id, day")
+    (guarded,) = validate_lineage(MANIFEST.columns, report(failed, several), TARGET).inputs
+    one, other = facets(guarded)["dataQualityAssertions"]["assertions"]
+    assert (one["name"], one["column"]) == ("expect_column_values_to_be_in_set(id)", "id")
+    assert one["actual"] == "3 of 31 rows (9.68 %)"
+    assert one["expected"].startswith('{"value_set": [0, 1, 2, ')
+    assert len(one["expected"]) == 501
+    assert other.get("column") is None, "no column of the schema has that name"
+    assert other["name"] == "expect_column_values_to_be_unique(id, day)"
+    assert (other["actual"], other.get("expected")) == ("holds", None)
+
+
 def test_values_of_rows_are_not_told() -> None:
     """The report holds samples of failing rows; lineage does not."""
     failed = result(

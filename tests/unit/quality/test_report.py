@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_etl_provider.core.errors import QualityGateFailed
+from airflow_etl_provider.core.errors import QualityGateFailed, StateError
 from airflow_etl_provider.quality.report import (
     LONGEST_LIST,
     LONGEST_TEXT,
@@ -195,36 +196,115 @@ def test_ledger_has_the_shape_of_great_expectations() -> None:
             "unexpected_index_list": [],
         },
         "exception_info": {"raised_exception": False, "exception_message": None},
+        "meta": {"column": "carrier"},
     }
 
 
+def test_a_report_is_read_back_from_the_ledger() -> None:
+    """What a person is shown later is what was found; nothing is lost but what JSON cannot hold."""
+    noted = ExpectationResult(
+        "expect_batch_to_be_fresh",
+        {"max_age": "PT1H"},
+        Severity.WARNING,
+        False,
+        column="at",
+        observed_value={"lag_seconds": 7200.0},
+        note="the newest row is 2 h 0 min old, allowed are 1 h 0 min",
+        engine="sql",
+    )
+    found = report(HELD, NULLS, MAXIMUM, RAISED, noted)
+    stored = json.loads(json.dumps(found.as_ledger()))
+    assert Report.from_ledger(stored) == found
+    older = {key: value for key, value in stored["results"][0].items() if key != "meta"}
+    assert ExpectationResult.from_ledger(older) == HELD
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [{"verdict": "none"}, {"results": [{}]}, {**report(HELD).as_ledger(), "started_at": "never"}],
+)
+def test_what_is_no_report_is_told(stored: dict[str, Any]) -> None:
+    """A ledger that somebody wrote into by hand gives no traceback."""
+    with pytest.raises(StateError, match="the ledger holds no report that this release can read"):
+        Report.from_ledger(stored)
+
+
 def test_table_reads_like_a_table() -> None:
-    """One line per expectation, reasons of those that raised below."""
+    """One line per expectation: what came out first, what was found last."""
     assert report(HELD, NULLS, RAISED).as_table().splitlines() == [
-        "audit of etl_staging.flights_1 (27,004 rows) by great_expectations: rejected",
-        "expectation                           column     severity  result  unexpected  share",
-        "-------------------------------------------------------------------------------------",
-        "expect_table_row_count_to_be_between  -          critical  ok      -           -",
-        "expect_column_values_to_not_be_null   carrier    critical  failed  12          0.04 %",
-        "expect_column_values_to_match_regex   tail\\nnum  info      error   -           -",
+        "audit of etl_staging.flights_1 (27,004 rows) by great_expectations in 3.0 s: rejected",
+        "result  severity  expectation                           column     found",
+        "------------------------------------------------------------------------",
+        "ok      critical  expect_table_row_count_to_be_between  -          found 27,004",
+        "FAILED  critical  expect_column_values_to_not_be_null   carrier    12 of 27,004 rows (0.04 %)",
         (
-            "expect_column_values_to_match_regex(tail\\nnum): could not be evaluated: "
+            "ERROR   info      expect_column_values_to_match_regex   tail\\nnum  could not be evaluated: "
             "InvalidRegularExpression: parentheses () not balanced"
         ),
     ]
 
 
+def test_the_table_tells_engines_apart_where_there_are_two() -> None:
+    """Who judged what is of interest only then."""
+    one, other = replace(HELD, engine="sql"), replace(NULLS, engine="great_expectations")
+    assert "engine" not in report(one, one).as_table()
+    heading, _, first, second = report(one, other).as_table().splitlines()[1:]
+    assert heading.split()[:3] == ["result", "severity", "engine"]
+    assert (first.split()[2], second.split()[2]) == ("sql", "great_expectations")
+
+
+def test_nothing_expected_is_one_line() -> None:
+    """The count of rows that is recorded where there is no suite."""
+    assert report().as_table() == (
+        "audit of etl_staging.flights_1 (27,004 rows) by great_expectations in 3.0 s: passed"
+    )
+
+
 def test_rejection_names_what_to_do() -> None:
-    """Failures, the place of the rows and the next step stand in the error."""
+    """Failures, the place of the rows and of the report, and the next step stand in the error."""
     with pytest.raises(QualityGateFailed) as rejected:
         raise_if_rejected(report(HELD, NULLS, MAXIMUM), staging="etl_staging.flights_1")
     assert rejected.value.failures == (
         "expect_column_values_to_not_be_null(carrier): 12 of 27,004 rows (0.04 %)",
     )
     text = str(rejected.value)
-    assert "1 of 3 expectations on etl_staging.flights_1 failed critically" in text
+    assert text.startswith("load load-1 was rejected by its audit: 1 of 3 expectations")
     assert "kept in etl_staging.flights_1" in text
-    assert "clear the task `validate`" in text
+    assert "airflow-etl report load-1 shows samples" in text
+    assert "clear validate and downstream" in text
+
+
+def test_a_table_alone_has_no_load_to_clear() -> None:
+    """And no report in a ledger."""
+    with pytest.raises(QualityGateFailed) as rejected:
+        raise_if_rejected(report(NULLS), staging=None)
+    text = str(rejected.value)
+    assert text.startswith("1 of 1 expectations on etl_staging.flights_1 failed critically")
+    assert "then clear this task" in text
+    assert "load-1" not in text
+
+
+@pytest.mark.parametrize(
+    ("observed", "success", "finding"),
+    [
+        (1000, False, "found 1,000 (min_value=5000)"),
+        (1000, True, "found 1,000"),
+        (0.66666, True, "found 0.6667"),
+        (None, False, "does not hold (min_value=5000)"),
+    ],
+)
+def test_numbers_of_rows_are_told(observed: Any, success: bool, finding: str) -> None:
+    """They are no values of rows, and whoever is woken needs them."""
+    result = ExpectationResult(
+        "expect_table_row_count_to_be_between",
+        {"min_value": 5000},
+        Severity.CRITICAL,
+        success,
+        observed_value=observed,
+    )
+    assert result.finding == finding
+    extreme = replace(result, type="expect_column_max_to_be_between", success=False)
+    assert "1,000" not in extreme.finding
 
 
 def test_warned_batch_is_let_through() -> None:

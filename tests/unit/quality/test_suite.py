@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
-from airflow_etl_provider.quality.gallery import ExpectationType, read_gallery
+from airflow_etl_provider.quality.gallery import OWN_TYPES, ExpectationType, read_gallery
 from airflow_etl_provider.quality.suite import (
     Expectation,
     Severity,
@@ -256,14 +256,14 @@ NAME = st.text(min_size=1)
 
 def _value(kind: ExpectationType, name: str) -> st.SearchStrategy[Any]:
     if kind.kwargs[name].names_columns:
-        return st.lists(NAME) if name in {"column_list", "column_set"} else NAME
+        return st.lists(NAME) if kind.kwargs[name].many else NAME
     return st.floats(0, 1) if name == "mostly" else PLAIN
 
 
 @st.composite
 def expectations(draw: st.DrawFn) -> Expectation:
-    """Any expectation the gallery allows."""
-    kind = read_gallery()[draw(st.sampled_from(sorted(read_gallery())))]
+    """Any expectation of Great Expectations that the gallery allows."""
+    kind = read_gallery()[draw(st.sampled_from(sorted(set(read_gallery()) - set(OWN_TYPES))))]
     given_kwargs = [
         name for name, kwarg in kind.kwargs.items() if kwarg.required or draw(st.booleans())
     ]

@@ -1,0 +1,61 @@
+"""What the catalog proves about the rows of a table, without reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import psycopg
+
+from airflow_etl_provider.core.errors import CatalogError
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.quality.plan import Check, UniqueCheck
+
+
+def refuse_hidden_rows(connection: psycopg.Connection[Any], table: TableName) -> None:
+    """:raises CatalogError: row security hides rows of *table* from the role."""
+    found = connection.execute(
+        queries("checks")["hides_rows"], {"schema": table.schema, "name": table.name}
+    ).fetchone()
+    if found is not None and found[0]:
+        raise CatalogError(
+            f"row security hides rows of {table} from role {found[1]}, so an audit would judge a part of it",
+            remedy="audit with a role that owns the table or has BYPASSRLS",
+        )
+
+
+def never_null(connection: psycopg.Connection[Any], table: TableName) -> frozenset[str]:
+    rows = connection.execute(
+        queries("checks")["never_null"], {"schema": table.schema, "name": table.name}
+    ).fetchall()
+    return frozenset(name for (name,) in rows)
+
+
+def unique_columns(connection: psycopg.Connection[Any], table: TableName) -> list[frozenset[str]]:
+    """The sets of columns that a unique index of *table* holds unique, by the equality that SQL compares with."""
+    rows = connection.execute(
+        queries("checks")["unique_columns"], {"schema": table.schema, "name": table.name}
+    ).fetchall()
+    return [frozenset(columns) for (columns,) in rows]
+
+
+def proven_unique(
+    connection: psycopg.Connection[Any],
+    table: TableName,
+    checks: Collection[Check],
+    make_unique: Callable[[tuple[str, ...]], bool] | None,
+) -> list[frozenset[str]]:
+    with translated_errors(f"looking for unique indexes of {table}"):
+        proven = unique_columns(connection, table)
+        if make_unique is None:
+            return proven
+        for check in checks:
+            if not isinstance(check, UniqueCheck):
+                continue
+            if not any(unique <= set(check.columns) for unique in proven) and make_unique(
+                check.columns
+            ):
+                proven = unique_columns(connection, table)
+    return proven

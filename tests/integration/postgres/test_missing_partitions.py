@@ -1,0 +1,168 @@
+"""Partitions that rows need and nobody has made: named as their siblings, and made without anybody waiting long."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from airflow_etl_provider.core.errors import LockBudgetExceeded
+from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.core.request import WindowMode
+from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill, reader, simple
+from tests.integration.postgres.test_refusals import login
+
+DELETE_INSERT, SWAP, SWAP_MERGE = Strategy.DELETE_INSERT, Strategy.SWAP, Strategy.SWAP_MERGE
+
+
+def partitions(database) -> list[str]:
+    return [
+        name
+        for (name,) in database.run(
+            "SELECT relid::regclass::text FROM pg_partition_tree('a.t') WHERE isleaf ORDER BY 1"
+        )
+    ]
+
+
+@pytest.mark.parametrize("strategy", [SWAP, SWAP_MERGE, DELETE_INSERT])
+def test_they_are_called_as_the_table_calls_its_partitions(source18, warehouse18, strategy):
+    """Whether a window becomes a whole partition or rows come into one."""
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        "CREATE TABLE a.t_p201212 PARTITION OF a.t FOR VALUES FROM ('2012-12-01Z') TO ('2013-01-01Z')"
+    )
+    fill(source18, JANUARY, MARCH, 59)
+    end = FEBRUARY if strategy is SWAP else FEBRUARY + timedelta(days=3)
+    pipe.load(JANUARY, end, options={"strategy": strategy})
+    made = ["a.t_p201212", "a.t_p201301", "a.t_p201302"]
+    assert partitions(warehouse18) == made[: 2 if strategy is SWAP else 3]
+
+
+@pytest.mark.parametrize("column_type", ["date", "timestamp", "timestamptz"])
+def test_by_whatever_time_the_table_is_partitioned(source18, warehouse18, column_type):
+    """A date, a wall clock, an instant: the partitions of New York's months, by every strategy that makes them."""
+    zone = ZoneInfo("America/New_York")
+    for database, key in (
+        (source18, ""),
+        (warehouse18, ", PRIMARY KEY (id, ts)) PARTITION BY RANGE (ts"),
+    ):
+        database.run("CREATE SCHEMA IF NOT EXISTS a")
+        name = "t" if database is source18 else "a.t"
+        database.run(f"CREATE TABLE {name} (id int, ts {column_type} NOT NULL, v text{key})")
+    pipe = Pipeline(
+        source18,
+        warehouse18,
+        partition=PartitionSpec("ts", Every.MONTH, str(zone)),
+        timezone=str(zone),
+    )
+    source18.run(
+        f"INSERT INTO t SELECT i, (timestamp '2013-01-01 12:00' + i * interval '1 day')::timestamp::{column_type}, 'a'"
+        " FROM generate_series(0, 89) AS i"
+    )
+    january, february, march, april = (
+        datetime(2013, month, 1, tzinfo=zone) for month in range(1, 5)
+    )
+    pipe.load(january, february)
+    pipe.load(
+        february + timedelta(days=2), march + timedelta(days=3), options={"strategy": SWAP_MERGE}
+    )
+    pipe.load(february, february + timedelta(days=2), options={"strategy": DELETE_INSERT})
+    pipe.load(march, april)
+    assert pipe.rows() == pipe.source_rows()
+    assert partitions(warehouse18) == ["a.t_2013_01", "a.t_2013_02", "a.t_2013_03"]
+    assert len(warehouse18.run("SELECT DISTINCT tableoid FROM a.t")) == 3
+
+
+def with_default(source, warehouse, **changes: Any) -> Pipeline:
+    pipe = simple(source, warehouse, **changes)
+    warehouse.run(
+        "CREATE TABLE a.other PARTITION OF a.t DEFAULT; INSERT INTO a.t VALUES (1, '2020-01-01', '')"
+    )
+    fill(source, JANUARY, FEBRUARY, 31)
+    return pipe
+
+
+def test_the_default_partition_is_not_scanned_under_the_lock(server, source18, warehouse18):
+    """Rule 23, also for a partition that is attached empty: DEFAULT gets its CHECK before."""
+    pipe = with_default(
+        source18, warehouse18, warehouse_role={"options": "-c log_min_messages=debug1"}
+    )
+    manifest = pipe.staged(JANUARY, JANUARY + timedelta(days=5))
+    before = len(server.log.read_text(errors="replace"))
+    pipe.publish(manifest, strategy=DELETE_INSERT)
+    log = server.log.read_text(errors="replace")[before:]
+    assert (
+        'updated partition constraint for default partition "other" is implied by existing' in log
+    )
+    # Once, for the CHECK itself.
+    assert log.count('verifying table "other"') == 1
+
+
+@pytest.mark.parametrize("strategy", [SWAP_MERGE, DELETE_INSERT])
+def test_a_reader_of_default_is_waited_for_up_to_the_deadline(source18, warehouse18, strategy):
+    """Not longer than the budget at once; named when it does not end, and when it does it is published."""
+    pipe = with_default(source18, warehouse18)
+    manifest = pipe.staged(JANUARY, JANUARY + timedelta(days=5))
+    short = {
+        "lock_budget": timedelta(milliseconds=50),
+        "lock_deadline": timedelta(milliseconds=300),
+    }
+    with reader(warehouse18, "SELECT count(*) FROM a.other") as session:
+        with pytest.raises(LockBudgetExceeded, match=f"pid {session.info.backend_pid}"):
+            pipe.publish(manifest, strategy=strategy, **short)
+        assert partitions(warehouse18) == ["a.other"]
+
+        def log(event: str, **fields: Any) -> None:
+            if event == "waiting for locks":
+                session.rollback()
+
+        pipe.publish(manifest, strategy=strategy, log=log)
+    assert warehouse18.value("SELECT count(*) FROM a.t_2013_01") == 5
+
+
+def test_they_belong_to_the_owner_of_the_table(source18, warehouse18):
+    """Whoever of the owner's group publishes: the owner may vacuum and drop them."""
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, MARCH, 20)
+    with (
+        login(warehouse18) as group,
+        login(warehouse18, "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}") as role,
+    ):
+        warehouse18.run(f"GRANT {group['user']} TO {role['user']}")
+        warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group['user']}")
+        warehouse18.run(f"ALTER TABLE a.t OWNER TO {group['user']}")
+        pipe.warehouse_role = role
+        pipe.load(JANUARY, JANUARY + timedelta(days=5), options={"strategy": DELETE_INSERT})
+        pipe.warehouse_role = {}
+        assert (
+            warehouse18.value(
+                "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'a.t_2013_01'::regclass"
+            )
+            == group["user"]
+        )
+
+
+def test_entities_whose_month_is_new(source18, warehouse18):
+    """The same where rows go by key."""
+    source18.run("CREATE TABLE t (id int, ts date NOT NULL, v text, changed timestamptz)")
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id int, ts date NOT NULL, v text, changed timestamptz)"
+        " PARTITION BY RANGE (ts); CREATE TABLE a.y2012m12 PARTITION OF a.t FOR VALUES FROM ('2012-12-01') TO ('2013-01-01')"
+    )
+    pipe = Pipeline(
+        source18,
+        warehouse18,
+        kind=Kind.ENTITIES,
+        keys=("id",),
+        cursor="changed",
+        mode=WindowMode.FULL,
+    )
+    source18.run(
+        "INSERT INTO t SELECT i, date '2012-12-20' + i, 'a', now() FROM generate_series(1, 60) AS i"
+    )
+    pipe.load()
+    assert pipe.rows() == pipe.source_rows()
+    assert partitions(warehouse18) == ["a.y2012m12", "a.y2013m01", "a.y2013m02"]
