@@ -108,7 +108,7 @@ def replay(arguments: argparse.Namespace) -> Answer:
     endpoint = endpoint_of(arguments)
     with ledger_of(endpoint, current=True) as connection:
         corrections = _corrections(connection, arguments.corrections)
-        ids = arguments.id or sorted(corrections) or None
+        ids = None if arguments.all else arguments.id or sorted(corrections) or None
         if ids is None and not arguments.all:
             raise UsageError("name letters with --id or --corrections, or take --all")
         confirm(

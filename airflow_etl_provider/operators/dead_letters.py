@@ -47,7 +47,8 @@ class DeadLetterReplayOperator(BaseOperator):
 
     :param target_conn_id: PostgreSQL connection of the warehouse. (templated)
     :param stream: the stream whose letters are replayed. (templated)
-    :param ids: letters, as ``airflow-etl dead-letters list`` shows them; all that are pending by default.
+    :param ids: letters, as ``airflow-etl dead-letters list`` shows them; by default those with corrections,
+        or all that are pending.
     :param values: what columns are to hold in every row: texts as the server prints them, or ``None`` for NULL.
     :param corrections: the same for single rows, by the letter's id.
     :param expectations: inline suite that every row must satisfy (see
@@ -86,17 +87,15 @@ class DeadLetterReplayOperator(BaseOperator):
         with airflow_errors():
             run = run_info(context)
             params = context.get("params") or {}
-            ids = params.get("ids") or self.ids
+            corrections = params.get("corrections") or self.corrections or {}
+            ids = params.get("ids") or self.ids or list(corrections) or None
             request = ReplayRequest(
                 stream=self.stream,
                 run=run,
                 ids=None if ids is None else tuple(int(letter) for letter in ids),
                 values=_values(params.get("values") or self.values or {}),
                 corrections={
-                    int(letter): _values(values)
-                    for letter, values in (
-                        params.get("corrections") or self.corrections or {}
-                    ).items()
+                    int(letter): _values(values) for letter, values in corrections.items()
                 },
             )
             hook = EtlPostgresHook(postgres_conn_id=self.target_conn_id)

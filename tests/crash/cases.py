@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
 
+from airflow_etl_provider.core.dead_letters import OnConversionError
 from airflow_etl_provider.core.load import Kind, Manifest, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.request import WindowMode
@@ -18,7 +19,7 @@ from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
 from airflow_etl_provider.core.transform import DeadLimit, OnError
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.testing import MemoryWatermarkStore
-from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline
+from tests.builders import EVERY_ROW, FEBRUARY, JANUARY, MARCH, Pipeline
 
 NOW = SettleOptions(origin=CursorOrigin.APPLICATION, delay=timedelta(0), margin=timedelta(0))
 SOURCE = """
@@ -61,6 +62,8 @@ class Case:
     window: tuple[datetime, datetime] | tuple[()] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     transform: str | Callable[[Any], Any] | None = None
+    suite: Sequence[dict[str, Any]] = ()
+    replay: Mapping[str, str] | None = None
 
 
 def without_fives(batch: Any) -> Any:
@@ -89,6 +92,14 @@ CASES = {
         transform="SELECT id, ts, changed, upper(v) AS v, gone FROM batch WHERE id % 5 > 0",
     ),
     "transform by a callable": Case(Strategy.SWAP, PARTITIONED, window=(JANUARY, MARCH), transform=without_fives),
+    "rows set aside and replayed": Case(
+        Strategy.SWAP, PARTITIONED.replace("v text", "v varchar(5)"),
+        {"options": {"on_conversion_error": OnConversionError.QUARANTINE, "dead_limits": EVERY_ROW}},
+        (JANUARY, MARCH),
+        suite=[{"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "gone", "value_set": [False]},
+                "on_fail": "quarantine"}],
+        replay={"v": "fit", "gone": "f"},
+    ),
 }  # fmt: skip
 
 
@@ -146,8 +157,14 @@ def run_step(
             else {"on_error": OnError.SET_ASIDE_ROW, "limit": DeadLimit(0.5), "batch_rows": 20}
         )
         return pipe.transform(batch, case.transform, try_number=try_number, **given).as_json()
+    if step == "validate" and case.suite:
+        return pipe.audit(batch, case.suite).as_json()
     if step == "validate":
         return pipe.waive(batch).as_json()
+    if step == "replay":
+        if case.replay is not None:
+            pipe.replay(values=dict(case.replay))
+        return manifest
     options = {"strategy": case.strategy, "max_shrink": 1.0, **case.options}
     pipe.publish(batch, **options)
     return manifest

@@ -35,7 +35,7 @@ from tests.crash import REPORT, SEED
 from tests.crash.cases import CASES, CHANGE, SOURCE, Remote, pipeline
 from tests.crash.proxy import Proxy
 
-STEPS = ("extract", "transform", "validate", "publish")
+STEPS = ("extract", "transform", "validate", "publish", "replay")
 EVERYTHING = os.environ.get("ETL_CRASH") == "all"
 #: How many times the sample.
 TIMES = 1 if EVERYTHING else int(os.environ.get("ETL_CRASH", "1"))
@@ -212,14 +212,17 @@ class Lab:
                 target, "SELECT (to_jsonb(t) - 'load_id')::text FROM a.t AS t ORDER BY 1"
             ),
             "loads": self.sql(
-                target, "SELECT state, count(*) FROM etl.loads GROUP BY 1 ORDER BY 1"
+                target,
+                # A replay that was killed is abandoned by the next, which is a load of its own.
+                "SELECT state, count(*) FROM etl.loads WHERE replays IS NULL OR state <> 'abandoned' GROUP BY 1 ORDER BY 1",
             ),
             "coverage": self.sql(target, "SELECT low, high FROM etl.coverage ORDER BY 1"),
             "streams": self.sql(target, "SELECT stream, position, fence FROM etl.streams"),
             "watermark": (store.get("value"), store.get("fence")),
             "left behind": sorted(name for (name,) in staging if (name,) not in kept),
             "dead letters": self.sql(
-                target, "SELECT record ->> 'id', ordinal FROM etl.dead_letters ORDER BY 1, 2"
+                target,
+                "SELECT record ->> 'id', ordinal, status, retries FROM etl.dead_letters ORDER BY 1, 2",
             ),
             "invalid": self.sql(
                 target,
@@ -242,7 +245,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def test_any_point(lab, name, mode):
     """What stands there in the end is what a load without a fault leaves."""
     expected, _ = lab.attempt(name, None, 0)
-    assert expected["loads"] == [("published", 2)]
+    assert expected["loads"] == [("published", 2 if CASES[name].replay is None else 3)]
     assert expected["left behind"] == []
     points = lab.proxy.seen
     chosen = range(1, points + 1)

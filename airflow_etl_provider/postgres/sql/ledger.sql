@@ -237,11 +237,12 @@ ORDER BY o.seq
 -- name: last_columns
 -- Of a load that a transform has changed, the columns that extract read.
 SELECT coalesce(manifest -> 'transformed' -> 'columns', manifest -> 'columns') FROM etl.loads
-WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND manifest IS NOT NULL
+WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND manifest IS NOT NULL AND replays IS NULL
 ORDER BY published_at DESC LIMIT 1
 
 -- name: last_published_columns
 -- A load without rows does not tell which columns it would have brought.
 SELECT manifest -> 'columns' FROM etl.loads
 WHERE stream = %(stream)s AND target = %(target)s AND state = 'published' AND rows_staged > 0 AND manifest IS NOT NULL
+  AND replays IS NULL
 ORDER BY published_at DESC LIMIT 1

@@ -7,6 +7,7 @@ WITH windows AS MATERIALIZED (
     SELECT DISTINCT ON (window_low, window_high) load_id, rows_staged, window_low, window_high
     FROM etl.loads
     WHERE stream = %(stream)s AND state = 'published' AND rows_staged IS NOT NULL AND load_id <> %(load_id)s
+      AND replays IS NULL
       AND bounds <> 'nulls' AND window_type ~ '^(date|timestamp)'
       AND window_low <> '-infinity' AND window_high <> 'infinity'
     ORDER BY window_low, window_high, seq DESC
@@ -50,6 +51,7 @@ WITH alike AS MATERIALIZED (
                     THEN ARRAY[l.dag_id, l.run_id, l.task_id, l.map_index::text] END AS id
     ) AS of_run
     WHERE l.stream = %(stream)s AND l.state = 'published' AND l.rows_staged IS NOT NULL AND l.load_id <> %(load_id)s
+      AND l.replays IS NULL
       AND (l.window_type IS NULL) = %(full)s AND (l.bounds = 'nulls') = %(nulls)s
       AND CASE WHEN of_run.id IS NULL
                THEN (l.window_low, l.window_high) IS DISTINCT FROM (mine.window_low, mine.window_high)

@@ -15,6 +15,7 @@ from airflow_etl_provider.core.columns import Selection, Treatment
 from airflow_etl_provider.core.dead_letters import OnConversionError
 from airflow_etl_provider.core.errors import (
     ConfigurationError,
+    ContractError,
     EtlError,
     StateError,
     Stopped,
@@ -25,6 +26,7 @@ from airflow_etl_provider.core.replay import ReplayRequest
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.postgres.rewind import rewind
 from airflow_etl_provider.postgres.session import connect
+from airflow_etl_provider.postgres.stream_checks import StreamFacts
 from airflow_etl_provider.quality.report import ExpectationResult, Report
 from airflow_etl_provider.quality.suite import Suite
 from airflow_etl_provider.testing import RecordedEvents
@@ -581,3 +583,37 @@ def test_no_letters_at_all(source18, warehouse18):
     pipe = simple(source18, warehouse18)
     pipe.load(JANUARY, FEBRUARY)
     assert pipe.replay().counts() == {"replayed": 0, "superseded": 0, "failed": 0, "waiting": 0}
+
+
+def test_a_replay_is_no_load_like_others(source18, warehouse18):
+    """Neither the history of the stream nor the contract of its columns goes by the few rows that came back."""
+    pipe = flawed(source18, warehouse18)
+    published(pipe, JANUARY, FEBRUARY)
+    source18.run("ALTER TABLE t ADD w text")
+    warehouse18.run("ALTER TABLE a.t ADD w text")
+    march = pipe.audit(pipe.extract(FEBRUARY, MARCH), [V_PRESENT])
+    pipe.publish(march)
+    first = pipe.letters("id")[0][0]
+    assert pipe.replay([first], values={"v": "mended"}).replayed == 1
+    facts = StreamFacts(warehouse18.endpoint("etl:test"), march)
+    (earlier,) = facts.earlier(10, None)
+    assert earlier.rows > 20
+    source18.run("ALTER TABLE t DROP w")
+    # The newest load had it, whatever columns a letter has.
+    with pytest.raises(ContractError, match="no longer has w"):
+        pipe.extract(FEBRUARY, MARCH)
+
+
+def test_letters_of_a_load_that_gives_way_give_way_too(source, warehouse):
+    """A slow load of events that publishes after one which read later writes around its rows."""
+    pipe = keyless(source, warehouse)
+    slow = pipe.audit(pipe.extract(JANUARY, MARCH, run_type="backfill"), [V_PRESENT])
+    live = published(pipe, JANUARY, FEBRUARY)
+    pipe.publish(slow)
+    assert pipe.letters("record ->> 'id', load_id::text, status") == [
+        ("3", slow.load_id, "superseded"),
+        ("40", slow.load_id, "pending"),
+        ("3", live, "pending"),
+    ]
+    assert pipe.replay(values={"v": "mended"}).replayed == 2
+    assert warehouse.value("SELECT count(*) FROM a.t") == 60
