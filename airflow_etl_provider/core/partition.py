@@ -152,11 +152,11 @@ class PartitionSpec:
             case Every.WEEK:
                 return start + timedelta(days=7)
             case Every.MONTH:
-                return _plus_months(start, 1)
+                return plus_months(start, 1)
             case Every.QUARTER:
-                return _plus_months(start, 3)
+                return plus_months(start, 3)
             case Every.YEAR:
-                return _plus_months(start, 12)
+                return plus_months(start, 12)
 
     def _instant(self, wall: datetime) -> datetime:
         if wall.tzinfo is not None:
@@ -193,6 +193,7 @@ def _key_moment(key: str) -> datetime | None:
         return None
 
 
-def _plus_months(moment: datetime, months: int) -> datetime:
+def plus_months(moment: datetime, months: int) -> datetime:
+    """*moment*, which is the first of a month, so many months later."""
     years, month = divmod(moment.month - 1 + months, 12)
     return moment.replace(year=moment.year + years, month=month + 1)
