@@ -72,8 +72,7 @@ class Habit:
     def _at(self, wall: datetime) -> str:
         first, *rest = self.pieces
         return first + "".join(
-            _read(reading, wall) + piece
-            for reading, piece in zip(self.readings, rest, strict=True)
+            _read(reading, wall) + piece for reading, piece in zip(self.readings, rest, strict=True)
         )
 
 

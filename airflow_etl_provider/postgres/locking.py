@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import dict_row
@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.errors import ConfigurationError, LockBudgetExceeded, Stopped
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
-from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.catalog import Relation, scalar
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.statements import lock, lock_all
 
@@ -28,16 +28,6 @@ _PAUSE_LEAST, _PAUSE_MOST = 0.05, 2.0
 _REPORT_EVERY = 30.0
 
 Result = TypeVar("Result")
-
-
-class Relation(Protocol):
-    """A table as the server knows it."""
-
-    @property
-    def name(self) -> TableName: ...
-
-    @property
-    def oid(self) -> int: ...
 
 
 class PartitionMoved(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -10,20 +11,21 @@ import psycopg
 from psycopg import sql
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
+from airflow_etl_provider.core.habit import Example, Habit
 from airflow_etl_provider.core.load import Manifest, PartitionRange
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.partition import PartitionSpec, Period
 from airflow_etl_provider.core.window import Interval, bound_text
-from airflow_etl_provider.postgres import statements
+from airflow_etl_provider.postgres import locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
+    Relation,
     Table,
     missing_privileges,
     read_partitions,
     scalar,
 )
-from airflow_etl_provider.postgres.cursors import cursor_type_sql
-from airflow_etl_provider.postgres.locking import Relation
+from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
 
@@ -54,8 +56,9 @@ def expected_partitions(
     if spec is not None:
         if not spec.covers_whole(interval.start, interval.end):
             return ()
+        habit = naming(connection, target, spec, existing, column.type)
         wanted = [
-            _range(target, spec, period, column.type)
+            range_for(habit, spec, period, column.type)
             for period in spec.periods(interval.start, interval.end)
         ]
     else:
@@ -64,8 +67,8 @@ def expected_partitions(
             bound_text(interval.start, column.type, timezone),
             bound_text(interval.end, column.type, timezone),
         )
-        overlapping = _overlapping(connection, existing, whole, column.type)
-        if overlapping and not _same(connection, overlapping[0], whole, column.type):
+        there = overlapping(connection, existing, whole, column.type)
+        if there and not same_range(connection, there[0], whole, column.type):
             return ()
         wanted = [whole]
     found = []
@@ -78,11 +81,14 @@ def expected_partitions(
 
 
 def make_missing_partitions(
-    connection: psycopg.Connection[Any], manifest: Manifest, target: Table, *, lock_timeout_ms: int
+    connection: psycopg.Connection[Any],
+    manifest: Manifest,
+    target: Table,
+    *,
+    lock_budget: timedelta,
 ) -> list[TableName]:
     """Attach an empty partition for every staged row that has none; returns those made.
 
-    An empty twin is attached, never ``PARTITION OF``, which would lock out every reader of the parent.
     A parallel load that makes the same partition first is no failure.
     """
     spec = manifest.partition
@@ -111,46 +117,130 @@ def make_missing_partitions(
     ).fetchall()
     made = []
     existing = read_partitions(connection, target)
+    habit = naming(connection, target, spec, existing, column_type)
     for (start,) in sorted(starts):
         (period,) = spec.periods(start, start + timedelta(microseconds=1))
-        part = _range(target, spec, period, column_type)
-        if _overlapping(connection, existing, part, column_type):
+        part = range_for(habit, spec, period, column_type)
+        if overlapping(connection, existing, part, column_type):
             continue
         refuse_default_rows(connection, target, spec.column, [part])
         name = TableName(target.name.schema, part.name)
-        _refuse_taken(connection, name, target)
-        try:
-            with connection.transaction():
-                connection.execute(
-                    "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
-                )
-                connection.execute(statements.create_partition(name, target.name))
-                connection.execute(statements.attach(target.name, name, part))
-        except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
-            continue
-        made.append(name)
+        refuse_taken(connection, name, target)
+        exclude_from_default(
+            connection,
+            target,
+            spec.column,
+            [part],
+            lock_timeout_ms=round(lock_budget.total_seconds() * 1000),
+        )
+        if attach_empty(
+            connection,
+            target,
+            name,
+            part,
+            [statements.create_partition(name, target.name)],
+            lock_budget=lock_budget,
+        ):
+            made.append(name)
     return made
 
 
-def _range(target: Table, spec: PartitionSpec, period: Period, column_type: str) -> PartitionRange:
+def attach_empty(
+    connection: psycopg.Connection[Any],
+    parent: Relation,
+    name: TableName,
+    part: PartitionRange,
+    create: Sequence[sql.Composed],
+    *,
+    lock_budget: timedelta,
+) -> bool:
+    """Run *create*, which makes the empty table *name*, and attach that; ``False``: another was first.
+
+    Never ``PARTITION OF``, which would lock out every reader of the parent.
+    """
+    owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
+    try:
+        with connection.transaction():
+            for step in create:
+                connection.execute(step)
+            # One statement takes all locks (parent, DEFAULT, what foreign keys refer to) and does its work.
+            locking.limit(connection, time.monotonic() + lock_budget.total_seconds())
+            connection.execute(statements.attach(parent.name, name, part))
+            if owner is not None:
+                connection.execute(
+                    sql.SQL("ALTER TABLE {} OWNER TO {}").format(
+                        statements.ident(name), sql.Identifier(owner)
+                    )
+                )
+    except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
+        return False
+    return True
+
+
+def naming(
+    connection: psycopg.Connection[Any],
+    parent: Relation,
+    spec: PartitionSpec,
+    existing: Sequence[Partition],
+    column_type: str,
+) -> Habit:
+    """How partitions of *parent* are called, as those are that hold one period each."""
+    starts = [(p.table.name, p.low) for p in existing if p.low is not None]
+    if cursor_kind(column_type) is not CursorKind.TIME or not starts:
+        return Habit(spec, parent.name.name)
+    zoned = column_type.endswith("with time zone")
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT name, start FROM (SELECT name, {} AS start"
+            " FROM unnest(%(names)s::text[], %(lows)s::text[]) AS given (name, low)) AS read"
+            " WHERE isfinite(start) AND start > '0001-01-02Z' AND start < '9999-12-30Z'"
+        ).format(sql.SQL("low::timestamptz" if zoned else "low::timestamp AT TIME ZONE %(zone)s")),
+        {
+            "names": [name for name, _ in starts],
+            "lows": [low for _, low in starts],
+            "zone": spec.timezone,
+        },
+    ).fetchall()
+    return Habit.of(
+        spec,
+        parent.name.name,
+        [Example(name, start) for name, start in rows if spec.period_holding(start).start == start],
+    )
+
+
+def range_for(
+    habit: Habit, spec: PartitionSpec, period: Period, column_type: str
+) -> PartitionRange:
+    """The partition of *period*, as it exists or is to be made."""
     return PartitionRange(
-        spec.partition_name(target.name.name, period),
+        habit.name(period),
         bound_text(period.start, column_type, spec.timezone),
         bound_text(period.end, column_type, spec.timezone),
     )
 
 
-def _overlapping(
+def overlapping(
     connection: psycopg.Connection[Any],
     existing: Sequence[Partition],
     wanted: PartitionRange,
     column_type: str,
 ) -> list[Partition]:
-    return [
-        partition
-        for partition in existing
-        if not partition.is_default and _overlaps(connection, partition, wanted, column_type)
-    ]
+    """Those of *existing* that would hold a row of *wanted*; DEFAULT does not count."""
+    ranges = [partition for partition in existing if not partition.is_default]
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT place FROM unnest(%(lows)s::text[], %(highs)s::text[]) WITH ORDINALITY AS p (low, high, place)"
+            " WHERE coalesce(low::{t} < %(wanted_high)s::{t}, true)"
+            " AND coalesce(high::{t} > %(wanted_low)s::{t}, true) ORDER BY place"
+        ).format(t=cursor_type_sql(column_type)),
+        {
+            "lows": [partition.low for partition in ranges],
+            "highs": [partition.high for partition in ranges],
+            "wanted_low": wanted.low,
+            "wanted_high": wanted.high,
+        },
+    )
+    return [ranges[place - 1] for (place,) in rows]
 
 
 def _existing_name(
@@ -164,19 +254,19 @@ def _existing_name(
 
     ``None`` where it is no table that could be exchanged: partitioned itself, or in another schema.
     """
-    overlapping = _overlapping(connection, existing, wanted, column_type)
-    if not overlapping:
+    found = overlapping(connection, existing, wanted, column_type)
+    if not found:
         if not wanted.name:
             raise ConfigurationError(
                 f"{target.name} has no partition for {wanted.low} to {wanted.high}",
                 remedy="say how long a partition is, so that missing ones can be made: "
                 "partition={'column': ..., 'every': 'month', 'timezone': ...}",
             )
-        _refuse_taken(connection, TableName(target.name.schema, wanted.name), target)
+        refuse_taken(connection, TableName(target.name.schema, wanted.name), target)
         return wanted.name
-    (first, *rest) = overlapping
-    if rest or not _same(connection, first, wanted, column_type):
-        bounds = "; ".join(f"{p.table} {p.bound}" for p in overlapping)
+    (first, *rest) = found
+    if rest or not same_range(connection, first, wanted, column_type):
+        bounds = "; ".join(f"{p.table} {p.bound}" for p in found)
         raise CatalogError(
             f"{target.name} is cut differently from the wanted partition {wanted.low} to {wanted.high}: {bounds}",
             remedy="let partition.every and partition.timezone say how the table is really partitioned",
@@ -186,24 +276,7 @@ def _existing_name(
     return first.table.name
 
 
-def _overlaps(
-    connection: psycopg.Connection[Any],
-    partition: Partition,
-    wanted: PartitionRange,
-    column_type: str,
-) -> bool:
-    found: bool = scalar(
-        connection,
-        sql.SQL(
-            "SELECT coalesce(%(low)s::{t} < %(wanted_high)s::{t}, true)"
-            " AND coalesce(%(high)s::{t} > %(wanted_low)s::{t}, true)"
-        ).format(t=cursor_type_sql(column_type)),
-        _bounds(partition, wanted),
-    )
-    return found
-
-
-def _same(
+def same_range(
     connection: psycopg.Connection[Any],
     partition: Partition,
     wanted: PartitionRange,
@@ -215,21 +288,18 @@ def _same(
             "SELECT %(low)s::{t} IS NOT DISTINCT FROM %(wanted_low)s::{t}"
             " AND %(high)s::{t} IS NOT DISTINCT FROM %(wanted_high)s::{t}"
         ).format(t=cursor_type_sql(column_type)),
-        _bounds(partition, wanted),
+        {
+            "low": partition.low,
+            "high": partition.high,
+            "wanted_low": wanted.low,
+            "wanted_high": wanted.high,
+        },
     )
     return found
 
 
-def _bounds(partition: Partition, wanted: PartitionRange) -> dict[str, str | None]:
-    return {
-        "low": partition.low,
-        "high": partition.high,
-        "wanted_low": wanted.low,
-        "wanted_high": wanted.high,
-    }
-
-
-def _refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Table) -> None:
+def refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Relation) -> None:
+    """:raises CatalogError: something else has the name that a partition is to get."""
     taken = scalar(
         connection,
         "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
@@ -246,7 +316,7 @@ def _refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: 
 
 def refuse_default_rows(
     connection: psycopg.Connection[Any],
-    target: Table,
+    target: Relation,
     column: str,
     wanted: Sequence[PartitionRange],
 ) -> None:
@@ -284,7 +354,7 @@ def refuse_dependents(connection: psycopg.Connection[Any], partitions: Sequence[
 
 def exclude_from_default(
     connection: psycopg.Connection[Any],
-    target: Table,
+    target: Relation,
     column: str,
     wanted: Sequence[PartitionRange],
     *,

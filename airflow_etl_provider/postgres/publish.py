@@ -100,7 +100,7 @@ class PostgresPublisher:
             connection,
             manifest,
             target,
-            lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
+            lock_budget=options.lock_budget,
         )
         if made:
             log("partitions made", partitions=[str(name) for name in made])

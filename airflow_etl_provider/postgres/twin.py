@@ -13,8 +13,7 @@ from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.postgres import statements
-from airflow_etl_provider.postgres.catalog import Partition, scalar
-from airflow_etl_provider.postgres.locking import Relation
+from airflow_etl_provider.postgres.catalog import Partition, Relation, scalar
 from airflow_etl_provider.postgres.queries import queries
 
 

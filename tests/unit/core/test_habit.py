@@ -23,8 +23,7 @@ def named(every, names, *, table="t", zone="UTC"):
     """The name of the period after those that have *names*."""
     spec = PartitionSpec("ts", every, zone)
     examples = [
-        Example(name, start)
-        for name, start in zip(names, AHEAD[every][-len(names) :], strict=True)
+        Example(name, start) for name, start in zip(names, AHEAD[every][-len(names) :], strict=True)
     ]
     following = spec.period_holding(spec.period_holding(examples[-1].start).end)
     return Habit.of(spec, table, examples).name(following)
