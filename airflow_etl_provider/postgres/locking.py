@@ -30,6 +30,17 @@ _REPORT_EVERY = 30.0
 Result = TypeVar("Result")
 
 
+class Deadline:
+    """A moment up to which several pieces of work may go on."""
+
+    def __init__(self, length: timedelta) -> None:
+        self._until = time.monotonic() + length.total_seconds()
+
+    def left(self) -> timedelta:
+        """How long that still is, zero at least."""
+        return timedelta(seconds=max(self._until - time.monotonic(), 0.0))
+
+
 class PartitionMoved(Exception):
     """A partition is no longer the one that an attempt was made for."""
 

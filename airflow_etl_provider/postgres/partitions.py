@@ -15,6 +15,7 @@ from airflow_etl_provider.core.habit import Example, Habit
 from airflow_etl_provider.core.load import Manifest, PartitionRange
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.partition import PartitionSpec, Period
+from airflow_etl_provider.core.ports import EventLog
 from airflow_etl_provider.core.window import Interval, bound_text
 from airflow_etl_provider.postgres import locking, statements
 from airflow_etl_provider.postgres.catalog import (
@@ -401,7 +402,62 @@ def keep_out_of_default(
                         "SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),)
                     )
                     connection.execute(statements.excluding_check(table, name, condition))
-            connection.execute(statements.validate_constraint(table, name))
+            try:
+                connection.execute(statements.validate_constraint(table, name))
+            except psycopg.errors.CheckViolation:
+                # It would keep out more such rows, which nobody has asked for.
+                connection.execute(statements.drop_constraint(table, name))
+                raise CatalogError(
+                    f"the DEFAULT partition {table} of {parent.name} holds rows that belong into a partition to be "
+                    "attached",
+                    remedy=f"move them out of {table}, then clear the task; they are the rows where "
+                    f"{condition.as_string(connection)}",
+                ) from None
+
+
+def let_into_default(
+    connection: psycopg.Connection[Any], parent: Relation, part: PartitionRange, *, log: EventLog
+) -> None:
+    """Take back what :func:`exclude_from_default` did, where a partition was not attached after all."""
+    for step in _drop_from_default(connection, parent, [statements.excluding_name(part)]):
+        try:
+            with connection.transaction():
+                connection.execute("SET LOCAL lock_timeout = '1s'")
+                connection.execute(step)
+        except psycopg.errors.LockNotAvailable:
+            log(
+                "DEFAULT keeps out rows whose partition could not be attached, until the next run attaches it",
+                table=str(parent.name),
+                partition=part.name,
+            )
+
+
+def let_in_again(
+    connection: psycopg.Connection[Any], parent: Relation, partition: Partition
+) -> list[sql.Composed]:
+    """The statements that let DEFAULT take the rows again whose partition goes."""
+    names = [statements.excluding_name_of(partition.bound)]
+    if partition.low is not None and partition.high is not None:
+        names.append(statements.excluding_name(PartitionRange("", partition.low, partition.high)))
+    return _drop_from_default(connection, parent, names)
+
+
+def _drop_from_default(
+    connection: psycopg.Connection[Any], parent: Relation, names: Sequence[str]
+) -> list[sql.Composed]:
+    found = connection.execute(
+        queries("catalog")["default_partition"], {"oid": parent.oid}
+    ).fetchall()
+    return [
+        statements.drop_constraint(TableName(schema, table), name)
+        for schema, table, _ in found
+        for name in names
+        if scalar(
+            connection,
+            queries("catalog")["has_constraint"],
+            {"schema": schema, "name": table, "constraint": name},
+        )
+    ]
 
 
 def obstacles(connection: psycopg.Connection[Any], target: Table) -> list[CatalogError]:

@@ -25,4 +25,10 @@ ALTER TABLE etl.coverage ADD COLUMN retired_at timestamptz;
 COMMENT ON COLUMN etl.coverage.retired_at IS
     'The range is no longer kept: neither covered nor missing. load_id is then the retirement.';
 
+CREATE TABLE etl.analyzed_tables (
+    target       text PRIMARY KEY,
+    analyzed_at  timestamptz NOT NULL
+);
+COMMENT ON TABLE etl.analyzed_tables IS 'When maintenance has last renewed the statistics of a partitioned table as a whole.';
+
 INSERT INTO etl.schema_version (version) VALUES (4);

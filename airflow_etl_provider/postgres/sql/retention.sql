@@ -10,6 +10,13 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table AS p ON p.partrelid = c.oid
 ORDER BY t.level, n.nspname, c.relname
 
+-- name: tables
+SELECT c.oid::bigint, n.nspname::text, c.relname::text
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = ANY (%(oids)s::oid[])
+
+-- name: partition_key
+SELECT pg_get_partkeydef(%(oid)s::oid)
+
 -- name: size
 SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint, coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 FROM pg_class AS c WHERE c.oid = ANY (%(oids)s::oid[]) AND c.relkind <> 'p'
@@ -113,3 +120,35 @@ UPDATE etl.retired_partitions SET dropped_at = clock_timestamp() WHERE retiremen
 
 -- name: mark_restored
 UPDATE etl.retired_partitions SET restored_at = clock_timestamp() WHERE retirement_id = %(retirement_id)s
+
+-- name: has_analyzed
+SELECT to_regclass('etl.analyzed_tables') IS NOT NULL
+
+-- name: analyzed_at
+SELECT max(analyzed_at) FROM etl.analyzed_tables WHERE target = %(target)s
+
+-- name: set_analyzed
+INSERT INTO etl.analyzed_tables (target, analyzed_at) VALUES (%(target)s, clock_timestamp())
+ON CONFLICT (target) DO UPDATE SET analyzed_at = excluded.analyzed_at
+
+-- name: changed_share
+-- How much of a partitioned table is not in its statistics as a whole: rows of partitions that were analyzed after
+-- it, because they were new or had changed, and changed rows of the others. 1 if it never was; NULL without rows.
+-- Where ANALYZE takes the partitions along, those come after their parent: then the end of our own counts.
+WITH parent AS (
+    SELECT greatest(s.last_analyze, s.last_autoanalyze) AS began,
+           greatest(s.last_analyze, s.last_autoanalyze, %(analyzed_at)s::timestamptz) AS analyzed
+    FROM pg_stat_all_tables AS s WHERE s.relid = %(oid)s
+), leaf AS (
+    SELECT greatest(c.reltuples, s.n_live_tup, 0)::float8 AS rows, s.n_mod_since_analyze::float8 AS changed,
+           greatest(s.last_analyze, s.last_autoanalyze) AS analyzed
+    FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
+    JOIN pg_class AS c ON c.oid = t.relid
+    LEFT JOIN pg_stat_all_tables AS s ON s.relid = t.relid
+    WHERE t.isleaf AND c.relkind = 'r'
+)
+SELECT CASE WHEN coalesce(sum(leaf.rows), 0) = 0 THEN NULL
+            WHEN (SELECT began FROM parent) IS NULL THEN 1
+            ELSE least(sum(CASE WHEN leaf.analyzed > (SELECT analyzed FROM parent) THEN leaf.rows
+                                ELSE least(coalesce(leaf.changed, 0), leaf.rows) END) / sum(leaf.rows), 1) END
+FROM leaf
