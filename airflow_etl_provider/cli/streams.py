@@ -74,7 +74,7 @@ def show(arguments: argparse.Namespace) -> Answer:
 
 
 def coverage(arguments: argparse.Namespace) -> Answer:
-    """Published windows of a stream, merged, and what is missing between them."""
+    """Published windows of a stream, merged, what is missing between them, and what is no longer kept."""
     with ledger_of(endpoint_of(arguments)) as connection:
         stream = stream_of(connection, arguments.stream)
         covered = coverage_of(connection, stream)
@@ -87,6 +87,12 @@ def coverage(arguments: argparse.Namespace) -> Answer:
         "covered": [
             {name: window[name] for name in ("low", "high", "bounds", "windows")}
             for window in covered
+            if not window["retired"]
+        ],
+        "retired": [
+            {"low": window["low"], "high": window["high"]}
+            for window in covered
+            if window["retired"]
         ],
         "gaps": [{"low": low, "high": high} for low, high in gaps],
     }
@@ -95,7 +101,11 @@ def coverage(arguments: argparse.Namespace) -> Answer:
     # A gap begins where the window before it ends, so a stream's windows and gaps are of one kind.
     bounds = covered[0]["bounds"]
     lines = [
-        ("covered", window_text(window["low"], window["high"], bounds), window["windows"])
+        (
+            "retired" if window["retired"] else "covered",
+            window_text(window["low"], window["high"], bounds),
+            None if window["retired"] else window["windows"],
+        )
         for window in covered
     ]
     lines += [("missing", window_text(low, high, bounds), None) for low, high in gaps]

@@ -80,7 +80,10 @@ def stream_of(connection: Connection, stream: str) -> dict[str, Any]:
 
 
 def coverage_of(connection: Connection, stream: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The published windows of a stream, those that touch each other merged, in order."""
+    """The published windows of a stream, those that touch each other merged, in order.
+
+    Ranges that retention no longer keeps stand between them as ``retired``.
+    """
     if stream["type"] is None:
         return []
     return rows(
@@ -93,7 +96,9 @@ def coverage_of(connection: Connection, stream: Mapping[str, Any]) -> list[dict[
 
 def gaps_in(stream: Mapping[str, Any], covered: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What lies between the published windows, and between the stream's start and the first of them."""
-    gaps = [(before["high"], after["low"]) for before, after in pairwise(covered)]
+    gaps = [
+        (before["high"], after["low"]) for before, after in pairwise(covered) if after["after_gap"]
+    ]
     if covered and covered[0]["after_start"]:
         gaps.insert(0, (stream["origin"], covered[0]["low"]))
     return gaps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -124,51 +124,8 @@ class PartitionSpec:
         periods = self.periods(start, end)
         return bool(periods) and periods[0].start == start and periods[-1].end == end
 
-    def partition_name(
-        self, table: str, period: Period, siblings: Sequence[tuple[str, datetime]] = ()
-    ) -> str:
-        """What a new partition is called: as *siblings* are (name and start of each), if they agree, such as
-        ``t_p20130105`` or ``t_y2013m01``; else after table and time."""
-        habits = [self._pieces(name, start) for name, start in siblings]
-        for form, own in enumerate(self._numbers(period.start)):
-            found = {habit[form] for habit in habits}
-            if len(found) == 1 and (pieces := found.pop()) is not None:
-                first, *rest = pieces
-                name = first + "".join(
-                    number + piece for number, piece in zip(own, rest, strict=True)
-                )
-                return shortened(name)
+    def partition_name(self, table: str, period: Period) -> str:
         return shortened(f"{table}_{period.label}")
-
-    def _pieces(self, name: str, start: datetime) -> list[tuple[str, ...] | None]:
-        """What stands around the numbers of a partition's name, for each way to number its start."""
-        found = []
-        for numbers in self._numbers(start):
-            match = re.fullmatch(
-                r"(.*)" + r"(\D*)".join(numbers) + r"(\D*)", name, re.DOTALL | re.ASCII
-            )
-            found.append(None if match is None else match.groups())
-        return found
-
-    def _numbers(self, start: datetime) -> list[tuple[str, ...]]:
-        """The numbers that may stand in the name of the partition that begins at *start*."""
-        wall = start.astimezone(UTC if self.every is Every.HOUR else ZoneInfo(self.timezone))
-        year, month, day = f"{wall.year:04d}", f"{wall.month:02d}", f"{wall.day:02d}"
-        match self.every:
-            case Every.HOUR:
-                return [(year, month, day, f"{wall.hour:02d}")]
-            case Every.WEEK:
-                iso = wall.isocalendar()
-                return [(f"{iso.year:04d}", f"{iso.week:02d}"), (year, month, day)]
-            case Every.QUARTER:
-                quarter = str((wall.month - 1) // 3 + 1)
-                return [(year, month, day), (year, month), (year, quarter)]
-            case Every.DAY:
-                return [(year, month, day)]
-            case Every.MONTH:
-                return [(year, month, day), (year, month)]
-            case Every.YEAR:
-                return [(year, month, day), (year, month), (year,)]
 
     def _floor(self, moment: datetime) -> datetime:
         """Start of the period that holds *moment*, in wall time; hours are counted in UTC."""
@@ -195,11 +152,11 @@ class PartitionSpec:
             case Every.WEEK:
                 return start + timedelta(days=7)
             case Every.MONTH:
-                return _plus_months(start, 1)
+                return plus_months(start, 1)
             case Every.QUARTER:
-                return _plus_months(start, 3)
+                return plus_months(start, 3)
             case Every.YEAR:
-                return _plus_months(start, 12)
+                return plus_months(start, 12)
 
     def _instant(self, wall: datetime) -> datetime:
         if wall.tzinfo is not None:
@@ -236,6 +193,7 @@ def _key_moment(key: str) -> datetime | None:
         return None
 
 
-def _plus_months(moment: datetime, months: int) -> datetime:
+def plus_months(moment: datetime, months: int) -> datetime:
+    """*moment*, which is the first of a month, so many months later."""
     years, month = divmod(moment.month - 1 + months, 12)
     return moment.replace(year=moment.year + years, month=month + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import sql
@@ -24,6 +24,16 @@ from airflow_etl_provider.postgres.queries import queries
 QUERY = "q"
 _LITERAL = r"(?:'(?:[^']|'')*'|[^',()]+)"
 _RANGE = re.compile(rf"FOR VALUES FROM \(({_LITERAL})\) TO \(({_LITERAL})\)")
+
+
+class Relation(Protocol):
+    """A table as the server knows it."""
+
+    @property
+    def name(self) -> TableName: ...
+
+    @property
+    def oid(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +256,8 @@ def missing_privileges(
     ]
 
 
-def read_partitions(connection: psycopg.Connection[Any], parent: Table) -> list[Partition]:
-    """The partitions of a table that is partitioned by RANGE on one column, in order of their bounds."""
+def read_partitions(connection: psycopg.Connection[Any], parent: Relation) -> list[Partition]:
+    """The partitions of a table that is partitioned by RANGE on one column, in order of their names."""
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(queries("catalog")["partitions"], {"oid": parent.oid}).fetchall()
     return [_partition(row) for row in rows]

@@ -1,4 +1,4 @@
-"""The janitor: staged tables and replaced versions that nobody needs any more.
+"""The janitor: staged tables, replaced versions and retired partitions that nobody needs any more.
 
 Only what the ledger registers is dropped, each table in a transaction of its own that first locks the
 loads it belongs to, as whoever stages, publishes or rolls back does, and then looks again. What is in use
@@ -71,7 +71,7 @@ class CleanOptions:
 class Leftover:
     """A registered table, why it may go, and after an attempt why it did not.
 
-    ``bytes`` on disk, with indexes; ``None`` where somebody holds the table.
+    ``load_ids`` know it; of a retired partition that is its retirement. ``bytes`` on disk, with indexes; ``None`` where somebody holds the table.
     """
 
     table: TableName
@@ -140,7 +140,8 @@ def clean(
     """Drop what nobody needs any more.
 
     Staged tables of loads that are published, abandoned, superseded or rolled back go at once, those of
-    rejected and failed ones after ``keep_failed``; replaced versions beyond any of the limits. Never an
+    rejected and failed ones after ``keep_failed``; replaced versions beyond any of the limits; retired
+    partitions once the time is over that retention gave them. Never an
     attached partition, a table of a load that is not finished, or one outside the staging schema. No table
     is waited for longer than an instant.
 
@@ -202,9 +203,11 @@ def _looked_at(
             found = cursor.execute(named["tables"], {"schema": STAGING_SCHEMA}).fetchall()
             loads = cursor.execute(named["staged"], {"load_ids": None}).fetchall()
             versions = cursor.execute(named["versions"], {"load_ids": None}).fetchall()
+            retired = cursor.execute(queries("retention")["retired"], {"ids": None}).fetchall()
     names = {row["name"] for row in found}
     kept = [row for row in versions if _in_staging(row["previous"]) in names]
     registered = {_in_staging(row["previous"]) for row in kept}
+    registered |= {_in_staging(row["kept"]) for row in retired}
     claims: dict[str, list[_Claim]] = {}
     for name, claim in _staged_claims(loads, names, options):
         claims.setdefault(name, []).append(claim)
@@ -220,6 +223,8 @@ def _looked_at(
     }
     sizes = {name: table.bytes or 0 for name, table in tables.items()}
     for name, claim in _version_claims(kept, sizes, options):
+        claims.setdefault(name, []).append(claim)
+    for name, claim in _retired_claims(retired):
         claims.setdefault(name, []).append(claim)
     return tables, claims
 
@@ -282,6 +287,13 @@ def _version_claims(
         yield name, _Claim(row["load_id"], why)
 
 
+def _retired_claims(retired: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, _Claim]]:
+    """What retention says about each partition that it took out."""
+    for row in retired:
+        why = f"partition {row['partition']}, retired: {row['why']}" if row["is_over"] else None
+        yield TableName.parse(row["kept"]).name, _Claim(row["retirement_id"], why)
+
+
 def _size(connection: Connection, oid: int) -> int | None:
     try:
         size: int | None = scalar(connection, queries("clean")["size"], {"oid": oid})
@@ -297,9 +309,9 @@ def _drop(
     name = {"schema": table.name.schema, "name": table.name.name, "oid": table.oid}
     try:
         with connection.transaction():
-            connection.execute(
-                queries("clean")["hold_loads"], {"load_ids": list(leftover.load_ids)}
-            )
+            ids = list(leftover.load_ids)
+            connection.execute(queries("clean")["hold_loads"], {"load_ids": ids})
+            connection.execute(queries("retention")["hold_retired"], {"ids": ids})
             if not _still_over(connection, table, leftover, options):
                 return False, "a load has taken it up meanwhile"
             connection.execute(statements.lock(table.name, "ACCESS EXCLUSIVE"))
@@ -307,6 +319,7 @@ def _drop(
                 return False, None
             drop_views(connection, table.name)
             connection.execute(sql.SQL("DROP TABLE {}").format(statements.ident(table.name)))
+            connection.execute(queries("retention")["mark_dropped"], {"ids": ids})
     except psycopg.errors.UndefinedTable:
         return False, None
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
@@ -321,11 +334,15 @@ def _drop(
 def _still_over(
     connection: Connection, table: _Table, leftover: Leftover, options: CleanOptions
 ) -> bool:
-    """Under the locks of its loads: none of them needs the table, and one still names it."""
+    """Under the locks of those who know it: none of them needs the table, and one still names it."""
     ids = {"load_ids": list(leftover.load_ids)}
     with connection.cursor(row_factory=dict_row) as cursor:
         loads = cursor.execute(queries("clean")["staged"], ids).fetchall()
         versions = cursor.execute(queries("clean")["versions"], ids).fetchall()
-    staged = [claim.why for _, claim in _staged_claims(loads, {table.name.name}, options)]
+        retired = cursor.execute(
+            queries("retention")["retired"], {"ids": list(leftover.load_ids)}
+        ).fetchall()
+    said = [claim.why for _, claim in _staged_claims(loads, {table.name.name}, options)]
+    said += [claim.why for name, claim in _retired_claims(retired) if name == table.name.name]
     is_version = any(TableName.parse(row["previous"]) == table.name for row in versions)
-    return None not in staged and (bool(staged) or is_version)
+    return None not in said and (bool(said) or is_version)

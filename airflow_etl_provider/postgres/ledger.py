@@ -44,7 +44,7 @@ from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
 
 STAGING_SCHEMA = "etl_staging"
-LEDGER_VERSION = 4
+LEDGER_VERSION = 5
 #: What ``etl.loads.bounds`` says of a load that holds only rows without a cursor value.
 NULLS_ONLY = "nulls"
 
@@ -803,7 +803,7 @@ def _cover(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
                 " AND low::{t} < %(high)s::{t} AND high::{t} > %(low)s::{t}"
                 " AND NOT EXISTS (SELECT FROM etl.loads AS l WHERE l.load_id = c.load_id AND l.state = 'published'"
                 "                 AND coalesce(l.read_until, l.snapshot_at) > %(snapshot_at)s)"
-                " RETURNING low, high, bounds, load_id,"
+                " RETURNING low, high, bounds, load_id, retired_at,"
                 " low::{t} < %(low)s::{t} AS before, high::{t} > %(high)s::{t} AS after"
             ).format(t=cast),
             params,
@@ -820,13 +820,29 @@ def _cover(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
         ).format(t=cast),
         params,
     ).fetchall()
-    pieces = [(low, high, window.bounds, manifest.load_id) for low, high in free]
+    pieces = [(low, high, window.bounds, manifest.load_id, False) for low, high in free]
     for row in overlapped:
         if row["before"]:
-            pieces.append((row["low"], window.low, row["bounds"], row["load_id"]))
+            pieces.append(
+                (
+                    row["low"],
+                    window.low,
+                    row["bounds"],
+                    row["load_id"],
+                    row["retired_at"] is not None,
+                )
+            )
         if row["after"]:
-            pieces.append((window.high, row["high"], row["bounds"], row["load_id"]))
-    for low, high, bounds, load_id in pieces:
+            pieces.append(
+                (
+                    window.high,
+                    row["high"],
+                    row["bounds"],
+                    row["load_id"],
+                    row["retired_at"] is not None,
+                )
+            )
+    for low, high, bounds, load_id, retired in pieces:
         connection.execute(
             queries("ledger")["add_coverage"],
             {
@@ -835,8 +851,100 @@ def _cover(connection: psycopg.Connection[Any], manifest: Manifest) -> None:
                 "high": high,
                 "bounds": bounds,
                 "load_id": load_id,
+                "retired": retired,
             },
         )
+
+
+def _place(
+    connection: psycopg.Connection[Any],
+    stream: str,
+    window: Window,
+    load_id: str,
+    *,
+    retired: bool = False,
+) -> list[dict[str, Any]]:
+    """Let *window* be one entry of the coverage; returns what was there, cut to it."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        overlapped = cursor.execute(
+            sql.SQL(
+                "DELETE FROM etl.coverage WHERE stream = %(stream)s"
+                " AND low::{t} < %(high)s::{t} AND high::{t} > %(low)s::{t}"
+                " RETURNING low, high, bounds, load_id::text AS load_id, retired_at,"
+                " low::{t} < %(low)s::{t} AS before, high::{t} > %(high)s::{t} AS after"
+            ).format(t=cursor_type_sql(window.type or "")),
+            {"stream": stream, "low": window.low, "high": window.high},
+        ).fetchall()
+    pieces: list[dict[str, Any]] = [
+        {"low": window.low, "high": window.high, "bounds": window.bounds, "load_id": load_id}
+    ]
+    for row in overlapped:
+        if row["before"]:
+            pieces.append(row | {"high": window.low})
+        if row["after"]:
+            pieces.append(row | {"low": window.high})
+    for number, piece in enumerate(pieces):
+        is_retired = retired if number == 0 else piece["retired_at"] is not None
+        connection.execute(
+            queries("ledger")["add_coverage"], piece | {"stream": stream, "retired": is_retired}
+        )
+    return [
+        {
+            "stream": stream,
+            "low": window.low if row["before"] else row["low"],
+            "high": window.high if row["after"] else row["high"],
+            "bounds": row["bounds"],
+            "load_id": row["load_id"],
+        }
+        for row in overlapped
+        if row["retired_at"] is None
+    ]
+
+
+def retire_coverage(
+    connection: psycopg.Connection[Any],
+    stream: str,
+    cursor_type: str,
+    *,
+    above: str | None,
+    low: str | None,
+    high: str,
+    retirement_id: str,
+) -> list[dict[str, Any]]:
+    """Let ``[low, high)`` be neither covered nor missing any more; returns what was covered there.
+
+    What lies between it and the next partition below (which ends at *above*) goes with it: nobody would
+    load what is not kept. The position stays where it is. Inside the caller's transaction, under the lock
+    of the stream's row.
+    """
+    cast = cursor_type_sql(cursor_type)
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(
+            queries("retention")["range_to_retire"].format(t=cast),
+            {"stream": stream, "above": above, "low": low, "high": high},
+        ).fetchone()
+    if row is None or not row["any"]:
+        return []
+    window = Window(row["low"], row["high"], cursor_type, row["bounds"] or "[)")
+    return _place(connection, stream, window, retirement_id, retired=True)
+
+
+def restore_coverage(
+    connection: psycopg.Connection[Any],
+    stream: str,
+    cursor_type: str,
+    retirement_id: str,
+    pieces: Sequence[Mapping[str, Any]],
+) -> None:
+    """Take back what :func:`retire_coverage` did, but for what was loaded since."""
+    cast = cursor_type_sql(cursor_type)
+    params = {
+        "stream": stream,
+        "retirement_id": retirement_id,
+        "pieces": Jsonb([dict(piece) for piece in pieces]),
+    }
+    for name in ("give_coverage_back", "forget_retired_coverage"):
+        connection.execute(queries("retention")[name].format(t=cast), params)
 
 
 def _advance(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import dict_row
@@ -21,7 +21,7 @@ from airflow_etl_provider.core.errors import ConfigurationError, LockBudgetExcee
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import PublishOptions
-from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.catalog import Relation, scalar
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.statements import lock, lock_all
 
@@ -33,14 +33,15 @@ Result = TypeVar("Result")
 Attempts = Callable[[Callable[[int], None]], None]
 
 
-class Relation(Protocol):
-    """A table as the server knows it."""
+class Deadline:
+    """A moment up to which several pieces of work may go on."""
 
-    @property
-    def name(self) -> TableName: ...
+    def __init__(self, length: timedelta) -> None:
+        self._until = time.monotonic() + length.total_seconds()
 
-    @property
-    def oid(self) -> int: ...
+    def left(self) -> timedelta:
+        """How long that still is, zero at least."""
+        return timedelta(seconds=max(self._until - time.monotonic(), 0.0))
 
 
 class PartitionMoved(Exception):

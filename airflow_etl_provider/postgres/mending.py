@@ -18,9 +18,8 @@ from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.postgres import statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
+from airflow_etl_provider.postgres.catalog import Relation, Table, scalar
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
-from airflow_etl_provider.postgres.locking import Relation
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import add_constraint
 from airflow_etl_provider.postgres.types import widens_in_place

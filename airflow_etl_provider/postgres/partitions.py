@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
+from airflow_etl_provider.core.habit import Example, Habit
 from airflow_etl_provider.core.load import Manifest, PartitionRange
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.partition import PartitionSpec, Period
@@ -20,13 +21,13 @@ from airflow_etl_provider.core.window import Interval, bound_text
 from airflow_etl_provider.postgres import locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
+    Relation,
     Table,
     missing_privileges,
     read_partitions,
     scalar,
 )
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
-from airflow_etl_provider.postgres.locking import Relation
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
 
@@ -57,9 +58,9 @@ def expected_partitions(
     if spec is not None:
         if not spec.covers_whole(interval.start, interval.end):
             return ()
-        siblings = _siblings(connection, spec, existing, column.type)
+        habit = naming(connection, target, spec, existing, column.type)
         wanted = [
-            _range(target, spec, period, column.type, siblings)
+            range_for(habit, spec, period, column.type)
             for period in spec.periods(interval.start, interval.end)
         ]
     else:
@@ -68,8 +69,8 @@ def expected_partitions(
             bound_text(interval.start, column.type, timezone),
             bound_text(interval.end, column.type, timezone),
         )
-        overlapping = _overlapping(connection, existing, whole, column.type)
-        if overlapping and not _same(connection, overlapping[0], whole, column.type):
+        there = overlapping(connection, existing, whole, column.type)
+        if there and not same_range(connection, there[0], whole, column.type):
             return ()
         wanted = [whole]
     found = []
@@ -92,7 +93,6 @@ def make_missing_partitions(
 ) -> list[TableName]:
     """Attach an empty partition for every staged row that has none; returns those made.
 
-    An empty twin is attached, never ``PARTITION OF``, which would lock out every reader of the parent.
     A parallel load that makes the same partition first is no failure.
 
     :raises CatalogError: the DEFAULT partition holds rows of one, or its name is taken.
@@ -125,11 +125,11 @@ def make_missing_partitions(
     ).fetchall()
     made = []
     existing = read_partitions(connection, target)
-    siblings = _siblings(connection, spec, existing, column_type)
+    habit = naming(connection, target, spec, existing, column_type)
     for (start,) in sorted(starts):
         (period,) = spec.periods(start, start + timedelta(microseconds=1))
-        part = _range(target, spec, period, column_type, siblings)
-        if _overlapping(connection, existing, part, column_type):
+        part = range_for(habit, spec, period, column_type)
+        if overlapping(connection, existing, part, column_type):
             continue
         name = TableName(target.name.schema, part.name)
         in_attempts = locking.patiently(
@@ -144,78 +144,118 @@ def make_missing_partitions(
             lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
             in_attempts=in_attempts,
         )
-        _refuse_taken(connection, name, target)
+        refuse_taken(connection, name, target)
 
-        def make(_: int, name: TableName = name, part: PartitionRange = part) -> None:
-            with connection.transaction():
-                connection.execute(statements.create_partition(name, target.name))
-                owner = scalar(connection, queries("catalog")["owner"], {"oid": target.oid})
-                if owner is not None:
-                    connection.execute(statements.give(name, owner))
-                locking.limit(connection, time.monotonic() + options.lock_budget.total_seconds())
-                connection.execute(statements.attach(target.name, name, part))
-
-        try:
-            in_attempts(make)
-        except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
-            continue
-        made.append(name)
+        if attach_empty(
+            connection,
+            target,
+            name,
+            part,
+            [statements.create_partition(name, target.name)],
+            lock_budget=options.lock_budget,
+            in_attempts=in_attempts,
+        ):
+            made.append(name)
     return made
 
 
-def _siblings(
+def attach_empty(
     connection: psycopg.Connection[Any],
+    parent: Relation,
+    name: TableName,
+    part: PartitionRange,
+    create: Sequence[sql.Composed],
+    *,
+    lock_budget: timedelta,
+    in_attempts: locking.Attempts = locking.once,
+) -> bool:
+    """Run *create*, which makes the empty table *name*, and attach that; ``False``: another was first.
+
+    Never ``PARTITION OF``, which would lock out every reader of the parent.
+    """
+
+    def make(_: int) -> None:
+        with connection.transaction():
+            for step in create:
+                connection.execute(step)
+            owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
+            if owner is not None:
+                connection.execute(statements.give(name, owner))
+            # One statement takes all locks (parent, DEFAULT, what foreign keys refer to) and does its work.
+            locking.limit(connection, time.monotonic() + lock_budget.total_seconds())
+            connection.execute(statements.attach(parent.name, name, part))
+
+    try:
+        in_attempts(make)
+    except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
+        return False
+    return True
+
+
+def naming(
+    connection: psycopg.Connection[Any],
+    parent: Relation,
     spec: PartitionSpec,
     existing: Sequence[Partition],
     column_type: str,
-) -> list[tuple[str, datetime]]:
-    """Name and start of the last partitions that *spec* would have made; how the table names them is seen there."""
-    if cursor_kind(column_type) is not CursorKind.TIME:
-        return []
+) -> Habit:
+    """How partitions of *parent* are called, as those are that hold one period each."""
+    starts = [(p.table.name, p.low) for p in existing if p.low is not None]
+    if cursor_kind(column_type) is not CursorKind.TIME or not starts:
+        return Habit(spec, parent.name.name)
     zoned = column_type.endswith("with time zone")
     rows = connection.execute(
         sql.SQL(
-            "SELECT name, low FROM (SELECT name, {} AS low FROM unnest(%(names)s::text[], %(lows)s::text[])"
-            " AS p (name, low)) AS p WHERE isfinite(low) AND low BETWEEN '0001-01-02' AND '9999-12-30'"
-            " ORDER BY low DESC LIMIT 3"
-        ).format(
-            sql.SQL("low::timestamptz")
-            if zoned
-            else sql.SQL("low::timestamp AT TIME ZONE {}").format(sql.Literal(spec.timezone))
-        ),
+            "SELECT name, start FROM (SELECT name, {} AS start"
+            " FROM unnest(%(names)s::text[], %(lows)s::text[]) AS given (name, low)) AS read"
+            " WHERE isfinite(start) AND start > '0001-01-02Z' AND start < '9999-12-30Z'"
+        ).format(sql.SQL("low::timestamptz" if zoned else "low::timestamp AT TIME ZONE %(zone)s")),
         {
-            "names": [partition.table.name for partition in existing],
-            "lows": [partition.low for partition in existing],
+            "names": [name for name, _ in starts],
+            "lows": [low for _, low in starts],
+            "zone": spec.timezone,
         },
     ).fetchall()
-    return [(name, low) for name, low in rows if spec.period_holding(low).start == low]
+    return Habit.of(
+        spec,
+        parent.name.name,
+        [Example(name, start) for name, start in rows if spec.period_holding(start).start == start],
+    )
 
 
-def _range(
-    target: Table,
-    spec: PartitionSpec,
-    period: Period,
-    column_type: str,
-    siblings: Sequence[tuple[str, datetime]],
+def range_for(
+    habit: Habit, spec: PartitionSpec, period: Period, column_type: str
 ) -> PartitionRange:
+    """The partition of *period*, as it exists or is to be made."""
     return PartitionRange(
-        spec.partition_name(target.name.name, period, siblings),
+        habit.name(period),
         bound_text(period.start, column_type, spec.timezone),
         bound_text(period.end, column_type, spec.timezone),
     )
 
 
-def _overlapping(
+def overlapping(
     connection: psycopg.Connection[Any],
     existing: Sequence[Partition],
     wanted: PartitionRange,
     column_type: str,
 ) -> list[Partition]:
-    return [
-        partition
-        for partition in existing
-        if not partition.is_default and _overlaps(connection, partition, wanted, column_type)
-    ]
+    """Those of *existing* that would hold a row of *wanted*; DEFAULT does not count."""
+    ranges = [partition for partition in existing if not partition.is_default]
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT place FROM unnest(%(lows)s::text[], %(highs)s::text[]) WITH ORDINALITY AS p (low, high, place)"
+            " WHERE coalesce(low::{t} < %(wanted_high)s::{t}, true)"
+            " AND coalesce(high::{t} > %(wanted_low)s::{t}, true) ORDER BY place"
+        ).format(t=cursor_type_sql(column_type)),
+        {
+            "lows": [partition.low for partition in ranges],
+            "highs": [partition.high for partition in ranges],
+            "wanted_low": wanted.low,
+            "wanted_high": wanted.high,
+        },
+    )
+    return [ranges[place - 1] for (place,) in rows]
 
 
 def _existing_name(
@@ -229,19 +269,19 @@ def _existing_name(
 
     ``None`` where it is no table that could be exchanged: partitioned itself, or in another schema.
     """
-    overlapping = _overlapping(connection, existing, wanted, column_type)
-    if not overlapping:
+    found = overlapping(connection, existing, wanted, column_type)
+    if not found:
         if not wanted.name:
             raise ConfigurationError(
                 f"{target.name} has no partition for {wanted.low} to {wanted.high}",
                 remedy="say how long a partition is, so that missing ones can be made: "
                 "partition={'column': ..., 'every': 'month', 'timezone': ...}",
             )
-        _refuse_taken(connection, TableName(target.name.schema, wanted.name), target)
+        refuse_taken(connection, TableName(target.name.schema, wanted.name), target)
         return wanted.name
-    (first, *rest) = overlapping
-    if rest or not _same(connection, first, wanted, column_type):
-        bounds = "; ".join(f"{p.table} {p.bound}" for p in overlapping)
+    (first, *rest) = found
+    if rest or not same_range(connection, first, wanted, column_type):
+        bounds = "; ".join(f"{p.table} {p.bound}" for p in found)
         raise CatalogError(
             f"{target.name} is cut differently from the wanted partition {wanted.low} to {wanted.high}: {bounds}",
             remedy="let partition.every and partition.timezone say how the table is really partitioned",
@@ -251,24 +291,7 @@ def _existing_name(
     return first.table.name
 
 
-def _overlaps(
-    connection: psycopg.Connection[Any],
-    partition: Partition,
-    wanted: PartitionRange,
-    column_type: str,
-) -> bool:
-    found: bool = scalar(
-        connection,
-        sql.SQL(
-            "SELECT coalesce(%(low)s::{t} < %(wanted_high)s::{t}, true)"
-            " AND coalesce(%(high)s::{t} > %(wanted_low)s::{t}, true)"
-        ).format(t=cursor_type_sql(column_type)),
-        _bounds(partition, wanted),
-    )
-    return found
-
-
-def _same(
+def same_range(
     connection: psycopg.Connection[Any],
     partition: Partition,
     wanted: PartitionRange,
@@ -280,21 +303,18 @@ def _same(
             "SELECT %(low)s::{t} IS NOT DISTINCT FROM %(wanted_low)s::{t}"
             " AND %(high)s::{t} IS NOT DISTINCT FROM %(wanted_high)s::{t}"
         ).format(t=cursor_type_sql(column_type)),
-        _bounds(partition, wanted),
+        {
+            "low": partition.low,
+            "high": partition.high,
+            "wanted_low": wanted.low,
+            "wanted_high": wanted.high,
+        },
     )
     return found
 
 
-def _bounds(partition: Partition, wanted: PartitionRange) -> dict[str, str | None]:
-    return {
-        "low": partition.low,
-        "high": partition.high,
-        "wanted_low": wanted.low,
-        "wanted_high": wanted.high,
-    }
-
-
-def _refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Table) -> None:
+def refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Relation) -> None:
+    """:raises CatalogError: something else has the name that a partition is to get."""
     taken = scalar(
         connection,
         "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
@@ -323,7 +343,7 @@ def partition_of(
     name = _existing_name(connection, target, part, existing, column.type)
     found = [p for p in existing if p.table == TableName(target.name.schema, name or "")]
     if name is None:
-        (other,) = _overlapping(connection, existing, part, column.type)
+        (other,) = overlapping(connection, existing, part, column.type)
         raise CatalogError(
             f"partition {other.table} of {target.name} is partitioned itself, or lies in another schema, since the "
             "batch was staged",
@@ -334,7 +354,7 @@ def partition_of(
 
 def refuse_default_rows(
     connection: psycopg.Connection[Any],
-    target: Table,
+    target: Relation,
     column: str,
     wanted: Sequence[PartitionRange],
 ) -> None:
@@ -372,7 +392,7 @@ def refuse_dependents(connection: psycopg.Connection[Any], partitions: Sequence[
 
 def exclude_from_default(
     connection: psycopg.Connection[Any],
-    target: Table,
+    target: Relation,
     column: str,
     wanted: Sequence[PartitionRange],
     *,
@@ -429,7 +449,62 @@ def keep_out_of_default(
                         connection.execute(step)
 
                 in_attempts(add)
-            connection.execute(statements.validate_constraint(table, name))
+            try:
+                connection.execute(statements.validate_constraint(table, name))
+            except psycopg.errors.CheckViolation:
+                # It would keep out more such rows, which nobody has asked for.
+                connection.execute(statements.drop_constraint(table, name))
+                raise CatalogError(
+                    f"the DEFAULT partition {table} of {parent.name} holds rows that belong into a partition to be "
+                    "attached",
+                    remedy=f"move them out of {table}, then clear the task; they are the rows where "
+                    f"{condition.as_string(connection)}",
+                ) from None
+
+
+def let_into_default(
+    connection: psycopg.Connection[Any], parent: Relation, part: PartitionRange, *, log: EventLog
+) -> None:
+    """Take back what :func:`exclude_from_default` did, where a partition was not attached after all."""
+    for step in _drop_from_default(connection, parent, [statements.excluding_name(part)]):
+        try:
+            with connection.transaction():
+                connection.execute("SET LOCAL lock_timeout = '1s'")
+                connection.execute(step)
+        except psycopg.errors.LockNotAvailable:
+            log(
+                "DEFAULT keeps out rows whose partition could not be attached, until the next run attaches it",
+                table=str(parent.name),
+                partition=part.name,
+            )
+
+
+def let_in_again(
+    connection: psycopg.Connection[Any], parent: Relation, partition: Partition
+) -> list[sql.Composed]:
+    """The statements that let DEFAULT take the rows again whose partition goes."""
+    names = [statements.excluding_name_of(partition.bound)]
+    if partition.low is not None and partition.high is not None:
+        names.append(statements.excluding_name(PartitionRange("", partition.low, partition.high)))
+    return _drop_from_default(connection, parent, names)
+
+
+def _drop_from_default(
+    connection: psycopg.Connection[Any], parent: Relation, names: Sequence[str]
+) -> list[sql.Composed]:
+    found = connection.execute(
+        queries("catalog")["default_partition"], {"oid": parent.oid}
+    ).fetchall()
+    return [
+        statements.drop_constraint(TableName(schema, table), name)
+        for schema, table, _ in found
+        for name in names
+        if scalar(
+            connection,
+            queries("catalog")["has_constraint"],
+            {"schema": schema, "name": table, "constraint": name},
+        )
+    ]
 
 
 def obstacles(connection: psycopg.Connection[Any], target: Table) -> list[CatalogError]:

@@ -59,6 +59,7 @@ from airflow_etl_provider.postgres.twin import (
     build_index,
     final_index_names,
     own_indexes,
+    paired_indexes,
     parent_indexes,
 )
 
@@ -513,18 +514,11 @@ class _Rollback:
 
     def _indexes(self, found: _Return) -> list[tuple[Index, Index | None]]:
         """The indexes that the partition must have, each with the one of the version that is the same."""
-        connection = self._connection
-        left = own_indexes(connection, replace(found.current, oid=found.oid))
-        pairs: list[tuple[Index, Index | None]] = []
-        for index in [
-            *parent_indexes(connection, found.place.parent),
-            *own_indexes(connection, found.current),
-        ]:
-            same = next((own for own in left if _alike(own, index)), None)
-            if same is not None:
-                left.remove(same)
-            pairs.append((index, same))
-        return pairs
+        wanted = [
+            *parent_indexes(self._connection, found.place.parent),
+            *own_indexes(self._connection, found.current),
+        ]
+        return paired_indexes(self._connection, replace(found.current, oid=found.oid), wanted)
 
     # -- under the locks --------------------------------------------------------------------------
 
@@ -667,13 +661,3 @@ class _Rollback:
         # The server's own rendering.
         steps += [sql.SQL(step) for (step,) in moves]
         return steps
-
-
-def _alike(one: Index, other: Index) -> bool:
-    """Whether ATTACH takes one index for the other."""
-    return (one.definition, one.is_unique, one.constraint_type, one.constraint_definition) == (
-        other.definition,
-        other.is_unique,
-        other.constraint_type,
-        other.constraint_definition,
-    )

@@ -277,6 +277,10 @@ def validate_constraint(table: TableName, name: str) -> sql.Composed:
     )
 
 
+def drop_constraint(table: TableName, name: str) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(ident(table), sql.Identifier(name))
+
+
 def range_clause(partition: PartitionRange) -> sql.Composed:
     """What ATTACH says of a partition by RANGE."""
     return sql.SQL("FOR VALUES FROM ({}) TO ({})").format(

@@ -14,8 +14,8 @@ from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.postgres import statements
-from airflow_etl_provider.postgres.catalog import Partition, scalar
-from airflow_etl_provider.postgres.locking import Attempts, Relation
+from airflow_etl_provider.postgres.catalog import Partition, Relation, scalar
+from airflow_etl_provider.postgres.locking import Attempts
 from airflow_etl_provider.postgres.queries import queries
 
 
@@ -55,6 +55,30 @@ def own_indexes(connection: psycopg.Connection[Any], old: Partition | None) -> l
     if old is None:
         return []
     return _indexes(connection, queries("twin")["own_indexes"], {"old": old.oid}, False)
+
+
+def paired_indexes(
+    connection: psycopg.Connection[Any], table: Partition, wanted: Sequence[Index]
+) -> list[tuple[Index, Index | None]]:
+    """Each of *wanted* with the index that *table*, which is not attached, has for it already."""
+    left = own_indexes(connection, table)
+    pairs: list[tuple[Index, Index | None]] = []
+    for index in wanted:
+        same = next((own for own in left if _alike(own, index)), None)
+        if same is not None:
+            left.remove(same)
+        pairs.append((index, same))
+    return pairs
+
+
+def _alike(one: Index, other: Index) -> bool:
+    """Whether ATTACH takes one index for the other."""
+    return (one.definition, one.is_unique, one.constraint_type, one.constraint_definition) == (
+        other.definition,
+        other.is_unique,
+        other.constraint_type,
+        other.constraint_definition,
+    )
 
 
 def _indexes(

@@ -31,7 +31,9 @@ ORDER BY p.published_at DESC, p.partition
 SELECT load_id FROM etl.loads WHERE load_id = ANY (%(load_ids)s::uuid[]) ORDER BY load_id FOR UPDATE
 
 -- name: size
-SELECT pg_total_relation_size(%(oid)s::oid::regclass)
+-- With its partitions, where it has some.
+SELECT coalesce(sum(pg_total_relation_size(relid)), 0)::bigint
+FROM (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass) UNION SELECT %(oid)s::oid::regclass) AS tree
 
 -- name: may_go
 -- Under the table's lock: it is still the one that was looked at, and nobody's partition.

@@ -219,8 +219,8 @@ INSERT INTO etl.watermark_moves (stream, position_from, position_to, fence, reas
 VALUES (%(stream)s, %(from)s, %(to)s, %(fence)s, %(reason)s, %(actor)s)
 
 -- name: add_coverage
-INSERT INTO etl.coverage (stream, low, high, bounds, load_id)
-VALUES (%(stream)s, %(low)s, %(high)s, %(bounds)s, %(load_id)s)
+INSERT INTO etl.coverage (stream, low, high, bounds, load_id, retired_at)
+VALUES (%(stream)s, %(low)s, %(high)s, %(bounds)s, %(load_id)s, CASE WHEN %(retired)s THEN clock_timestamp() END)
 
 -- name: actor
 SELECT dag_id || ' ' || run_id FROM etl.loads WHERE load_id = %(load_id)s

@@ -80,14 +80,18 @@ WHERE %(stream)s::text IS NULL OR s.stream = %(stream)s
 ORDER BY s.stream
 
 -- name: covered
+-- Windows that touch each other are one, those of partitions that are no longer kept apart from the others.
 WITH spans AS (
-    SELECT low::{t} AS low, high::{t} AS high, bounds, lag(high::{t}) OVER (ORDER BY low::{t}) AS reached
+    SELECT low::{t} AS low, high::{t} AS high, bounds, retired_at IS NOT NULL AS retired,
+           lag(high::{t}) OVER earlier AS reached, lag(retired_at IS NOT NULL) OVER earlier AS was_retired
     FROM etl.coverage WHERE stream = %(stream)s
+    WINDOW earlier AS (ORDER BY low::{t})
 ), runs AS (
-    SELECT *, count(*) FILTER (WHERE low > reached) OVER (ORDER BY low) AS run FROM spans
+    SELECT *, count(*) FILTER (WHERE low > reached OR retired <> was_retired) OVER (ORDER BY low) AS run FROM spans
 )
 SELECT (array_agg(low::text ORDER BY low))[1] AS low, (array_agg(high::text ORDER BY low DESC))[1] AS high,
-       min(bounds) AS bounds, count(*) AS windows,
+       min(bounds) AS bounds, count(*) AS windows, bool_and(retired) AS retired,
+       (array_agg(coalesce(low > reached, false) ORDER BY low))[1] AS after_gap,
        (array_agg(low > %(start)s::{t} ORDER BY low))[1] AS after_start
 FROM runs GROUP BY run ORDER BY run
 

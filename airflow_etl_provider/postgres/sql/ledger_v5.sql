@@ -1,0 +1,34 @@
+-- The ledger, version 5: partitions that retention has taken out, and what they mean for coverage.
+CREATE TABLE etl.retired_partitions (
+    retirement_id  uuid PRIMARY KEY,
+    target         text NOT NULL,
+    parent         text NOT NULL,
+    partition      text NOT NULL,
+    bound          text NOT NULL,
+    kept           text NOT NULL,
+    rebuild        jsonb,
+    coverage       jsonb NOT NULL,
+    rows           bigint NOT NULL,
+    bytes          bigint NOT NULL,
+    why            text NOT NULL,
+    actor          text NOT NULL,
+    retired_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    drop_after     timestamptz NOT NULL,
+    dropped_at     timestamptz,
+    restored_at    timestamptz
+);
+CREATE INDEX retired_partitions_target ON etl.retired_partitions (target, retired_at);
+COMMENT ON TABLE etl.retired_partitions IS
+    'Partitions that retention detached; kept in the staging schema until drop_after, then dropped by the janitor.';
+
+ALTER TABLE etl.coverage ADD COLUMN retired_at timestamptz;
+COMMENT ON COLUMN etl.coverage.retired_at IS
+    'The range is no longer kept: neither covered nor missing. load_id is then the retirement.';
+
+CREATE TABLE etl.analyzed_tables (
+    target       text PRIMARY KEY,
+    analyzed_at  timestamptz NOT NULL
+);
+COMMENT ON TABLE etl.analyzed_tables IS 'When maintenance has last renewed the statistics of a partitioned table as a whole.';
+
+INSERT INTO etl.schema_version (version) VALUES (5);

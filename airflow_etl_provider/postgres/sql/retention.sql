@@ -1,0 +1,154 @@
+-- name: tree
+-- A table with all that is partitioned below it, parents first.
+SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name, t.parentrelid::oid::bigint AS parent,
+       t.level, pg_get_expr(c.relpartbound, c.oid) AS bound, p.partstrat::text AS strategy,
+       CASE WHEN p.partnatts = 1 THEN (SELECT a.attname::text FROM pg_attribute AS a
+                                       WHERE a.attrelid = c.oid AND a.attnum = p.partattrs[0]) END AS "column"
+FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
+JOIN pg_class AS c ON c.oid = t.relid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_partitioned_table AS p ON p.partrelid = c.oid
+ORDER BY t.level, n.nspname, c.relname
+
+-- name: tables
+SELECT c.oid::bigint, n.nspname::text, c.relname::text
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = ANY (%(oids)s::oid[])
+
+-- name: partition_key
+SELECT pg_get_partkeydef(%(oid)s::oid)
+
+-- name: size
+SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint, coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
+FROM pg_class AS c WHERE c.oid = ANY (%(oids)s::oid[]) AND c.relkind <> 'p'
+
+-- name: dependents
+-- What shows or references tables by name and would hold them for ever.
+SELECT DISTINCT format('%%s %%s shows %%s', CASE v.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END,
+                       v.oid::regclass, d.refobjid::regclass)
+FROM pg_depend AS d
+JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+JOIN pg_class AS v ON v.oid = r.ev_class
+WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY (%(oids)s::oid[]) AND v.oid <> d.refobjid
+UNION
+SELECT format('%%s references %%s by foreign key', con.conrelid::regclass, con.confrelid::regclass)
+FROM pg_constraint AS con
+WHERE con.confrelid = ANY (%(oids)s::oid[]) AND con.contype = 'f' AND con.conparentid = 0
+ORDER BY 1
+
+-- name: unfinished
+-- Loads that may still write into the table. A failed or rejected one that has left nothing to go on from does not.
+SELECT l.load_id::text AS load_id, l.stream, l.state, l.staging, l.window_low, l.window_high, l.window_type, l.bounds,
+       coalesce(l.manifest ->> 'cursor',
+                (SELECT e.manifest ->> 'cursor' FROM etl.loads AS e
+                 WHERE e.stream = l.stream AND e.state = 'published' AND e.manifest IS NOT NULL
+                 ORDER BY e.seq DESC LIMIT 1)) AS cursor,
+       to_regclass(l.staging) IS NOT NULL AS is_staged
+FROM etl.loads AS l
+WHERE l.target = %(target)s
+  AND (l.state IN ('started', 'staged', 'validated')
+       OR l.state IN ('failed', 'rejected') AND to_regclass(l.staging) IS NOT NULL)
+ORDER BY l.seq
+
+-- name: has_column
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(table)s) AND attname = %(column)s
+               AND NOT attisdropped)
+
+-- name: overlaps
+SELECT coalesce(%(window_low)s::{t} < %(high)s::{t}, true) AND coalesce(%(window_high)s::{t} > %(low)s::{t}, true)
+
+-- name: covering_streams
+-- Streams whose windows are ranges of the partition column, with the type of those windows.
+SELECT s.stream, covering.window_type AS type
+FROM etl.streams AS s
+CROSS JOIN LATERAL (
+    SELECT l.window_type, l.manifest ->> 'cursor' AS cursor FROM etl.loads AS l
+    WHERE l.stream = s.stream AND l.state = 'published' AND l.window_type IS NOT NULL AND l.bounds <> 'nulls'
+    ORDER BY l.seq DESC LIMIT 1
+) AS covering
+WHERE s.target = %(target)s AND covering.cursor = %(column)s
+ORDER BY s.stream
+
+-- name: range_to_retire
+-- From where the range below ends, or from where the stream begins, whichever is later.
+SELECT cut.low::text AS low, cut.high::text AS high, cut.low < cut.high AS any, cut.bounds
+FROM (
+    SELECT greatest(coalesce(s.origin::{t}, seen.lowest), %(above)s::{t}, seen.retired) AS low,
+           %(high)s::{t} AS high, seen.bounds
+    FROM etl.streams AS s
+    CROSS JOIN LATERAL (
+        SELECT min(c.low::{t}) AS lowest, min(c.bounds) AS bounds,
+               max(c.high::{t}) FILTER (WHERE c.retired_at IS NOT NULL AND c.high::{t} <= %(low)s::{t}) AS retired
+        FROM etl.coverage AS c WHERE c.stream = s.stream
+    ) AS seen
+    WHERE s.stream = %(stream)s AND coalesce(s.origin::{t}, seen.lowest) IS NOT NULL
+) AS cut
+
+-- name: give_coverage_back
+INSERT INTO etl.coverage (stream, low, high, bounds, load_id)
+SELECT c.stream, greatest(p.low::{t}, c.low::{t})::text, least(p.high::{t}, c.high::{t})::text, p.bounds, p.load_id
+FROM jsonb_to_recordset(%(pieces)s) AS p (stream text, low text, high text, bounds text, load_id uuid)
+JOIN etl.coverage AS c ON c.stream = p.stream AND p.low::{t} < c.high::{t} AND p.high::{t} > c.low::{t}
+WHERE c.stream = %(stream)s AND c.load_id = %(retirement_id)s AND c.retired_at IS NOT NULL
+
+-- name: forget_retired_coverage
+DELETE FROM etl.coverage WHERE stream = %(stream)s AND load_id = %(retirement_id)s AND retired_at IS NOT NULL
+
+-- name: retire
+INSERT INTO etl.retired_partitions (retirement_id, target, parent, partition, bound, kept, coverage, rows, bytes, why,
+                                    actor, drop_after)
+VALUES (%(retirement_id)s, %(target)s, %(parent)s, %(partition)s, %(bound)s, %(kept)s, %(coverage)s, %(rows)s, %(bytes)s,
+        %(why)s, %(actor)s, clock_timestamp() + %(keep)s)
+
+-- name: set_rebuild
+UPDATE etl.retired_partitions SET rebuild = %(rebuild)s WHERE retirement_id = %(retirement_id)s
+
+-- name: retired
+-- Retired partitions that are still kept, newest first, and whether their time is over.
+SELECT r.retirement_id::text AS retirement_id, r.target, r.parent, r.partition, r.bound, r.kept, r.rebuild, r.coverage,
+       r.rows, r.bytes, r.why, r.actor, r.retired_at, r.drop_after, clock_timestamp() >= r.drop_after AS is_over
+FROM etl.retired_partitions AS r
+WHERE r.dropped_at IS NULL AND r.restored_at IS NULL
+  AND (%(ids)s::uuid[] IS NULL OR r.retirement_id = ANY (%(ids)s::uuid[]))
+ORDER BY r.retired_at DESC, r.partition
+
+-- name: hold_retired
+SELECT retirement_id FROM etl.retired_partitions
+WHERE retirement_id = ANY (%(ids)s::uuid[]) ORDER BY retirement_id FOR UPDATE
+
+-- name: mark_dropped
+UPDATE etl.retired_partitions SET dropped_at = clock_timestamp() WHERE retirement_id = ANY (%(ids)s::uuid[])
+
+-- name: mark_restored
+UPDATE etl.retired_partitions SET restored_at = clock_timestamp() WHERE retirement_id = %(retirement_id)s
+
+-- name: has_analyzed
+SELECT to_regclass('etl.analyzed_tables') IS NOT NULL
+
+-- name: analyzed_at
+SELECT max(analyzed_at) FROM etl.analyzed_tables WHERE target = %(target)s
+
+-- name: set_analyzed
+INSERT INTO etl.analyzed_tables (target, analyzed_at) VALUES (%(target)s, clock_timestamp())
+ON CONFLICT (target) DO UPDATE SET analyzed_at = excluded.analyzed_at
+
+-- name: changed_share
+-- How much of a partitioned table is not in its statistics as a whole: rows of partitions that were analyzed after
+-- it, because they were new or had changed, and changed rows of the others. 1 if it never was; NULL without rows.
+-- Where ANALYZE takes the partitions along, those come after their parent: then the end of our own counts.
+WITH parent AS (
+    SELECT greatest(s.last_analyze, s.last_autoanalyze) AS began,
+           greatest(s.last_analyze, s.last_autoanalyze, %(analyzed_at)s::timestamptz) AS analyzed
+    FROM pg_stat_all_tables AS s WHERE s.relid = %(oid)s
+), leaf AS (
+    SELECT greatest(c.reltuples, s.n_live_tup, 0)::float8 AS rows, s.n_mod_since_analyze::float8 AS changed,
+           greatest(s.last_analyze, s.last_autoanalyze) AS analyzed
+    FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
+    JOIN pg_class AS c ON c.oid = t.relid
+    LEFT JOIN pg_stat_all_tables AS s ON s.relid = t.relid
+    WHERE t.isleaf AND c.relkind = 'r'
+)
+SELECT CASE WHEN coalesce(sum(leaf.rows), 0) = 0 THEN NULL
+            WHEN (SELECT began FROM parent) IS NULL THEN 1
+            ELSE least(sum(CASE WHEN leaf.analyzed > (SELECT analyzed FROM parent) THEN leaf.rows
+                                ELSE least(coalesce(leaf.changed, 0), leaf.rows) END) / sum(leaf.rows), 1) END
+FROM leaf
