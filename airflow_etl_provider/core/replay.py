@@ -160,6 +160,10 @@ class ReplayArea(Protocol):
 
 Audit = Callable[[Manifest], Findings]
 
+#: How often letters that the target refuses are halved, to find those that are to blame. What is left together
+#: then fails together, and is halved again when it is replayed the next time.
+_MOST_HALVINGS = 7
+
 
 def way_back(strategy: Strategy, kind: Kind, keys: Sequence[str]) -> tuple[Strategy, Kind]:
     """How rows join those that their load has published with *strategy*, and as what they are treated.
@@ -209,6 +213,7 @@ def _replay(
     new_id: Callable[[], str],
     stop: Stop,
     log: EventLog,
+    halvings: int = 0,
 ) -> Replayed:
     if stop.is_set():
         raise Stopped(f"replaying letters of {request.stream} was stopped; what is published stays")
@@ -230,14 +235,16 @@ def _replay(
         published = area.publish(manifest, staged, stop=stop, log=log)
     except DataError as error:
         taken = area.give_up(load_id, error.what)
-        if len(taken) < 2:
+        if len(taken) < 2 or halvings == _MOST_HALVINGS:
             # What was being done says nothing of the row.
             area.fail(taken, error.what.partition(": ")[2] or error.what)
             return replace(done, failed=done.failed + len(taken))
         # One row may spoil it for all the others: halves tell which.
         middle = len(taken) // 2
         for part in (taken[:middle], taken[middle:]):
-            done = _replay(request, origin, part, done, area, audit, new_id, stop, log)
+            done = _replay(
+                request, origin, part, done, area, audit, new_id, stop, log, halvings + 1
+            )
         return done
     except TransientError:
         # The next try takes the letters from this one.

@@ -11,6 +11,7 @@ from math import floor
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE
 from airflow_etl_provider.core.errors import (
     ConfigurationError,
     DataError,
@@ -28,8 +29,6 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 
 #: Rows of one Arrow record batch.
 BATCH_ROWS = 50_000
-#: The largest share of a batch that may be set aside.
-MAX_DEAD_SHARE = 0.10
 
 _PACKAGE = str(Path(__file__).parents[1])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_etl_provider.config.models import Pipeline, Stream
 from airflow_etl_provider.core.columns import Treatment
+from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE, OnConversionError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.publish import REBUILD_ROWS, REBUILD_SHARE, Deletes
 from airflow_etl_provider.core.request import (
@@ -18,7 +19,7 @@ from airflow_etl_provider.core.request import (
     WindowMode,
 )
 from airflow_etl_provider.core.settle import CursorOrigin
-from airflow_etl_provider.core.transform import MAX_DEAD_SHARE, OnError
+from airflow_etl_provider.core.transform import OnError
 from airflow_etl_provider.core.window import humane
 
 _KINDS = {
@@ -193,6 +194,27 @@ def _columns(stream: Stream) -> Iterator[str]:
         yield f"| types | {', '.join(types)} |"
     if source.zero_dates == "null":
         yield "| zero dates | NULL |"
+    yield from _set_aside(stream)
+
+
+def _set_aside(stream: Stream) -> Iterator[str]:
+    """Which rows do not stop the others."""
+    converted = stream.source.on_conversion_error is OnConversionError.QUARANTINE
+    audited = any(_quarantines(expectation) for expectation in stream.quality.expectations)
+    rows = [
+        *(["that the target cannot hold"] if converted else []),
+        *(["that fail an expectation marked below"] if audited else []),
+    ]
+    if rows:
+        share = MAX_DEAD_SHARE if stream.max_dead_share is None else stream.max_dead_share
+        most = "" if stream.max_dead_rows is None else f" or {stream.max_dead_rows:,} rows"
+        yield f"| set aside | rows {' and '.join(rows)}; more than {share:.1%}{most} fail the load |"
+
+
+def _quarantines(expectation: Mapping[str, Any]) -> bool:
+    meta = expectation.get("meta")
+    told = meta.get("on_fail") if isinstance(meta, Mapping) else None
+    return bool(expectation.get("on_fail", told) == "quarantine")
 
 
 def _transform(stream: Stream) -> Iterator[str]:
@@ -274,7 +296,9 @@ def _checks(stream: Stream) -> Iterator[str]:
     yield f"Checked before anybody sees the rows{suite}:"
     yield ""
     for expectation in stream.quality.expectations:
-        yield f"- **{expectation.get('severity', 'critical')}**: `{expectation['type']}`{_arguments(expectation)}"
+        aside = ", sets rows aside" if _quarantines(expectation) else ""
+        severity = expectation.get("severity", "critical")
+        yield f"- **{severity}**{aside}: `{expectation['type']}`{_arguments(expectation)}"
 
 
 def _arguments(expectation: Mapping[str, Any]) -> str:

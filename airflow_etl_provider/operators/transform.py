@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.core.transform import (
     BATCH_ROWS,
-    MAX_DEAD_SHARE,
     ByCallable,
     BySql,
     DeadLimit,

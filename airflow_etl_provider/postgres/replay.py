@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ from airflow_etl_provider.core.conversion import Conversion, Judged
 from airflow_etl_provider.core.dead_letters import DeadLimits, Fault
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError, StateError
 from airflow_etl_provider.core.load import Kind, LoadState, Manifest, Published, Strategy
-from airflow_etl_provider.core.names import TableName, staging_name
+from airflow_etl_provider.core.names import TableName, quoted, staging_name
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.core.replay import (
@@ -52,6 +52,8 @@ from airflow_etl_provider.quality.suite import Expectation, Suite, check_columns
 Connection = psycopg.Connection[Any]
 
 _LETTER = "etl_letter"
+#: Reason, expectation and severity by the letter's id.
+_Failures = dict[int, tuple[str, str | None, str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,7 @@ class PostgresReplay:
                 connection.execute(
                     queries("ledger")["lock_stream"], {"stream": source.manifest.stream}
                 )
-                return _Staging(connection, request, source, target, load_id, self.endpoint).run(
-                    ids
-                )
+                return _Staging(connection, request, source, target, load_id).run(ids)
 
     def settle(self, manifest: Manifest, found: Findings) -> tuple[Manifest | None, int]:
         with (
@@ -298,11 +298,8 @@ def _give_up(
     return sorted(letter for (letter,) in rows)
 
 
-_Failures = Mapping[int, tuple[str, str | None, str | None]]
-
-
 def _fail(connection: Connection, failures: _Failures) -> None:
-    """Letters fail again: reason, expectation and severity by id."""
+    """Letters fail again."""
     if not failures:
         return
     connection.execute(
@@ -316,9 +313,7 @@ def _fail(connection: Connection, failures: _Failures) -> None:
     )
 
 
-def _failing(
-    connection: Connection, manifest: Manifest, found: Findings
-) -> dict[int, tuple[str, str | None, str | None]]:
+def _failing(connection: Connection, manifest: Manifest, found: Findings) -> _Failures:
     """The letters whose rows have faults, with all of their reasons."""
     connection.execute(queries("checks")["own_search_path"])
     failing: dict[int, list[Fault]] = {}
@@ -360,13 +355,11 @@ class _Staging:
         origin: _Origin,
         target: Table,
         load_id: str,
-        endpoint: Endpoint,
     ) -> None:
         self._connection = connection
         self._request = request
         self._origin = origin
         self._target = target
-        self._endpoint = endpoint
         columns = {column.name for column in origin.manifest.columns}
         keys = origin.options.keys or origin.manifest.keys or target.primary_key
         keys = keys if columns.issuperset(keys) else ()
@@ -394,17 +387,22 @@ class _Staging:
         self._letter = _letter(self._manifest)
 
     def run(self, ids: Sequence[int]) -> Staged:
-        chosen, waiting, overtaken = self._chosen(ids)
+        chosen, waiting = self._chosen(ids)
         texts = self._texts()
-        failures: dict[int, tuple[str, str | None, str | None]] = {}
+        failures: _Failures = {}
+        overtaken: list[int] = []
         if chosen:
             self._create(texts)
             self._receive(chosen)
             failures = self._judge(texts)
             self._connection.execute(texts.convert())
-            newer = self._newer()
-            overtaken += newer
-            chosen = [letter for letter in chosen if letter not in {*failures, *newer}]
+            moved, uncovered, overtaken = self._places()
+            failures |= moved
+            overtaken += self._newer()
+            gone = {*failures, *uncovered, *overtaken}
+            self._take_out(gone)
+            waiting += len(uncovered)
+            chosen = [letter for letter in chosen if letter not in gone]
         _fail(self._connection, failures)
         self._supersede(overtaken)
         manifest = self._record(chosen) if chosen else None
@@ -419,8 +417,8 @@ class _Staging:
             waiting=waiting,
         )
 
-    def _chosen(self, ids: Sequence[int]) -> tuple[list[int], int, list[int]]:
-        """Letters that may come back now; how many may not; those whose window is another load's by now."""
+    def _chosen(self, ids: Sequence[int]) -> tuple[list[int], int]:
+        """Letters that may come back, and how many may not."""
         with self._connection.cursor(row_factory=dict_row) as cursor:
             rows = cursor.execute(
                 queries("dead_letters")["lock_pending"],
@@ -435,36 +433,55 @@ class _Staging:
                 LoadState.VALIDATED,
             ):
                 _give_up(self._connection, earlier, load.staging, "another replay took its letters")
-        chosen, waiting, overtaken = [], 0, []
         # What a transform made of a row, only the transform can make of it again.
         made_anew = self._origin.manifest.transformed is not None
-        for row in rows:
-            covered = self._covered_by(row["position"])
-            if made_anew and not row["audited"]:
-                waiting += 1
-            elif covered == self._origin.manifest.load_id:
-                chosen.append(row["id"])
-            elif covered is None:
-                waiting += 1
-            else:
-                overtaken.append(row["id"])
-        return chosen, waiting, overtaken
+        chosen = [row["id"] for row in rows if row["audited"] or not made_anew]
+        return chosen, len(rows) - len(chosen)
 
-    def _covered_by(self, position: str | None) -> str | None:
-        """The load that the place of an event belongs to; ``None`` if it is to be loaded again."""
+    def _places(self) -> tuple[_Failures, list[int], list[int]]:
+        """Events that their load no longer has a place for.
+
+        Those that a correction has moved out of its window; those whose place is to be loaded again; and
+        those whose place another load has by now.
+        """
         manifest = self._origin.manifest
-        window = manifest.window
-        if manifest.kind is not Kind.EVENTS or not window.is_range or position is None:
-            return manifest.load_id
-        row = self._connection.execute(
+        window, cursor = manifest.window, manifest.cursor
+        columns = {column.name for column in manifest.columns}
+        if manifest.kind is not Kind.EVENTS or not window.is_range or cursor not in columns:
+            return {}, [], []
+        at = sql.SQL("s.{}::{}").format(sql.Identifier(cursor), cursor_type_sql(window.type or ""))
+        rows = self._connection.execute(
             sql.SQL(
-                "SELECT load_id::text FROM etl.coverage WHERE stream = %(stream)s AND CASE WHEN left(bounds, 1) = '['"
-                " THEN low::{t} <= %(at)s::{t} AND high::{t} > %(at)s::{t}"
-                " ELSE low::{t} < %(at)s::{t} AND high::{t} >= %(at)s::{t} END"
-            ).format(t=cursor_type_sql(window.type or "")),
-            {"stream": manifest.stream, "at": position},
-        ).fetchone()
-        return None if row is None else str(row[0])
+                "SELECT s.{letter}, ({inside}) IS TRUE, (SELECT c.load_id::text FROM etl.coverage AS c"
+                "   WHERE c.stream = %(stream)s AND CASE WHEN left(c.bounds, 1) = '['"
+                "     THEN c.low::{t} <= {at} AND c.high::{t} > {at} ELSE c.low::{t} < {at} AND c.high::{t} >= {at} END)"
+                " FROM {staging} AS s"
+            ).format(
+                letter=sql.Identifier(self._letter),
+                inside=statements.in_window(cursor, window),
+                t=cursor_type_sql(window.type or ""),
+                at=at,
+                staging=ident(self._manifest.staging),
+            ),
+            {"stream": manifest.stream},
+        ).fetchall()
+        why = f"column {quoted(cursor)} lies outside of the window of its load"
+        moved: _Failures = {letter: (why, None, None) for letter, inside, _ in rows if not inside}
+        placed = [(letter, load_id) for letter, inside, load_id in rows if inside]
+        return (
+            moved,
+            [letter for letter, load_id in placed if load_id is None],
+            [letter for letter, load_id in placed if load_id not in (None, manifest.load_id)],
+        )
+
+    def _take_out(self, ids: Collection[int]) -> None:
+        if ids:
+            self._connection.execute(
+                sql.SQL("DELETE FROM {} WHERE {} = ANY (%(ids)s::bigint[])").format(
+                    ident(self._manifest.staging), sql.Identifier(self._letter)
+                ),
+                {"ids": sorted(ids)},
+            )
 
     def _texts(self) -> Texts:
         """:raises ContractError: the target no longer has a column of the batch."""
@@ -532,7 +549,7 @@ class _Staging:
             },
         )
 
-    def _judge(self, texts: Texts) -> dict[int, tuple[str, str | None, str | None]]:
+    def _judge(self, texts: Texts) -> _Failures:
         """Letters that cannot be converted; their rows are gone then."""
         self._connection.execute(texts.judge())
         rows = self._connection.execute(
@@ -563,13 +580,13 @@ class _Staging:
         self._connection.execute(queries("checks")["own_search_path"])
         rows = self._connection.execute(
             sql.SQL(
-                "DELETE FROM {} AS s WHERE EXISTS (SELECT FROM {} AS t WHERE {} AND {}) RETURNING s.{}"
+                "SELECT s.{} FROM {} AS s WHERE EXISTS (SELECT FROM {} AS t WHERE {} AND {})"
             ).format(
+                letter,
                 ident(self._manifest.staging),
                 ident(self._target.name),
                 same_key(keyed.keys),
                 newer,
-                letter,
             )
         ).fetchall()
         self._connection.execute("SELECT set_config('search_path', 'pg_catalog', true)")

@@ -58,6 +58,28 @@ def test_bad_rows_are_set_aside_and_the_rest_is_published(shop: Shop, counted: A
     ]
 
 
+def test_great_expectations_judges_what_remains_as_well(shop: Shop) -> None:
+    """It reads the view of the rest like any table."""
+    flawed(shop)
+    with shop.dag() as dag:
+        extract = shop.extract()
+        validate = QualityValidationOperator(
+            task_id="validate",
+            batch=extract.output,
+            engine="gx",
+            expectations=[
+                *QUARANTINE,
+                {"type": "expect_table_row_count_to_equal", "kwargs": {"value": 998}},
+            ],
+        )
+        extract >> validate
+    ran = shop.airflow.run(dag, month(1))
+    assert ran.state == "success", ran.errors
+    assert ran.xcom("validate")["rows"] == 998
+    assert ran.xcom("validate")["report"]["verdict"] == "warned"
+    assert shop.warehouse.value("SELECT count(*) FROM etl.dead_letters") == 2
+
+
 def test_too_many_bad_rows_reject_the_load_and_are_not_retried(shop: Shop) -> None:
     flawed(shop)
     with shop.dag(default_args={"retries": 3}) as dag:
@@ -161,6 +183,12 @@ def test_what_the_pipeline_says_of_bad_rows_reaches_its_tasks() -> None:
         ],
     }  # fmt: skip
     dag = build_pipeline(pipeline)
+    for part in (
+        "| set aside | rows that the target cannot hold and that fail an expectation marked below; more than 2.0% fail the load |",
+        "more than 2.0% or 5 rows fail the load |",
+        "- **critical**, sets rows aside: `expect_column_values_to_not_be_null`",
+    ):
+        assert part in (dag.doc_md or "")
     for name, rows in (("one", None), ("two", 5)):
         for task in ("extract", "validate"):
             found = dag.get_task(f"{name}.{task}")

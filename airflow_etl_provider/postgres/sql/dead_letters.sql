@@ -56,7 +56,7 @@ GROUP BY d.load_id, l.seq ORDER BY l.seq
 SELECT id, stream, status FROM etl.dead_letters WHERE id = ANY (%(ids)s::bigint[])
 
 -- name: lock_pending
-SELECT id, replay::text AS replay, position, expectation IS NOT NULL AS audited
+SELECT id, replay::text AS replay, expectation IS NOT NULL AS audited
 FROM etl.dead_letters
 WHERE load_id = %(load_id)s AND status = 'pending' AND id = ANY (%(ids)s::bigint[])
 ORDER BY id FOR UPDATE

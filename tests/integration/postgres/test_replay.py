@@ -227,6 +227,21 @@ def test_events_without_a_key_come_back_as_long_as_their_load_covers_their_place
     assert pipe.replay(values={"v": "mended"}).replayed == 0
 
 
+def test_an_event_that_a_correction_moves_out_of_its_window_fails_again(source, warehouse):
+    """Another load has that place, and would take the row away again."""
+    pipe = keyless(source, warehouse)
+    published(pipe, JANUARY, FEBRUARY)
+    published(pipe, FEBRUARY, MARCH)
+    (third,) = pipe.letters("id")[0]
+    done = pipe.replay([third], values={"v": "x", "ts": "2013-02-05 00:00:00+00"})
+    assert done.failed == 1
+    assert pipe.letters("status, reason")[0] == (
+        "pending",
+        "column ts lies outside of the window of its load",
+    )
+    assert pipe.replay([third], values={"v": "x", "ts": "2013-01-31 23:59:59+00"}).replayed == 1
+
+
 def test_what_another_load_covers_by_now_is_not_brought_back(source, warehouse):
     pipe = keyless(source, warehouse)
     published(pipe, JANUARY, MARCH)
