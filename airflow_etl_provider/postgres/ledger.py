@@ -56,6 +56,10 @@ ADVISORY_CLASS = 0x45544C
 _LOCK_LEDGER = 1
 
 
+class Replaced(StateError):
+    """The run that the load belongs to was cleared, and has a newer one."""
+
+
 def ensure_ledger(connection: psycopg.Connection[Any], *, label: str) -> None:
     """Create the ledger on first use, and bring one that an older release made up to date.
 
@@ -561,8 +565,9 @@ def enter_publish(
     published already, or one that began or read later has published its whole window, in which case this one is
     abandoned.
 
-    :raises StateError: the load is not ``validated``, a newer load of the same run took its place, or
-        the stream was rewound below its window since it was planned.
+    :raises StateError: the load is not ``validated``, or the stream was rewound below its window since it was
+        planned.
+    :raises Replaced: a newer load of the same run took its place.
     :raises Superseded: the batch was audited again meanwhile, and is not the one that was to be published.
     """
     named = queries("ledger")
@@ -584,7 +589,7 @@ def enter_publish(
         return at
     newer = connection.execute(named["newer_load_of_run"], {"load_id": manifest.load_id}).fetchone()
     if newer is not None:
-        raise StateError(
+        raise Replaced(
             f"load {manifest.load_id} was replaced by load {newer[0]} of the same run",
             remedy="clear validate and publish together with extract, so that they take the newer batch",
         )

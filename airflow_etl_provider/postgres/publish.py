@@ -64,14 +64,19 @@ class PostgresPublisher:
     ) -> Published:
         what = f"publishing load {manifest.load_id} into {manifest.target}"
         with connect(self.endpoint) as connection, translated_errors(what):
-            entered = _enter(connection, manifest, strategy, options)
-            if isinstance(entered, Published):
-                return entered
             try:
+                entered = _enter(connection, manifest, strategy, options)
+                if isinstance(entered, Published):
+                    return entered
                 _require_batch(connection, manifest)
                 target = catalog.read_table(connection, manifest.target, label=self.endpoint.label)
                 fit_batch(connection, manifest, target, options)
                 return self._apply(connection, manifest, target, strategy, options, stop, log)
+            except ledger.Replaced as replaced:
+                # Nobody comes back to it: what it has staged may go.
+                with connection.transaction():
+                    ledger.abandon(connection, manifest.load_id, replaced.what)
+                raise
             except (psycopg.Error, EtlError) as error:
                 if error.sqlstate in _ALTERED:
                     raise _does_not_fit(manifest, error) from None
@@ -84,12 +89,17 @@ class PostgresPublisher:
                     return entered
                 if not raced:
                     raise
-                # Or the target is gone, which is said then.
-                catalog.read_table(connection, manifest.target, label=self.endpoint.label)
-                raise Superseded(
-                    f"{what}: another try of the same load, or somebody else, is at work on its tables",
-                    remedy="nothing to do: Airflow retries, and finds it published or free",
-                ) from None
+                raise self._raced(connection, manifest, what) from None
+
+    def _raced(
+        self, connection: psycopg.Connection[Any], manifest: Manifest, what: str
+    ) -> Superseded:
+        """:raises CatalogError: it is the target that is gone."""
+        catalog.read_table(connection, manifest.target, label=self.endpoint.label)
+        return Superseded(
+            f"{what}: another try of the same load, or somebody else, is at work on its tables",
+            remedy="nothing to do: Airflow retries, and finds it published or free",
+        )
 
     def _apply(
         self,

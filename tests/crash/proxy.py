@@ -29,14 +29,22 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._fault: Callable[[], None] | None = None
         self._at = 0
-        self.seen = 0
+        self._passes = False
+        #: What has passed since it was armed.
+        self.events: list[str] = []
         self.happened: str | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def arm(self, at: int = 0, fault: Callable[[], None] | None = None) -> None:
-        """Count from 0; at the event number *at*, do *fault* instead of passing it on."""
+    def arm(
+        self, at: int = 0, fault: Callable[[], None] | None = None, *, passes: bool = False
+    ) -> None:
+        """Count from 0; at the event number *at*, do *fault* instead of passing it on.
+
+        :param passes: pass it on afterwards; meanwhile nothing else of the program passes either.
+        """
         with self._lock:
-            self.seen, self.happened, self._at, self._fault = 0, None, at, fault
+            self.events, self.happened = [], None
+            self._at, self._fault, self._passes = at, fault, passes
 
     def wait(self) -> None:
         """Until a fault that has begun is over."""
@@ -111,17 +119,25 @@ class Proxy:
             return
 
     def _count(self, what: str) -> bool:
-        """Whether the fault has happened, so that nothing goes on here."""
+        """Whether nothing goes on here, since the fault has happened."""
         with self._lock:
-            self.seen += 1
-            if self._fault is None or self.seen != self._at:
+            self.events.append(what)
+            if self._fault is None or len(self.events) != self._at:
                 return False
             fault, self._fault = self._fault, None
-            side = "before" if what[0] in _STATEMENTS.decode() else "after the answer of"
-            self.happened = f"{side} statement {what[2:]!r}"
+            side = "after an answer" if is_answer(what) else f"before statement {what[2:]!r}"
+            self.happened = (
+                side if len(self.events) < 2 else f"{side}, after {self.events[-2][2:]!r}"
+            )
             fault()
-        self.cut()
-        return True
+        if not self._passes:
+            self.cut()
+        return not self._passes
+
+
+def is_answer(event: str) -> bool:
+    """Whether an event is the end of what a server answers."""
+    return event[0] in _ANSWERS.decode()
 
 
 def _exactly(read: socket.socket, size: int) -> bytes:

@@ -202,6 +202,7 @@ def test_a_load_replaced_by_a_newer_one_of_its_own_run_is_refused(source18, ware
     with pytest.raises(StateError, match="replaced by load"):
         pipe.publish(first)
     assert pipe.rows() == []
+    assert pipe.state(first.load_id) == "abandoned"
 
 
 def test_four_months_published_in_parallel(source, warehouse):
