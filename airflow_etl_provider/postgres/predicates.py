@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from airflow_etl_provider.postgres.statements import ident, names, qualified
+from airflow_etl_provider.postgres.statements import ident, qualified
 from airflow_etl_provider.quality.plan import (
     Always,
     Comparison,
     Constant,
+    Deviation,
     Either,
     Every,
     Field,
@@ -50,8 +51,17 @@ def _term(term: Term) -> sql.Composable:
         case Total(columns):
             added = sql.SQL(" + ").join(column_of(column) for column in columns)
             return sql.SQL("(0 + {})").format(added)
+        case Deviation(column, center, spread, absolute):
+            return _deviation(column, center, spread, absolute)
         case Constant(value):
             return literal(value)
+
+
+def _deviation(column: str, center: float, spread: float | None, absolute: bool) -> sql.Composed:
+    far = sql.SQL("({} - {})").format(column_of(column), literal(center))
+    if spread is not None:
+        far = sql.SQL("({} / CAST({} AS double precision))").format(far, literal(spread))
+    return sql.SQL("abs{}").format(far) if absolute else far
 
 
 def condition(predicate: Predicate) -> sql.Composable:
@@ -82,12 +92,17 @@ def where(predicate: Predicate | None) -> sql.Composable:
     return sql.SQL("true") if predicate is None else condition(predicate)
 
 
-def duplicated(check: UniqueCheck, table: sql.Composable) -> sql.Composed:
-    """The groups of rows that share their columns with another."""
-    return sql.SQL(
-        "SELECT {}, count(*) AS n FROM {} AS t WHERE {} GROUP BY {} HAVING count(*) > 1"
-    ).format(
-        qualified("t", check.columns),
+def duplicates(check: UniqueCheck, table: sql.Composable) -> sql.Composed:
+    """How many rows share their columns with another, as a query."""
+    return sql.SQL("SELECT coalesce(sum(n), 0)::bigint FROM ({}) AS twice").format(
+        _grouped(sql.SQL("count(*) AS n"), check, table)
+    )
+
+
+def _grouped(what: sql.Composable, check: UniqueCheck, table: sql.Composable) -> sql.Composed:
+    """*what* of each group of rows that share their columns."""
+    return sql.SQL("SELECT {} FROM {} AS t WHERE {} GROUP BY {} HAVING count(*) > 1").format(
+        what,
         table,
         where(every(check.within, check.judged, present(*check.columns))),
         qualified("t", check.columns),
@@ -102,12 +117,8 @@ def unexpected(
         return where(every(check.within, check.unexpected))
     considered = where(every(check.within, check.judged, present(*check.columns)))
     if isinstance(check, UniqueCheck):
-        return sql.SQL("{} AND ({}) IN (SELECT {} FROM ({}) AS twice)").format(
-            considered,
-            qualified("t", check.columns),
-            names(check.columns),
-            duplicated(check, table),
-        )
+        key = qualified("t", check.columns)
+        return sql.SQL("{} AND ({}) IN ({})").format(considered, key, _grouped(key, check, table))
     return sql.SQL("{} AND NOT EXISTS (SELECT FROM {} AS o WHERE {})").format(
         considered,
         ident(check.table),

@@ -12,6 +12,7 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.quality.plan import Check, UniqueCheck
+from airflow_etl_provider.quality.structure import type_as_observed
 
 
 def refuse_hidden_rows(connection: psycopg.Connection[Any], table: TableName) -> None:
@@ -31,6 +32,15 @@ def never_null(connection: psycopg.Connection[Any], table: TableName) -> frozens
         queries("checks")["never_null"], {"schema": table.schema, "name": table.name}
     ).fetchall()
     return frozenset(name for (name,) in rows)
+
+
+def column_types(connection: psycopg.Connection[Any], table: TableName) -> dict[str, str]:
+    """The types of columns as Great Expectations calls them, where that is certain."""
+    rows = connection.execute(
+        queries("checks")["column_types"], {"schema": table.schema, "name": table.name}
+    ).fetchall()
+    found = {name: type_as_observed(kind) for name, kind in rows}
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
 def unique_columns(connection: psycopg.Connection[Any], table: TableName) -> list[frozenset[str]]:

@@ -67,6 +67,15 @@ def scalars(values: Any) -> tuple[Value, ...]:
     return tuple(scalar(value) for value in values)
 
 
+def members(values: Any) -> tuple[Value, ...]:
+    """The values of a set; SQLAlchemy takes all for truth values where one is."""
+    found = scalars(values)
+    given = [isinstance(value, bool) for value in found if value is not None]
+    if any(given) and not all(given):
+        raise NotExact
+    return found
+
+
 def scalar(value: Any) -> Value:
     if isinstance(value, str):
         return text(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
@@ -38,7 +39,17 @@ class Total:
     columns: tuple[str, ...]
 
 
-Term = Constant | Field | Length | Total
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far the column is above *center*, in units of *spread* where there is one; *absolute*: or below."""
+
+    column: str
+    center: float
+    spread: float | None
+    absolute: bool
+
+
+Term = Constant | Field | Length | Total | Deviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +187,10 @@ class Bounds:
     above_low: bool = False
     below_high: bool = False
 
+    @property
+    def ends(self) -> tuple[Value, Value]:
+        return self.low, self.high
+
     def hold(self, observed: Any) -> bool:
         """:raises TypeError: it cannot be compared with them."""
         if self.low is not None and not (
@@ -203,6 +218,123 @@ class DistinctCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class MedianCheck:
+    """The value in the middle of a column, or the mean of the two that are, lies between bounds."""
+
+    column: str
+    within: Predicate | None
+    bounds: Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class QuantilesCheck:
+    """Values of a column that reach its *quantiles* lie within *ranges*, or close to their ends."""
+
+    column: str
+    within: Predicate | None
+    quantiles: tuple[float, ...]
+    ranges: tuple[tuple[float | None, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MostCommonCheck:
+    """The most common value of a column is one of *values*; of several at least one, if *ties_okay*."""
+
+    column: str
+    within: Predicate | None
+    values: frozenset[Value]
+    ties_okay: bool
+
+
+class Spread(StrEnum):
+    """What tells how far a value is from the others."""
+
+    Z_SCORE = "z_score"
+    QUARTILES = "quartiles"
+    STDEV = "stdev"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviationCheck:
+    """Values of a column, by how far they are from its other values; a ``RowCheck`` once two numbers are known.
+
+    :param limit: the z-score, or the multiple of the spread, from which on a value is unexpected.
+    :param absolute: of z-scores: whether those far below count too.
+    """
+
+    column: str
+    within: Predicate | None
+    spread: Spread
+    limit: float
+    absolute: bool
+    mostly: float
+
+    def settled(self, first: float | None, second: float | None) -> RowCheck:
+        """:param first: the mean, or the first quartile.
+        :param second: the standard deviation, or the third quartile.
+        """
+        expected: Predicate = Always(True)
+        first, second = _finite(first), _finite(second)
+        if self.spread is not Spread.Z_SCORE:
+            expected = self._near(first, second)
+        elif first is not None and second:
+            term = Deviation(self.column, first, second, self.absolute)
+            expected = Comparison(term, "<", Constant(self.limit))
+        judged = present(self.column)
+        unexpected = Every((judged, Not(expected)))
+        return RowCheck((self.column,), self.within, judged, unexpected, self.mostly)
+
+    def _near(self, first: float | None, second: float | None) -> Predicate:
+        if first is None or second is None:
+            return Always(True)
+        field = Field(self.column)
+        if self.spread is Spread.QUARTILES:
+            reach = self.limit * (second - first)
+            return Every(
+                (
+                    Comparison(field, ">=", Constant(first - reach)),
+                    Comparison(field, "<=", Constant(second + reach)),
+                )
+            )
+        reach = self.limit * second
+        if reach <= 0:
+            return Comparison(field, "=", Constant(first))
+        return Comparison(Deviation(self.column, first, None, True), "<", Constant(reach))
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+@dataclass(frozen=True, slots=True)
+class TypeCheck:
+    """The type of a column, as Great Expectations calls it, is one of *names*, whatever their case."""
+
+    column: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SameCountCheck:
+    """There are as many rows *within* as another table of the same schema has."""
+
+    within: Predicate | None
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueryCheck:
+    """A query of the suite's own finds no row.
+
+    :param parts: its text before, between and after the places that the rows stand in.
+    :param named: whether the rows need a name there.
+    """
+
+    parts: tuple[str, ...]
+    named: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """The columns alone decide it."""
 
@@ -210,7 +342,21 @@ class Known:
     observed: Any
 
 
-Check = RowCheck | UniqueCheck | ReferenceCheck | MeasureCheck | DistinctCheck | Known
+Check = (
+    RowCheck
+    | UniqueCheck
+    | ReferenceCheck
+    | MeasureCheck
+    | DistinctCheck
+    | MedianCheck
+    | QuantilesCheck
+    | MostCommonCheck
+    | DeviationCheck
+    | TypeCheck
+    | SameCountCheck
+    | QueryCheck
+    | Known
+)
 
 
 def regexes_of(predicate: Predicate) -> frozenset[str]:
@@ -245,6 +391,17 @@ def _simple(predicate: Predicate, not_null: Collection[str]) -> Predicate:
     return predicate
 
 
+def _may_be_invalid(predicate: Predicate) -> bool:
+    match predicate:
+        case Missing() | Always():
+            return False
+        case Not(of):
+            return _may_be_invalid(of)
+        case Every(of) | Either(of):
+            return any(map(_may_be_invalid, of))
+    return True
+
+
 def _joined(
     of: tuple[Predicate, ...],
     not_null: Collection[str],
@@ -253,7 +410,8 @@ def _joined(
     neutral: bool,
 ) -> Predicate:
     parts = [_simple(part, not_null) for part in of]
-    if Always(not neutral) in parts:
+    # What may not be valid for its column is kept, so that it is noticed whatever the other parts say.
+    if Always(not neutral) in parts and not any(map(_may_be_invalid, parts)):
         return Always(not neutral)
     kept = tuple(part for part in parts if part != Always(neutral))
     if not kept:

@@ -16,9 +16,9 @@ from airflow_etl_provider.quality.kwargs import (
     bounds_of,
     flag,
     known,
+    members,
     row_condition,
     scalar,
-    scalars,
     text,
     texts,
 )
@@ -77,7 +77,7 @@ def _nullness(*, null: bool) -> Compile:
 
 
 def _in_set(column: str, kwargs: Kwargs, _: Columns) -> Predicate:
-    given = scalars(kwargs["value_set"])
+    given = members(kwargs["value_set"])
     values = tuple(value for value in given if value is not None)
     if given and not values:
         raise NotExact
@@ -85,7 +85,7 @@ def _in_set(column: str, kwargs: Kwargs, _: Columns) -> Predicate:
 
 
 def _not_in_set(column: str, kwargs: Kwargs, _: Columns) -> Predicate:
-    values = scalars(kwargs["value_set"])
+    values = members(kwargs["value_set"])
     return Not(Membership(column, values)) if values else Always(True)
 
 

@@ -13,6 +13,16 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind IN ('r', 'p'
                   WHERE con.conrelid = c.oid AND con.contype = 'n' AND a.attnum = ANY (con.conkey)
                     AND NOT con.convalidated)
 
+-- name: column_types
+-- Columns of a collation of their own are left out: it is a part of what their type is called then.
+SELECT a.attname::text, format_type(a.atttypid, a.atttypmod)
+FROM pg_attribute AS a
+JOIN pg_class AS c ON c.oid = a.attrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_type AS t ON t.oid = a.atttypid
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped
+  AND a.attcollation = t.typcollation
+
 -- name: unique_columns
 -- Only what is checked at once, over all rows, by the equality of the column's type and collation.
 SELECT array_agg(a.attname::text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -27,18 +27,19 @@ _BREAKS = re.compile(
     r"year -?\d+ is out of range"
     # It gives SQLAlchemy 2.1 a SELECT where that wants a FROM clause, for some expectations with a row condition.
     r"|FROM expression, such as a Table or alias\(\) object expected"
-    # Names of columns: it writes a condition on them as text, counts in a column called _num_rows, and names
-    # parameters after them.
-    r"|unable to parse condition: col\(|^Label name _num_rows|syntax error at or near \"line"
+    # Names of columns: it counts in a column called _num_rows, and names parameters after columns.
+    r"|^Label name _num_rows|syntax error at or near \"line"
 )
+#: It writes a condition on a column as text, and cannot read it where the name has quotes or line breaks.
+_CANNOT_READ = re.compile(r"unable to parse condition: col\(")
 #: What psycopg2 makes of infinite dates and moments.
 _INFINITE = {
     "infinity": str(date.max),
     "-infinity": str(date.min),
-    str(datetime.max): str(date.max),
-    str(datetime.min): str(date.min),
-    f"{datetime.max}+00": str(date.max),
-    f"{datetime.min}+00": str(date.min),
+    "9999-12-31 23:59:59.999999": str(date.max),
+    "0001-01-01 00:00:00": str(date.min),
+    "9999-12-31 23:59:59.999999+00": str(date.max),
+    "0001-01-01 00:00:00+00": str(date.min),
 }
 
 
@@ -50,7 +51,7 @@ class Outcome:
     left: str | None
     by_sql: ExpectationResult | None
     by_gx: ExpectationResult | None
-    failing: Counter[str] | None
+    failing: tuple[Counter[str], Counter[str]] | None
 
     @property
     def disagreement(self) -> str | None:
@@ -59,7 +60,9 @@ class Outcome:
             return None
         if self.by_gx.exception is not None:
             written = isinstance(self.expectation.kwargs.get("row_condition"), str)
-            if _BREAKS.search(self.by_gx.exception) and not written:
+            if _BREAKS.search(self.by_gx.exception):
+                return None
+            if _CANNOT_READ.search(self.by_gx.exception) and not written:
                 return None
             return f"only SQL judged it: {self.by_gx.exception}"
         ours, theirs = (result.as_ledger() for result in (self.by_sql, self.by_gx))
@@ -76,11 +79,13 @@ class Outcome:
             return f"SQL shows {ours}, Great Expectations {theirs}"
         if self.failing is None:
             return None
-        if sum(self.failing.values()) != (self.by_sql.unexpected_count or 0):
-            return f"failing_rows finds {self.failing}, not {self.by_sql.unexpected_count}"
+        values, texts = self.failing
+        if values.total() != (self.by_sql.unexpected_count or 0):
+            return f"failing_rows finds {values}, not {self.by_sql.unexpected_count}"
         for shown in (ours, theirs):
-            if Counter(map(_canonical, shown)) - self.failing:
-                return f"{shown} are not among {self.failing}"
+            found = Counter(map(_canonical, shown))
+            if found - values and found - texts:
+                return f"{shown} are not among {values}"
         return None
 
 
@@ -101,14 +106,16 @@ def run(endpoint: Endpoint, table: TableName, expectations: Sequence[Expectation
             for number in judged.results
         }
     asked = sorted(judged.results)
-    theirs: dict[int, ExpectationResult] = {}
-    if asked:
-        suite = Suite("differential", tuple(expectations[number] for number in asked))
-        auditor = GreatExpectationsAuditor(endpoint.parameters(), "etl:differential")
+    auditor = GreatExpectationsAuditor(endpoint.parameters(), "etl:differential")
+
+    def ask(numbers: Sequence[int]) -> dict[int, ExpectationResult]:
+        suite = Suite("differential", tuple(expectations[number] for number in numbers))
         report = auditor.audit(table.schema, table.name, suite, load_id="1")
         assert report.rows == judged.rows
-        theirs = dict(zip(asked, report.results, strict=True))
-    return [
+        return dict(zip(numbers, report.results, strict=True))
+
+    theirs = ask(asked) if asked else {}
+    outcomes = [
         Outcome(
             expectation,
             judged.left.get(number),
@@ -118,6 +125,11 @@ def run(endpoint: Endpoint, table: TableName, expectations: Sequence[Expectation
         )
         for number, expectation in enumerate(expectations)
     ]
+    # Expectations of a suite share what Great Expectations measures, at times with those that mean something else.
+    return [
+        outcome if outcome.disagreement is None else replace(outcome, by_gx=ask([number])[number])
+        for number, outcome in enumerate(outcomes)
+    ]
 
 
 def _failing(
@@ -125,8 +137,8 @@ def _failing(
     table: TableName,
     expectation: Expectation,
     columns: dict[str, str],
-) -> Counter[str] | None:
-    """The values of all rows that the expectation finds unexpected, as text; how often each is there."""
+) -> tuple[Counter[str], Counter[str]] | None:
+    """How often each value is there in all rows that the expectation finds unexpected; as it is read, and as text."""
     condition = failing_rows(expectation, columns, table)
     if condition is None:
         return None
@@ -138,16 +150,22 @@ def _failing(
     cursor = connection.cursor()
     for kind in ("date", "time", "timetz", "timestamp", "timestamptz"):
         cursor.adapters.register_loader(kind, TextLoader)
+    shown = [sql.Identifier("t", name) for name in named]
     rows = cursor.execute(
-        sql.SQL("SELECT ({}) IS NULL, {} FROM {} AS t WHERE ({}) IS NOT FALSE").format(
+        sql.SQL("SELECT ({}) IS NULL, {}, {} FROM {} AS t WHERE ({}) IS NOT FALSE").format(
             condition,
-            sql.SQL(", ").join(sql.Identifier("t", name) for name in named),
+            sql.SQL(", ").join(shown),
+            sql.SQL(", ").join(sql.SQL("{}::text").format(name) for name in shown),
             sql.Identifier(table.schema, table.name),
             condition,
         )
     ).fetchall()
     assert not any(row[0] for row in rows), "a condition on a row is never NULL"
-    return Counter(_canonical(row[1] if len(named) == 1 else row[1:]) for row in rows)
+    width = len(named)
+    return tuple(  # type: ignore[return-value]
+        Counter(_canonical(part[0] if width == 1 else part) for part in parts)
+        for parts in ([row[1 : width + 1] for row in rows], [row[width + 1 :] for row in rows])
+    )
 
 
 def _listed(value: Any) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,18 @@ REGEXES = (
     "'",
 )
 PATTERNS = ("a%", "_", "%", "", "a", "%\\%%", "a\\_b", "%y", "A", "x!%y", "\\", "%'%", "%\n%")
+
+#: Types as Great Expectations calls them.
+TYPES = (
+    "INTEGER",
+    "TEXT",
+    "VARCHAR(12)",
+    "NUMERIC(10, 2)",
+    "DATE",
+    "TIMESTAMP WITH TIME ZONE",
+    "JSONB",
+    "nothing",
+)
 
 #: Type, and values of it as text.
 KINDS: Mapping[str, Sequence[str]] = {
@@ -98,13 +112,19 @@ class Drawn:
     """A table and what is expected of it."""
 
     columns: Mapping[str, str]
+    not_null: Collection[str]
+    unique: Sequence[str]
     rows: Sequence[Sequence[str | None]]
     expectations: Sequence[Expectation]
 
     def create(self, connection: psycopg.Connection[Any], table: TableName) -> None:
         name = sql.Identifier(table.schema, table.name)
         columns = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind))
+            sql.SQL("{} {} {}").format(
+                sql.Identifier(column),
+                sql.SQL(kind),
+                sql.SQL("NOT NULL" if column in self.not_null else ""),
+            )
             for column, kind in self.columns.items()
         )
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(name))
@@ -112,6 +132,11 @@ class Drawn:
         for row in self.rows:
             values = sql.SQL(", ").join(map(sql.Literal, row))
             connection.execute(sql.SQL("INSERT INTO {} VALUES ({})").format(name, values))
+        with suppress(
+            psycopg.Error
+        ):  # the rows are not unique, or values of that type have no order
+            unique = sql.SQL(", ").join(map(sql.Identifier, self.unique))
+            connection.execute(sql.SQL("CREATE UNIQUE INDEX ON {} ({})").format(name, unique))
 
 
 #: What a literal of a suite may be, whatever the column is.
@@ -123,10 +148,13 @@ IGNORE_PAIR = st.sampled_from(
 IGNORE_MANY = st.sampled_from([None, "all_values_are_missing", "any_value_is_missing", "never"])
 
 
+_FAMILIES_OF_NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double")
+
+
 def fitting(kind: str) -> st.SearchStrategy[Any]:
     """A literal that somebody would write for a column of type *kind*; at times a wrong one."""
     family = kind.partition("(")[0].split()[0]
-    if family in ("smallint", "integer", "bigint", "numeric", "real", "double"):
+    if family in _FAMILIES_OF_NUMBERS:
         likely = st.sampled_from([*NUMBERS, "1", "0.1"])
     elif family == "boolean":
         likely = st.sampled_from([True, False, "t", "false", 1])
@@ -136,7 +164,7 @@ def fitting(kind: str) -> st.SearchStrategy[Any]:
         likely = st.sampled_from([*MOMENTS, *DAYS])
     else:
         likely = st.sampled_from(KINDS[kind])
-    return st.one_of(likely, likely, likely, likely, ANYTHING)
+    return st.one_of(*[likely] * 12, ANYTHING)
 
 
 def bounds(draw: Any, literals: st.SearchStrategy[Any]) -> dict[str, Any]:
@@ -206,15 +234,33 @@ def _where(draw: Any, columns: Mapping[str, str]) -> dict[str, Any]:
 def _kwargs_of_column(draw: Any, kind: str, type_name: str) -> dict[str, Any]:
     """What an expectation of type *kind* on one column takes beside the column."""
     literal = fitting(type_name)
-    sets = st.lists(st.one_of(literal, literal, literal, st.none()), max_size=4)
+    sets = st.lists(st.one_of(literal, literal, literal, literal, st.none()), max_size=4)
+    types = st.sampled_from([*TYPES, type_name, type_name.upper()])
+    lengths = st.sampled_from([0, 1, 2, 3, 1.0])
+    match kind:
+        case "expect_column_value_lengths_to_equal":
+            return {"value": draw(lengths)}
+        case "expect_column_value_lengths_to_be_between":
+            return bounds(draw, lengths)
+        case "expect_column_value_z_scores_to_be_less_than":
+            limits = st.sampled_from([0, 0.5, 1, 1.2, -1, 3])
+            return {"threshold": draw(limits), "double_sided": draw(st.booleans())}
+        case "expect_column_values_to_not_be_outliers":
+            method = draw(st.sampled_from([None, "iqr", "std"]))
+            return {"method": method, "multiplier": draw(st.sampled_from([None, 0, 0.5, 1, 1.5]))}
+        case "expect_column_quantile_values_to_be_between":
+            return {"quantile_ranges": draw(quantile_ranges())}
+        case "expect_column_most_common_value_to_be_in_set":
+            ties = draw(st.sampled_from([None, True, False]))
+            return {"value_set": draw(sets), "ties_okay": ties}
+        case "expect_column_values_to_be_in_type_list":
+            return {"type_list": draw(st.lists(types, min_size=1, max_size=3))}
+        case "expect_column_values_to_be_of_type" | "expect_column_type_to_be":
+            return {"type_": draw(types)}
     if kind.endswith(("_null", "_be_unique")):
         return {}
     if "distinct_values" in kind or kind.endswith("_in_set"):
         return {"value_set": draw(sets)}
-    if kind == "expect_column_value_lengths_to_equal":
-        return {"value": draw(st.sampled_from([0, 1, 2, 3, 1.0]))}
-    if kind == "expect_column_value_lengths_to_be_between":
-        return bounds(draw, st.sampled_from([0, 1, 2, 3, 1.0]))
     if kind.endswith("_regex"):
         return {"regex": draw(st.sampled_from(REGEXES))}
     if kind.endswith("_regex_list"):
@@ -233,6 +279,20 @@ def _kwargs_of_column(draw: Any, kind: str, type_name: str) -> dict[str, Any]:
     raise AssertionError(f"draw kwargs for {kind}")
 
 
+@st.composite
+def quantile_ranges(draw: Any) -> dict[str, Any]:
+    end = st.one_of(st.none(), st.sampled_from([0, 0.99995, 1, 1.0001, 1.5, 2, -1, 1e300]))
+    asked = draw(
+        st.lists(st.sampled_from([0, 0.1, 0.25, 1 / 3, 0.5, 0.75, 1]), min_size=1, max_size=3)
+    )
+    ranges = []
+    for _ in asked:
+        low, high = draw(end), draw(end)
+        ordered = None in (low, high) or low <= high
+        ranges.append([low, high] if ordered else [high, low])
+    return {"quantiles": asked, "value_ranges": ranges}
+
+
 def _extras(draw: Any, kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "_match_" in kind and "like_pattern" in kind:
@@ -242,37 +302,56 @@ def _extras(draw: Any, kind: str) -> dict[str, Any]:
     return found
 
 
-ROW_TYPES = (
+#: What is expected of a column, and of which types of columns somebody would expect it.
+OF_ANY = (
+    "expect_column_distinct_values_to_be_in_set",
+    "expect_column_distinct_values_to_contain_set",
+    "expect_column_distinct_values_to_equal_set",
+    "expect_column_most_common_value_to_be_in_set",
+    "expect_column_proportion_of_non_null_values_to_be_between",
+    "expect_column_proportion_of_unique_values_to_be_between",
+    "expect_column_type_to_be",
+    "expect_column_unique_value_count_to_be_between",
+    "expect_column_values_to_be_in_set",
+    "expect_column_values_to_be_in_type_list",
+    "expect_column_values_to_be_null",
+    "expect_column_values_to_be_of_type",
+    "expect_column_values_to_be_unique",
+    "expect_column_values_to_not_be_in_set",
+    "expect_column_values_to_not_be_null",
+)
+OF_ORDERED = (
+    "expect_column_max_to_be_between",
+    "expect_column_min_to_be_between",
+    "expect_column_values_to_be_between",
+)
+OF_NUMBERS = (
+    "expect_column_mean_to_be_between",
+    "expect_column_median_to_be_between",
+    "expect_column_quantile_values_to_be_between",
+    "expect_column_stdev_to_be_between",
+    "expect_column_sum_to_be_between",
+    "expect_column_value_z_scores_to_be_less_than",
+    "expect_column_values_to_not_be_outliers",
+)
+OF_TEXTS = (
     "expect_column_value_lengths_to_be_between",
     "expect_column_value_lengths_to_equal",
-    "expect_column_values_to_be_between",
-    "expect_column_values_to_be_in_set",
-    "expect_column_values_to_be_null",
-    "expect_column_values_to_be_unique",
     "expect_column_values_to_match_like_pattern",
     "expect_column_values_to_match_like_pattern_list",
     "expect_column_values_to_match_regex",
     "expect_column_values_to_match_regex_list",
-    "expect_column_values_to_not_be_in_set",
-    "expect_column_values_to_not_be_null",
     "expect_column_values_to_not_match_like_pattern",
     "expect_column_values_to_not_match_like_pattern_list",
     "expect_column_values_to_not_match_regex",
     "expect_column_values_to_not_match_regex_list",
 )
-COLUMN_TYPES = (
-    "expect_column_distinct_values_to_be_in_set",
-    "expect_column_distinct_values_to_contain_set",
-    "expect_column_distinct_values_to_equal_set",
-    "expect_column_max_to_be_between",
-    "expect_column_mean_to_be_between",
-    "expect_column_min_to_be_between",
-    "expect_column_proportion_of_non_null_values_to_be_between",
-    "expect_column_proportion_of_unique_values_to_be_between",
-    "expect_column_stdev_to_be_between",
-    "expect_column_sum_to_be_between",
-    "expect_column_unique_value_count_to_be_between",
+#: Take no ``mostly``.
+_TOGETHER = re.compile(
+    "_(distinct|max|mean|median|min|most|proportion|quantile|stdev|sum|type|unique_value)_"
 )
+#: Take no row condition that says anything.
+_OF_TYPES = ("expect_column_type_to_be",)
 PAIR_TYPES = (
     "expect_column_pair_values_a_to_be_greater_than_b",
     "expect_column_pair_values_to_be_equal",
@@ -289,8 +368,35 @@ TABLE_TYPES = (
     "expect_table_column_count_to_be_between",
     "expect_table_column_count_to_equal",
     "expect_table_columns_to_match_ordered_list",
+    "expect_table_columns_to_match_set",
     "expect_table_row_count_to_be_between",
     "expect_table_row_count_to_equal",
+    "expect_table_row_count_to_equal_other_table",
+    "unexpected_rows_expectation",
+)
+#: Tables beside the drawn one: name and number of rows.
+OTHERS: Mapping[str, int] = {"none": 0, "Two rows": 2, "per%cent 5": 5}
+QUERIES = (
+    "SELECT * FROM {batch}",
+    "SELECT * FROM {batch} WHERE false;",
+    "SELECT 1 FROM {batch} WHERE random() < 2 LIMIT 2 ; ",
+    "SELECT * FROM {batch} UNION ALL SELECT * FROM {batch}",
+    "SELECT count(*) FROM {batch} HAVING count(*) > 3",
+    "SELECT a.* FROM {batch} a JOIN {batch} b ON true",
+    "SELECT a.* FROM {batch} AS a join {batch} AS b ON true WHERE '%' LIKE '%'",
+    "SELECT * FROM {batch} WHERE '{{}}'::text = '%%' OR 'JOIN' = ''",
+    "SELECT 1/0 FROM {batch}",
+    "SELECT 'a'::int FROM {batch} WHERE false",
+    "SELECT now()::date FROM {batch} -- all",
+    "SELECT 1; SELECT 1",
+    "SELECT nothing FROM {batch}",
+    "SELECT NULL FROM {batch}",
+    "SELECT ':x' FROM {batch}",
+    "SELECT {batch!r}",
+    "SELECT } FROM {batch}",
+    "DELETE FROM {batch}",
+    "VALUES (1), (2)",
+    "TABLE pg_catalog.pg_type",
 )
 
 
@@ -299,16 +405,27 @@ def _plain(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @st.composite
-def of_rows(draw: Any, columns: Mapping[str, str]) -> Expectation:
-    kind = draw(st.sampled_from([*ROW_TYPES, *COLUMN_TYPES]))
+def of_columns(draw: Any, columns: Mapping[str, str]) -> Expectation:
     column = draw(st.sampled_from(list(columns)))
+    family = columns[column].partition("(")[0].split()[0]
+    kinds = list(OF_ANY)
+    if family in _FAMILIES_OF_NUMBERS:
+        kinds += [*OF_ORDERED, *OF_NUMBERS]
+    if family in ("date", "timestamp"):
+        kinds += [*OF_ORDERED, *OF_ORDERED]
+    if family in ("text", "character"):
+        kinds += OF_TEXTS
+    if draw(st.integers(0, 9)) == 0:
+        kinds = [*OF_NUMBERS, *OF_ORDERED, *OF_TEXTS]
+    kind = draw(st.sampled_from(kinds))
     kwargs = {
         "column": column,
         **_kwargs_of_column(draw, kind, columns[column]),
         **_extras(draw, kind),
-        "mostly": draw(MOSTLY) if kind in ROW_TYPES else None,
+        "mostly": None if _TOGETHER.search(kind) else draw(MOSTLY),
     }
-    return Expectation(kind, {**_plain(kwargs), **_where(draw, columns)})
+    where = {} if kind in _OF_TYPES else _where(draw, columns)
+    return Expectation(kind, {**_plain(kwargs), **where})
 
 
 @st.composite
@@ -361,7 +478,16 @@ def of_tables(draw: Any, columns: Mapping[str, str]) -> Expectation:
             st.sampled_from([names, names[:-1], names[::-1], [name.upper() for name in names]])
         )
         return Expectation(kind, {"column_list": named})
+    if kind.endswith("_match_set"):
+        found = draw(st.sampled_from([names, names[:-1], [*names, "nowhere"], [names[0].upper()]]))
+        exact = draw(st.sampled_from([None, True, False]))
+        return Expectation(kind, _plain({"column_set": found, "exact_match": exact}))
     where = _where(draw, columns) if "_row_" in kind else {}
+    if kind.endswith("_other_table"):
+        other = draw(st.sampled_from([*OTHERS, "nowhere"]))
+        return Expectation(kind, {"other_table_name": other, **where})
+    if kind == "unexpected_rows_expectation":
+        return Expectation(kind, {"unexpected_rows_query": draw(st.sampled_from(QUERIES))})
     if kind.endswith("_to_equal"):
         return Expectation(kind, {"value": draw(st.integers(0, 6)), **where})
     between = bounds(draw, st.integers(0, 6))
@@ -380,15 +506,23 @@ def drawn(draw: Any, expectations: int = 40) -> Drawn:
     columns = {name: draw(st.sampled_from(list(KINDS))) for name in names}
     if draw(st.booleans()):  # alike, so that columns can be compared
         columns = dict.fromkeys(names, next(iter(columns.values())))
-    cells = [st.one_of(st.none(), *[st.sampled_from(KINDS[kind])] * 3) for kind in columns.values()]
+    not_null = draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
+    unique = draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True))
+    cells = [
+        st.one_of(
+            st.sampled_from(KINDS[kind]) if column in not_null else st.none(),
+            *[st.sampled_from(KINDS[kind])] * 3,
+        )
+        for column, kind in columns.items()
+    ]
     rows = draw(st.lists(st.tuples(*cells), max_size=8))
     of_all = st.one_of(
-        of_rows(columns),
-        of_rows(columns),
-        of_rows(columns),
+        of_columns(columns),
+        of_columns(columns),
+        of_columns(columns),
         of_pairs(columns),
         of_many(columns),
         of_tables(columns),
     )
     found = draw(st.lists(of_all, min_size=expectations, max_size=expectations))
-    return Drawn(columns, rows, found)
+    return Drawn(columns, not_null, unique, rows, found)
