@@ -34,6 +34,11 @@ signal.signal(signal.SIGTERM, _end_in_order)
 _NOT_RUN: list[str] = []
 
 
+def not_run(what: str) -> None:
+    """Have the summary say that something is not installed here."""
+    _NOT_RUN.append(what)
+
+
 def programs(version: int) -> Path | None:
     """The ``bin`` directory of a PostgreSQL, or ``None`` where it is not installed."""
     try:
@@ -87,7 +92,7 @@ def _server(
     if version not in started:
         found = programs(version)
         if found is None:
-            _NOT_RUN.append(f"PostgreSQL {version}")
+            not_run(f"PostgreSQL {version}")
             pytest.skip(f"PostgreSQL {version} is not installed")
         server = EmbeddedPostgres(
             factory.mktemp(f"postgres{version}") / "data",

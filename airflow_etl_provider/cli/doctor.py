@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_etl_provider.cli.answer import FINDING, OK, Answer
 from airflow_etl_provider.cli.warehouse import endpoint_of
-from airflow_etl_provider.core.errors import EtlError
 from airflow_etl_provider.core.names import quoted
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.ledger import LEDGER_VERSION
+from airflow_etl_provider.postgres.pooler import BACKEND, pools_transactions
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.rewind import Connection, rows
-from airflow_etl_provider.postgres.session import Endpoint, connect
+from airflow_etl_provider.postgres.session import connect
 
 LOCK_BUDGET_MS = 300
 
@@ -34,13 +34,16 @@ class Check:
 def doctor(arguments: argparse.Namespace) -> Answer:
     """Look at the server and its ledger; the exit code is 1 if anything wants a change."""
     endpoint = endpoint_of(arguments)
-    with connect(endpoint) as connection, translated_errors(f"examining {endpoint.label}"):
+    with (
+        connect(endpoint, pooled=True) as connection,
+        translated_errors(f"examining {endpoint.label}"),
+    ):
         (server,) = rows(connection, "server", {})
         checks = [
             Check(
                 "connection", "ok", f"PostgreSQL {server['version']}, database {server['database']}"
             ),
-            pooler(_backends(endpoint, connection)),
+            pooler(pools_transactions(lambda: str(scalar(connection, BACKEND)), endpoint.dsn())),
             *_ledger(connection, server),
             *settings(server),
         ]
@@ -107,9 +110,9 @@ def settings(server: dict[str, Any]) -> Iterator[Check]:
         )
 
 
-def pooler(backends: Sequence[tuple[Any, ...]]) -> Check:
-    """Whether one connection met several server processes."""
-    if len(set(backends)) == 1:
+def pooler(pools: bool) -> Check:
+    """Whether one connection meets several server processes."""
+    if not pools:
         return Check("pooler", "ok", "none in between: one server process per connection")
     return Check(
         "pooler",
@@ -117,28 +120,6 @@ def pooler(backends: Sequence[tuple[Any, ...]]) -> Check:
         "a transaction pooler is in between: transactions of one connection met different server processes",
         "connect extract and publish to the server directly, or pool by session",
     )
-
-
-def _backends(endpoint: Endpoint, connection: Connection) -> list[tuple[Any, ...]]:
-    """The server process behind *connection*, asked again while another client holds a process.
-
-    A pooler hands out the process that was used last, so without the other client one would meet the
-    same process every time. The server ends the other's transaction where the pool has only one.
-    """
-    statement = queries("rewind")["backend"]
-    seen = [tuple(connection.execute(statement).fetchone() or ())]
-    try:
-        with (
-            connect(endpoint) as other,
-            translated_errors("looking for a pooler"),
-            other.transaction(),
-        ):
-            other.execute(queries("rewind")["hold_backend"])
-            seen.append(tuple(connection.execute(statement).fetchone() or ()))
-    except EtlError:
-        # The other client lost its process to the first one: they share, which the processes tell.
-        seen.append(tuple(connection.execute(statement).fetchone() or ()))
-    return seen
 
 
 def _ledger(connection: Connection, server: dict[str, Any]) -> Iterator[Check]:

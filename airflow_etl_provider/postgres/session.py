@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Session
+from airflow_etl_provider.postgres import pooler
 from airflow_etl_provider.postgres.errors import sqlstate_of, translate, translated_errors
 
 log = structlog.get_logger(__name__)
@@ -124,17 +125,19 @@ class Endpoint:
 
 
 @contextmanager
-def connect(endpoint: Endpoint) -> Iterator[psycopg.Connection[Any]]:
+def connect(endpoint: Endpoint, *, pooled: bool = False) -> Iterator[psycopg.Connection[Any]]:
     """An autocommit connection for statements; transactions are opened where they matter.
 
+    :param pooled: a pooler in transaction mode may be in between: then nothing is set for the session.
     :raises ConnectionLost: the server cannot be reached.
+    :raises ConfigurationError: there is such a pooler, and nobody said that it may be.
     """
     with translated_errors(f"connecting to {endpoint.label}"):
         connection = psycopg.connect(_dsn(endpoint), autocommit=True, prepare_threshold=None)
     with connection:
         with translated_errors(f"preparing a session on {endpoint.label}"):
-            _prepare(connection, endpoint)
-            connection.execute("SELECT set_config('search_path', 'pg_catalog', false)")
+            if _prepare(connection, endpoint, pooled=pooled):
+                connection.execute("SELECT set_config('search_path', 'pg_catalog', false)")
         _open.add(connection)
         try:
             # Whatever a statement's own block does not name, such as a connection lost between two.
@@ -272,14 +275,33 @@ def _dsn(endpoint: Endpoint) -> str:
 
 
 def _prepare(
-    connection: psycopg.Connection[Any] | psycopg2.extensions.connection, endpoint: Endpoint
-) -> None:
+    connection: psycopg.Connection[Any] | psycopg2.extensions.connection,
+    endpoint: Endpoint,
+    *,
+    pooled: bool = False,
+) -> bool:
+    """Set what all our sessions have; not where strangers would get it, which the answer says."""
     cursor = connection.cursor()
     pairs = [
-        sql.SQL("set_config({}, {}, false)").format(sql.Literal(name), sql.Literal(value))
+        sql.SQL("pg_catalog.set_config({}, {}, false)").format(
+            sql.Literal(name), sql.Literal(value)
+        )
         for name, value in {**_SETTINGS, **endpoint.settings}.items()
     ]
-    cursor.execute((sql.SQL("SELECT ") + sql.SQL(", ").join(pairs)).as_string(None))
+    settings = sql.SQL("SELECT ") + sql.SQL(", ").join(pairs)
+    # A pooler gives its clients numbers of its own: whoever meets another process than the one he was told
+    # has a pooler before him.
+    direct = sql.SQL(" WHERE pg_catalog.pg_backend_pid() = {}").format(
+        sql.Literal(connection.info.backend_pid)
+    )
+    cursor.execute((settings + direct).as_string(None))
+    if not cursor.rowcount:
+        if pooler.pools_transactions(lambda: _backend(cursor), _dsn(endpoint)):
+            cursor.close()
+            if pooled:
+                return False
+            raise pooler.refuse(endpoint.label)
+        cursor.execute(settings.as_string(None))
     try:
         cursor.execute("SET client_connection_check_interval = '1s'")
     except (psycopg.Error, psycopg2.Error) as error:
@@ -289,6 +311,12 @@ def _prepare(
             sqlstate=sqlstate_of(error),
         )
     cursor.close()
+    return True
+
+
+def _backend(cursor: psycopg.Cursor[Any] | psycopg2.extensions.cursor) -> str:
+    cursor.execute(pooler.BACKEND.as_string(None))
+    return str((cursor.fetchone() or ("",))[0])
 
 
 def dataset_of(connection: psycopg.Connection[Any], table: TableName) -> tuple[str, str]:

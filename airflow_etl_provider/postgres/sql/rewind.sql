@@ -106,12 +106,6 @@ FROM etl.loads WHERE stream = %(stream)s ORDER BY seq DESC LIMIT %(limit)s
 
 -- What doctor asks a server.
 
--- name: backend
-SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
-
--- name: hold_backend
-SELECT set_config('idle_in_transaction_session_timeout', '3s', true)
-
 -- name: server
 SELECT current_setting('server_version') AS version, current_setting('client_connection_check_interval') AS check_interval,
        (SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout') AS deadlock_timeout_ms,

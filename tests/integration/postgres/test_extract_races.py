@@ -24,11 +24,11 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import Session
 from airflow_etl_provider.core.request import OnEmpty, WindowMode
 from airflow_etl_provider.core.settle import SettleOptions
+from airflow_etl_provider.postgres.exchange import Exchange
 from airflow_etl_provider.postgres.session import connect, connect_for_copy, end_sessions
 from airflow_etl_provider.postgres.snapshot import PostgresSender
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
-from airflow_etl_provider.postgres.swap import Swap
 from tests.builders import (
     FEBRUARY,
     JANUARY,
@@ -273,18 +273,18 @@ def test_a_load_that_publishes_above_the_tail_of_a_swap_stops_it(
         pytest.skip("the month has just begun")
     low = datetime.fromisoformat(swap.window.high or "")
     source18.run("INSERT INTO t VALUES (3, clock_timestamp(), 'c')")
-    exchange, done = Swap._exchange, []
+    apply, done = Exchange.apply, []
 
-    def meanwhile(self: Swap, *args: Any, **given: Any) -> Any:
+    def meanwhile(self: Exchange, *args: Any, **given: Any) -> Any:
         if not done:
             done.append(True)
             other = Pipeline(source18, warehouse18, settle=FAST, store=pipe.store)
             now = datetime.now(UTC)
             wait_until(lambda: datetime.now(UTC) > now + timedelta(milliseconds=20), "the clock")
             other.load(low, now, moves=False)
-        return exchange(self, *args, **given)
+        return apply(self, *args, **given)
 
-    monkeypatch.setattr(Swap, "_exchange", meanwhile)
+    monkeypatch.setattr(Exchange, "apply", meanwhile)
     with pytest.raises(ContractError, match="1 rows above"):
         pipe.publish(swap)
     pipe.load()
