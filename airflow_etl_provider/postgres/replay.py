@@ -441,8 +441,8 @@ class _Staging:
     def _places(self) -> tuple[_Failures, list[int], list[int]]:
         """Events that their load no longer has a place for.
 
-        Those that a correction has moved out of its window; those whose place is to be loaded again; and
-        those whose place another load has by now.
+        Those that a correction has moved out of its window; those whose place is to be loaded again or no
+        longer kept, which may be restored; and those whose place another load has by now.
         """
         manifest = self._origin.manifest
         window, cursor = manifest.window, manifest.cursor
@@ -453,7 +453,7 @@ class _Staging:
         rows = self._connection.execute(
             sql.SQL(
                 "SELECT s.{letter}, ({inside}) IS TRUE, (SELECT c.load_id::text FROM etl.coverage AS c"
-                "   WHERE c.stream = %(stream)s AND CASE WHEN left(c.bounds, 1) = '['"
+                "   WHERE c.stream = %(stream)s AND c.retired_at IS NULL AND CASE WHEN left(c.bounds, 1) = '['"
                 "     THEN c.low::{t} <= {at} AND c.high::{t} > {at} ELSE c.low::{t} < {at} AND c.high::{t} >= {at} END)"
                 " FROM {staging} AS s"
             ).format(

@@ -22,8 +22,12 @@ from airflow_etl_provider.core.errors import (
     Superseded,
 )
 from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.maintenance import MaintenanceOptions
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.replay import ReplayRequest
 from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.postgres.maintenance import maintain
+from airflow_etl_provider.postgres.restore import restore
 from airflow_etl_provider.postgres.rewind import rewind
 from airflow_etl_provider.postgres.session import connect
 from airflow_etl_provider.postgres.stream_checks import StreamFacts
@@ -249,6 +253,28 @@ def test_what_another_load_covers_by_now_is_not_brought_back(source, warehouse):
     done = pipe.replay(values={"v": "mended"})
     assert (done.replayed, done.superseded) == (0, 2)
     assert warehouse.value("SELECT count(*) FROM a.t") == 58
+
+
+def test_events_of_a_retired_partition_wait_until_it_is_restored(source18, warehouse18):
+    pipe = keyless(source18, warehouse18)
+    warehouse18.run(
+        "DROP TABLE a.t; CREATE TABLE a.t (id bigint, ts timestamptz, v text) PARTITION BY RANGE (ts);"
+        "CREATE TABLE a.january PARTITION OF a.t FOR VALUES FROM ('2013-01-01 00:00+00') TO ('2013-02-01 00:00+00');"
+        "CREATE TABLE a.february PARTITION OF a.t FOR VALUES FROM ('2013-02-01 00:00+00') TO ('2013-03-01 00:00+00')"
+    )
+    published(pipe, JANUARY, FEBRUARY)
+    published(pipe, FEBRUARY, MARCH)
+    options = MaintenanceOptions(keep_partitions=1)
+    silent: dict[str, Any] = {"stop": threading.Event(), "log": RecordedEvents()}
+    with connect(warehouse18.endpoint("etl:test")) as connection:
+        maintain(connection, TableName("a", "t"), options, "me", **silent)
+    assert warehouse18.value("SELECT to_regclass('a.january') IS NULL")
+    done = pipe.replay(values={"v": "mended"})
+    assert (done.replayed, done.waiting) == (1, 1)
+    with connect(warehouse18.endpoint("etl:test")) as connection:
+        restore(connection, TableName("a", "january"), options, **silent)
+    assert pipe.replay(values={"v": "mended"}).replayed == 1
+    assert warehouse18.value("SELECT count(*) FROM a.t") == 60
 
 
 def test_a_reload_of_an_appended_window_takes_replayed_rows_with_it(source, warehouse):
