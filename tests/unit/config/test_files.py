@@ -117,11 +117,9 @@ def test_suites_and_sql_become_part_of_the_pipeline(tmp_path: Path) -> None:
     text = FLIGHTS.split("quality:")[0].replace(
         "table: public.flights", "query_file: sql/flights.sql"
     )
+    text += "transform: {sql_file: sql/made.sql}\n"
     pipeline = read_pipeline(
-        written(
-            tmp_path,
-            text + "quality: {suite: suites/flights.json}\ntransform: {sql_file: sql/made.sql}\n",
-        )
+        written(tmp_path, text + "quality: {suite: suites/flights.json}\n")
     ).pipeline
     assert pipeline.streams[0].transform.sql == "SELECT * FROM batch"
     assert pipeline.streams[0].source_text == "SELECT 1 WHERE cursor >= :low AND cursor < :high"
