@@ -34,6 +34,14 @@ signal.signal(signal.SIGTERM, _end_in_order)
 _NOT_RUN: list[str] = []
 
 
+_READS: dict[str, list[float]] = {}
+
+
+def reads_beside(what: str, waits: list[float]) -> None:
+    """Have the summary say how long readers waited beside publishes by *what*; seconds of each read."""
+    _READS.setdefault(what, []).extend(waits)
+
+
 def not_run(what: str) -> None:
     """Have the summary say that something is not installed here."""
     _NOT_RUN.append(what)
@@ -186,5 +194,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         if os.environ.get("ETL_CRASH"):
             for name, (case_tried, _, case_missed) in REPORT.items():
                 terminalreporter.write_line(f"  {name}: {case_tried}, {case_missed} not reached")
+    for what, waits in _READS.items():
+        ordered = sorted(waits)
+        terminalreporter.write_line(
+            f"readers beside {what}: {len(ordered)} reads, longest {ordered[-1] * 1000:.0f} ms, "
+            f"99 of 100 within {ordered[len(ordered) * 99 // 100] * 1000:.0f} ms"
+        )
     if _NOT_RUN:
         terminalreporter.write_line(f"not run here: {', '.join(sorted(set(_NOT_RUN)))}")

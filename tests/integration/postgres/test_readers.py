@@ -145,59 +145,6 @@ def test_tidying_does_not_wait_for_a_reader_of_an_old_version(source18, warehous
     assert outcome == "done"
 
 
-class Watcher(threading.Thread):
-    """Reads again and again; remembers what was neither the old nor the new rows."""
-
-    def __init__(self, database, isolation, query, allowed, *, before_each=None):
-        super().__init__(daemon=True)
-        self.database, self.query, self.allowed = database, query, allowed
-        self.isolation, self.before_each = isolation, before_each
-        self.wrong, self.reads, self.over = [], 0, threading.Event()
-
-    def run(self):
-        with psycopg.connect(self.database.conninfo, autocommit=True) as connection:
-            while not self.over.is_set():
-                try:
-                    with connection.transaction():
-                        connection.execute(f"SET TRANSACTION ISOLATION LEVEL {self.isolation}")
-                        seen = [connection.execute(self.query).fetchone() for _ in range(2)]
-                except psycopg.errors.DeadlockDetected as error:
-                    seen = [error]
-                self.reads += 1
-                self.wrong += [s for s in seen if s not in self.allowed]
-
-
-@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
-def test_readers_during_many_swaps_see_whole_versions(source, warehouse, isolation):
-    """Never a hole, never two versions at once, never an error."""
-    pipe = simple(source, warehouse)
-    fill(source, JANUARY, FEBRUARY, 300)
-    fill(source, FEBRUARY, MARCH, 7, first=1000)
-    source.run("UPDATE t SET v = '0'")
-    pipe.load(JANUARY, FEBRUARY)
-    pipe.load(FEBRUARY, MARCH)
-    manifests = []
-    for number in range(1, 7):
-        source.run("UPDATE t SET v = %s WHERE id < 1000", (str(number),))
-        manifests.append(pipe.staged(JANUARY, FEBRUARY))
-    allowed = [(300, str(number), str(number)) for number in range(7)]
-    watcher = Watcher(
-        warehouse,
-        isolation,
-        "SELECT count(*), min(v), max(v) FROM a.t WHERE ts < '2013-02-01Z'",
-        allowed,
-    )
-    watcher.start()
-    wait_until(lambda: watcher.reads, "a first read")
-    for manifest in manifests:
-        known = watcher.reads
-        pipe.publish(manifest)
-        wait_until(lambda known=known: watcher.reads > known + 1, "reads between publishes")
-    watcher.over.set()
-    watcher.join(30)
-    assert watcher.wrong == []
-
-
 @pytest.mark.parametrize("shape", ["direct", "filled"])
 def test_a_snapshot_older_than_the_fill_finds_no_hole(source, warehouse, shape):
     """Rule 6: a REPEATABLE READ reader that looks for the first time after the swap sees rows, not an empty partition."""
