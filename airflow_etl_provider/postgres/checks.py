@@ -93,8 +93,10 @@ def judge(
             try:
                 with asking.attempt():
                     results[number] = judging.result(expectations[number], check)
-            except (TypeError, Unanswerable) as error:
-                left[number] = str(error) if isinstance(error, Unanswerable) else "TypeError"
+            except Unanswerable as error:
+                left[number] = str(error)
+            except (TypeError, ArithmeticError) as error:  # what was observed does not compare
+                left[number] = type(error).__name__
         return Judged(asking.answer(COUNT), results, left)
 
 

@@ -21,6 +21,7 @@ from airflow_etl_provider.quality.kwargs import (
     known,
     members,
     row_condition,
+    scalars,
 )
 from airflow_etl_provider.quality.plan import (
     Bounds,
@@ -150,7 +151,7 @@ def _most_common(kwargs: Kwargs, columns: Columns) -> Check:
     column = known(kwargs["column"], columns)
     if base(columns[column]) not in _PLAIN:
         raise NotExact
-    values = frozenset(members(kwargs["value_set"]))
+    values = frozenset(scalars(kwargs["value_set"]))
     return MostCommonCheck(
         column, row_condition(kwargs, columns), values, flag(kwargs, "ties_okay")
     )

@@ -183,6 +183,7 @@ def _canonical(value: Any) -> str:
     if isinstance(value, datetime) and value.tzinfo is not None:
         value = value.astimezone(UTC)
     text = re.sub(r"([+-]\d\d):00$", r"\1", str(value))
+    text = re.sub(r"(:\d\d\.\d*?[1-9])0+(?=$|[+-])", r"\1", text)
     return _INFINITE.get(text, text)
 
 
