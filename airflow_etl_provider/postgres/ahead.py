@@ -24,12 +24,11 @@ from airflow_etl_provider.postgres.locking import Deadline
 from airflow_etl_provider.postgres.partitions import (
     attach_empty,
     exclude_from_default,
+    holding,
     let_into_default,
     naming,
-    overlapping,
     range_for,
     refuse_default_rows,
-    refuse_taken,
     same_range,
 )
 from airflow_etl_provider.postgres.queries import queries
@@ -136,7 +135,7 @@ class _Making:
         existing = [branch.partition for branch in place.below]
         habit = naming(connection, place, spec, existing, self._column_type)
         part = range_for(habit, spec, period, self._column_type)
-        found = overlapping(connection, existing, part, self._column_type)
+        found = holding(connection, place, part, self._column_type)
         if found and not (
             len(found) == 1 and same_range(connection, found[0], part, self._column_type)
         ):
@@ -148,7 +147,6 @@ class _Making:
         if found:
             return None
         name = TableName(place.name.schema, part.name)
-        refuse_taken(connection, name, place)
         refuse_default_rows(connection, place, spec.column, [part])
         create = self._create(name, place.name, self._sibling())
         if dry_run:
@@ -168,7 +166,7 @@ class _Making:
                 )
             except (EtlError, psycopg.Error):
                 # Without the partition its rows shall go to DEFAULT as before.
-                let_into_default(connection, place, part, log=self._log)
+                let_into_default(connection, place, statements.excluding_name(part), log=self._log)
                 raise
         if made:
             self._log("partition made", table=str(place.name), partition=str(name))

@@ -42,8 +42,8 @@ from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
+from airflow_etl_provider.postgres.statements import STAGING_SCHEMA as STAGING_SCHEMA
 
-STAGING_SCHEMA = "etl_staging"
 LEDGER_VERSION = 5
 #: What ``etl.loads.bounds`` says of a load that holds only rows without a cursor value.
 NULLS_ONLY = "nulls"

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from airflow_etl_provider.core.errors import LockBudgetExceeded, Stopped
 from airflow_etl_provider.core.maintenance import Left, Maintained, MaintenanceOptions, Retired
@@ -22,7 +23,8 @@ from airflow_etl_provider.postgres.catalog import Table, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.locking import Deadline
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.retention import Retention, due, refuse_unretirable
+from airflow_etl_provider.postgres.retention import due, refuse_unretirable
+from airflow_etl_provider.postgres.retiring import Retention
 from airflow_etl_provider.postgres.tree import Branch, range_column, read_tree
 
 Connection = psycopg.Connection[Any]
@@ -146,17 +148,17 @@ def _analyze(
     """The share of rows that changed since the table was analyzed as a whole, whether it was now, and why not."""
     if options.analyze_share is None:
         return None, False, None
-    known = {"target": str(target.name)}
+    known = {"target": str(target.name), "oid": target.oid}
     has_ledger = scalar(connection, queries("retention")["has_analyzed"])
+    row = (
+        connection.execute(queries("retention")["counters"], known).fetchone()
+        if has_ledger
+        else None
+    )
     share: float | None = scalar(
         connection,
         queries("retention")["changed_share"],
-        {
-            "oid": target.oid,
-            "analyzed_at": scalar(connection, queries("retention")["analyzed_at"], known)
-            if has_ledger
-            else None,
-        },
+        {"oid": target.oid, "counters": None if row is None else Jsonb(row[0])},
     )
     if share is None or share < options.analyze_share:
         return share, False, None

@@ -124,18 +124,16 @@ def make_missing_partitions(
         )
     ).fetchall()
     made = []
-    existing = read_partitions(connection, target)
-    habit = naming(connection, target, spec, existing, column_type)
+    habit = naming(connection, target, spec, read_partitions(connection, target), column_type)
     for (start,) in sorted(starts):
         (period,) = spec.periods(start, start + timedelta(microseconds=1))
         part = range_for(habit, spec, period, column_type)
-        if overlapping(connection, existing, part, column_type):
+        if holding(connection, target, part, column_type):
             continue
         name = TableName(target.name.schema, part.name)
         in_attempts = locking.patiently(
             connection, target, options, what=f"making partition {name}", stop=stop, log=log
         )
-        refuse_default_rows(connection, target, spec.column, [part])
         exclude_from_default(
             connection,
             target,
@@ -187,7 +185,12 @@ def attach_empty(
 
     try:
         in_attempts(make)
-    except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
+    except (
+        psycopg.errors.DuplicateTable,
+        psycopg.errors.InvalidObjectDefinition,
+        # Of the catalog's own index: both have created it in the same instant.
+        psycopg.errors.UniqueViolation,
+    ):
         return False
     return True
 
@@ -256,6 +259,26 @@ def overlapping(
         },
     )
     return [ranges[place - 1] for (place,) in rows]
+
+
+def holding(
+    connection: psycopg.Connection[Any], parent: Relation, part: PartitionRange, column_type: str
+) -> list[Partition]:
+    """The partitions that would hold rows of *part*; without any, its name is free.
+
+    :raises CatalogError: something else has its name.
+    """
+    found = overlapping(connection, read_partitions(connection, parent), part, column_type)
+    if found:
+        return found
+    try:
+        refuse_taken(connection, TableName(parent.name.schema, part.name), parent)
+    except CatalogError:
+        # Unless that is the partition itself, which a parallel load has made between both looks.
+        found = overlapping(connection, read_partitions(connection, parent), part, column_type)
+        if not found:
+            raise
+    return found
 
 
 def _existing_name(
@@ -463,10 +486,10 @@ def keep_out_of_default(
 
 
 def let_into_default(
-    connection: psycopg.Connection[Any], parent: Relation, part: PartitionRange, *, log: EventLog
+    connection: psycopg.Connection[Any], parent: Relation, constraint: str, *, log: EventLog
 ) -> None:
-    """Take back what :func:`exclude_from_default` did, where a partition was not attached after all."""
-    for step in _drop_from_default(connection, parent, [statements.excluding_name(part)]):
+    """Take back what :func:`keep_out_of_default` did, where no partition was attached after all."""
+    for step in _drop_from_default(connection, parent, [constraint]):
         try:
             with connection.transaction():
                 connection.execute("SET LOCAL lock_timeout = '1s'")
@@ -475,7 +498,7 @@ def let_into_default(
             log(
                 "DEFAULT keeps out rows whose partition could not be attached, until the next run attaches it",
                 table=str(parent.name),
-                partition=part.name,
+                constraint=constraint,
             )
 
 

@@ -7,7 +7,7 @@ attached, and the coverage of its range is what it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,13 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from airflow_etl_provider.core.errors import CatalogError, ContractError, StateError, Stopped
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ContractError,
+    EtlError,
+    StateError,
+    Stopped,
+)
 from airflow_etl_provider.core.maintenance import MaintenanceOptions
 from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
@@ -24,14 +30,20 @@ from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, range_of, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.mending import add_validated, mend, validate
-from airflow_etl_provider.postgres.partitions import keep_out_of_default, refuse_taken
+from airflow_etl_provider.postgres.partitions import (
+    keep_out_of_default,
+    let_into_default,
+    refuse_taken,
+)
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.retiring import Moved
 from airflow_etl_provider.postgres.tree import Branch, read_tree
 from airflow_etl_provider.postgres.twin import (
     Index,
+    Parent,
     add_constraint,
     build_index,
-    final_index_names,
+    own_indexes,
     paired_indexes,
     parent_indexes,
 )
@@ -124,6 +136,7 @@ class _Restore:
         self._row = row
         self._final = partition
         self._kept = TableName.parse(row["kept"])
+        self._moved = [Moved.from_json(data) for data in row["names"]]
         self._target = target
         self._options = options
         self._stop = stop
@@ -136,16 +149,23 @@ class _Restore:
             "SELECT set_config('lock_timeout', %s, false)", (str(self._budget_ms),)
         )
         place = self._place()
-        return locking.in_attempts(
-            lambda _: self._attempt(place),
-            lambda: locking.blockers(self._connection, place, [self._oid()]),
-            what=f"restoring {self._final}",
-            table=self._target.name,
-            deadline=self._options.lock_deadline,
-            remedy="nothing was changed: end the session that blocks (SELECT pg_terminate_backend(pid)), then try again",
-            stop=self._stop,
-            log=self._log,
-        )
+        try:
+            return locking.in_attempts(
+                lambda _: self._attempt(place),
+                lambda: locking.blockers(self._connection, place, [self._oid()]),
+                what=f"restoring {self._final}",
+                table=self._target.name,
+                deadline=self._options.lock_deadline,
+                remedy="nothing was changed: end the session that blocks (SELECT pg_terminate_backend(pid)), then try "
+                "again",
+                stop=self._stop,
+                log=self._log,
+            )
+        except (EtlError, psycopg.Error):
+            # Without the partition late rows of its range shall go to DEFAULT as before.
+            constraint = statements.excluding_name_of(self._row["bound"])
+            let_into_default(self._connection, place, constraint, log=self._log)
+            raise
 
     def _place(self) -> Branch:
         """The table that it hung on."""
@@ -196,7 +216,7 @@ class _Restore:
                 for number, (index, own) in enumerate(self._indexes(place)):
                     if own is None:
                         name = f"{shortened(self._kept.name, room=5)}_r{number}"
-                        for step in build_index(self._kept, name, index):
+                        for step in self._build(name, index):
                             connection.execute(step)
             if not self._has(statements.BOUND_CHECK):
                 with connection.transaction():
@@ -219,8 +239,20 @@ class _Restore:
                 self._connection.execute(add_constraint(self._kept, name, definition))
 
     def _indexes(self, place: Branch) -> list[tuple[Index, Index | None]]:
+        """The indexes that it must have, each with the one that it has."""
         kept = Partition(self._kept, self._oid(), "", None, None, False, self._is_leaf())
-        return paired_indexes(self._connection, kept, parent_indexes(self._connection, place))
+        return paired_indexes(
+            own_indexes(self._connection, kept)
+            if kept.is_leaf
+            else parent_indexes(self._connection, Parent(self._kept, kept.oid)),
+            parent_indexes(self._connection, place),
+        )
+
+    def _build(self, name: str, index: Index) -> list[sql.Composed]:
+        if index.constraint_type is None or self._is_leaf():
+            return build_index(self._kept, name, index)
+        # A partitioned table takes no constraint over an index that is there.
+        return [add_constraint(self._kept, name, index.constraint_definition or "")]
 
     def _attach(self, place: Branch) -> Restored:
         connection, row = self._connection, self._row
@@ -232,9 +264,9 @@ class _Restore:
             connection.execute(
                 queries("rollback")["hold_streams"], {"target": str(self._target.name)}
             )
-            held = connection.execute(
-                queries("retention")["retired"], {"ids": [row["retirement_id"]]}
-            ).fetchone()
+            ids = {"ids": [row["retirement_id"]]}
+            connection.execute(queries("retention")["hold_retired"], ids)
+            held = connection.execute(queries("retention")["retired"], ids).fetchone()
             if held is None:
                 raise StateError(
                     f"{self._final} was restored or dropped by somebody else meanwhile",
@@ -255,7 +287,8 @@ class _Restore:
                 connection,
                 [
                     (place.name, "SHARE UPDATE EXCLUSIVE"),
-                    *((table, "ACCESS EXCLUSIVE") for table in [*default, self._kept]),
+                    *((table, "ACCESS EXCLUSIVE") for table in default),
+                    *((table.kept, "ACCESS EXCLUSIVE") for table in self._moved),
                 ],
                 until,
             )
@@ -274,22 +307,36 @@ class _Restore:
             lock_ms,
         )
 
-    def _steps(self, place: Branch) -> Sequence[sql.Composable]:
-        pairs = self._indexes(place)
-        names = final_index_names(
-            self._connection, [index for index, _ in pairs], None, place.name, self._final
-        )
-        return [
+    def _steps(self, place: Branch) -> list[sql.Composable]:
+        """The catalog changes, in order; written before any lock is taken."""
+        steps: list[sql.Composable] = [
             # The server's own rendering.
             statements.attach_as(place.name, self._kept, sql.SQL(self._row["bound"])),
             statements.drop_constraint(self._kept, statements.BOUND_CHECK),
-            *statements.move(self._kept, self._final),
-            *(
-                statements.rename_index(self._final.schema, own.name, name)
-                for (_, own), name in zip(pairs, names, strict=True)
-                if own is not None and own.name != name
-            ),
         ]
+        for table in self._moved:
+            steps += statements.move(table.kept, table.was)
+        for table in self._moved:
+            taken = {
+                name
+                for (name,) in self._connection.execute(
+                    queries("retention")["taken"],
+                    {"schema": table.was.schema, "names": list(table.indexes.values())},
+                )
+            }
+            there = {
+                name
+                for (name,) in self._connection.execute(
+                    queries("retention")["taken"],
+                    {"schema": table.kept.schema, "names": list(table.indexes)},
+                )
+            }
+            steps += [
+                statements.rename_index(table.was.schema, new, old)
+                for new, old in table.indexes.items()
+                if new in there and old not in taken
+            ]
+        return steps
 
     def _oid(self) -> int:
         found: int = scalar(

@@ -518,7 +518,9 @@ class _Rollback:
             *parent_indexes(self._connection, found.place.parent),
             *own_indexes(self._connection, found.current),
         ]
-        return paired_indexes(self._connection, replace(found.current, oid=found.oid), wanted)
+        return paired_indexes(
+            own_indexes(self._connection, replace(found.current, oid=found.oid)), wanted
+        )
 
     # -- under the locks --------------------------------------------------------------------------
 

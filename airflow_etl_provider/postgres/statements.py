@@ -14,6 +14,7 @@ from airflow_etl_provider.core.ports import Slice
 from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres.cursors import plain_type
 
+STAGING_SCHEMA = "etl_staging"
 BOUND_CHECK = "etl_partition_bound"
 #: Settings that hold the two pads of a hash's key.
 HASH_INNER, HASH_OUTER = "etl.hash_inner", "etl.hash_outer"
@@ -308,19 +309,22 @@ def give(table: TableName, owner: str) -> sql.Composed:
 
 
 def move(table: TableName, to: TableName) -> list[sql.Composed]:
-    """Give *table* a new name in another schema; its indexes go with it."""
-    steps: list[sql.Composed] = []
-    if table.name != to.name:
-        steps.append(
-            sql.SQL("ALTER TABLE {} RENAME TO {}").format(ident(table), sql.Identifier(to.name))
-        )
-    if table.schema != to.schema:
-        steps.append(
-            sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
-                sql.Identifier(table.schema, to.name), sql.Identifier(to.schema)
-            )
-        )
-    return steps
+    """Give *table* a new name in another schema; its indexes go with it.
+
+    Its row types go with it too. They are called after it, cut, so that those of partitions with long names
+    would meet in the other schema: it goes there under whichever name is the staging schema's, which is unique.
+    """
+    leaves = to.schema == STAGING_SCHEMA
+    on_the_way = to.name if leaves else table.name
+    rename = sql.SQL("ALTER TABLE {} RENAME TO {}").format(
+        sql.Identifier(table.schema if leaves else to.schema, table.name), sql.Identifier(to.name)
+    )
+    change = sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
+        sql.Identifier(table.schema, on_the_way), sql.Identifier(to.schema)
+    )
+    steps = [rename] if table.name != to.name else []
+    moves = [change] if table.schema != to.schema else []
+    return steps + moves if leaves else moves + steps
 
 
 def rename_index(schema: str, old: str, new: str) -> sql.Composed:

@@ -58,10 +58,10 @@ def own_indexes(connection: psycopg.Connection[Any], old: Partition | None) -> l
 
 
 def paired_indexes(
-    connection: psycopg.Connection[Any], table: Partition, wanted: Sequence[Index]
+    has: Sequence[Index], wanted: Sequence[Index]
 ) -> list[tuple[Index, Index | None]]:
-    """Each of *wanted* with the index that *table*, which is not attached, has for it already."""
-    left = own_indexes(connection, table)
+    """Each of *wanted* with that of the indexes which a detached table *has* that is the same."""
+    left = list(has)
     pairs: list[tuple[Index, Index | None]] = []
     for index in wanted:
         same = next((own for own in left if _alike(own, index)), None)

@@ -6,6 +6,7 @@ CREATE TABLE etl.retired_partitions (
     partition      text NOT NULL,
     bound          text NOT NULL,
     kept           text NOT NULL,
+    names          jsonb NOT NULL,
     rebuild        jsonb,
     coverage       jsonb NOT NULL,
     rows           bigint NOT NULL,
@@ -18,6 +19,8 @@ CREATE TABLE etl.retired_partitions (
     restored_at    timestamptz
 );
 CREATE INDEX retired_partitions_target ON etl.retired_partitions (target, retired_at);
+COMMENT ON COLUMN etl.retired_partitions.names IS
+    'Of every table that was moved: where it is kept, what it was called, and its indexes by their names aside.';
 COMMENT ON TABLE etl.retired_partitions IS
     'Partitions that retention detached; kept in the staging schema until drop_after, then dropped by the janitor.';
 
@@ -27,8 +30,10 @@ COMMENT ON COLUMN etl.coverage.retired_at IS
 
 CREATE TABLE etl.analyzed_tables (
     target       text PRIMARY KEY,
-    analyzed_at  timestamptz NOT NULL
+    counters     jsonb NOT NULL,
+    analyzed_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-COMMENT ON TABLE etl.analyzed_tables IS 'When maintenance has last renewed the statistics of a partitioned table as a whole.';
+COMMENT ON TABLE etl.analyzed_tables IS
+    'When maintenance last renewed the statistics of a partitioned table as a whole. counters: by oid of its partitions, how many rows had been written into them, and how many they held.';
 
 INSERT INTO etl.schema_version (version) VALUES (5);

@@ -10,9 +10,14 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table AS p ON p.partrelid = c.oid
 ORDER BY t.level, n.nspname, c.relname
 
--- name: tables
-SELECT c.oid::bigint, n.nspname::text, c.relname::text
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = ANY (%(oids)s::oid[])
+-- name: index_names
+SELECT i.indrelid::bigint, c.relname::text
+FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+WHERE i.indrelid = ANY (%(oids)s::oid[]) ORDER BY i.indrelid, c.relname
+
+-- name: taken
+SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = ANY (%(names)s)
 
 -- name: partition_key
 SELECT pg_get_partkeydef(%(oid)s::oid)
@@ -94,17 +99,17 @@ WHERE c.stream = %(stream)s AND c.load_id = %(retirement_id)s AND c.retired_at I
 DELETE FROM etl.coverage WHERE stream = %(stream)s AND load_id = %(retirement_id)s AND retired_at IS NOT NULL
 
 -- name: retire
-INSERT INTO etl.retired_partitions (retirement_id, target, parent, partition, bound, kept, coverage, rows, bytes, why,
-                                    actor, drop_after)
-VALUES (%(retirement_id)s, %(target)s, %(parent)s, %(partition)s, %(bound)s, %(kept)s, %(coverage)s, %(rows)s, %(bytes)s,
-        %(why)s, %(actor)s, clock_timestamp() + %(keep)s)
+INSERT INTO etl.retired_partitions (retirement_id, target, parent, partition, bound, kept, names, coverage, rows, bytes,
+                                    why, actor, drop_after)
+VALUES (%(retirement_id)s, %(target)s, %(parent)s, %(partition)s, %(bound)s, %(kept)s, %(names)s, %(coverage)s, %(rows)s,
+        %(bytes)s, %(why)s, %(actor)s, clock_timestamp() + %(keep)s)
 
 -- name: set_rebuild
 UPDATE etl.retired_partitions SET rebuild = %(rebuild)s WHERE retirement_id = %(retirement_id)s
 
 -- name: retired
 -- Retired partitions that are still kept, newest first, and whether their time is over.
-SELECT r.retirement_id::text AS retirement_id, r.target, r.parent, r.partition, r.bound, r.kept, r.rebuild, r.coverage,
+SELECT r.retirement_id::text AS retirement_id, r.target, r.parent, r.partition, r.bound, r.kept, r.names, r.rebuild, r.coverage,
        r.rows, r.bytes, r.why, r.actor, r.retired_at, r.drop_after, clock_timestamp() >= r.drop_after AS is_over
 FROM etl.retired_partitions AS r
 WHERE r.dropped_at IS NULL AND r.restored_at IS NULL
@@ -124,31 +129,47 @@ UPDATE etl.retired_partitions SET restored_at = clock_timestamp() WHERE retireme
 -- name: has_analyzed
 SELECT to_regclass('etl.analyzed_tables') IS NOT NULL
 
--- name: analyzed_at
-SELECT max(analyzed_at) FROM etl.analyzed_tables WHERE target = %(target)s
+-- name: counters
+SELECT counters FROM etl.analyzed_tables WHERE target = %(target)s
 
 -- name: set_analyzed
-INSERT INTO etl.analyzed_tables (target, analyzed_at) VALUES (%(target)s, clock_timestamp())
-ON CONFLICT (target) DO UPDATE SET analyzed_at = excluded.analyzed_at
+INSERT INTO etl.analyzed_tables (target, counters)
+SELECT %(target)s, coalesce(jsonb_object_agg(t.relid::oid::text, jsonb_build_array(
+           s.n_tup_ins + s.n_tup_upd + s.n_tup_del, greatest(c.reltuples, s.n_live_tup, 0))), '{}')
+FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
+JOIN pg_class AS c ON c.oid = t.relid
+JOIN pg_stat_all_tables AS s ON s.relid = t.relid
+WHERE t.isleaf AND c.relkind = 'r'
+ON CONFLICT (target) DO UPDATE SET counters = excluded.counters, analyzed_at = clock_timestamp()
 
 -- name: changed_share
--- How much of a partitioned table is not in its statistics as a whole: rows of partitions that were analyzed after
--- it, because they were new or had changed, and changed rows of the others. 1 if it never was; NULL without rows.
--- Where ANALYZE takes the partitions along, those come after their parent: then the end of our own counts.
-WITH parent AS (
-    SELECT greatest(s.last_analyze, s.last_autoanalyze) AS began,
-           greatest(s.last_analyze, s.last_autoanalyze, %(analyzed_at)s::timestamptz) AS analyzed
+-- How much of a partitioned table is not in its statistics as a whole: rows of partitions that came or went since it
+-- was analyzed, and rows that were written into the others. Where that was not by us, partitions that were analyzed
+-- after it count as new. 1 if it never was; NULL without rows.
+WITH known AS (
+    SELECT key::oid AS oid, (value ->> 0)::float8 AS written, (value ->> 1)::float8 AS rows
+    FROM jsonb_each(%(counters)s::jsonb)
+), parent AS (
+    SELECT greatest(s.last_analyze, s.last_autoanalyze) AS analyzed
     FROM pg_stat_all_tables AS s WHERE s.relid = %(oid)s
 ), leaf AS (
-    SELECT greatest(c.reltuples, s.n_live_tup, 0)::float8 AS rows, s.n_mod_since_analyze::float8 AS changed,
-           greatest(s.last_analyze, s.last_autoanalyze) AS analyzed
+    SELECT c.oid, greatest(c.reltuples, s.n_live_tup, 0)::float8 AS rows,
+           (s.n_tup_ins + s.n_tup_upd + s.n_tup_del)::float8 AS written,
+           s.n_mod_since_analyze::float8 AS modified, greatest(s.last_analyze, s.last_autoanalyze) AS analyzed
     FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
     JOIN pg_class AS c ON c.oid = t.relid
     LEFT JOIN pg_stat_all_tables AS s ON s.relid = t.relid
     WHERE t.isleaf AND c.relkind = 'r'
+), changed AS (
+    SELECT l.rows, CASE
+               WHEN k.oid IS NOT NULL THEN least(greatest(l.written - k.written, 0), l.rows)
+               WHEN %(counters)s::jsonb IS NOT NULL OR l.analyzed > (SELECT analyzed FROM parent) THEN l.rows
+               ELSE least(l.modified, l.rows) END AS changed
+    FROM leaf AS l LEFT JOIN known AS k USING (oid)
+    UNION ALL
+    SELECT 0, k.rows FROM known AS k WHERE k.oid NOT IN (SELECT oid FROM leaf)
 )
-SELECT CASE WHEN coalesce(sum(leaf.rows), 0) = 0 THEN NULL
-            WHEN (SELECT began FROM parent) IS NULL THEN 1
-            ELSE least(sum(CASE WHEN leaf.analyzed > (SELECT analyzed FROM parent) THEN leaf.rows
-                                ELSE least(coalesce(leaf.changed, 0), leaf.rows) END) / sum(leaf.rows), 1) END
-FROM leaf
+SELECT CASE WHEN coalesce(sum(rows), 0) = 0 THEN NULL
+            WHEN (SELECT analyzed FROM parent) IS NULL THEN 1
+            ELSE least(coalesce(sum(changed), 0) / sum(rows), 1) END
+FROM changed
