@@ -26,6 +26,7 @@ from airflow_etl_provider.postgres.catalog import (
     scalar,
 )
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
+from airflow_etl_provider.postgres.errors import sqlstate_of
 from airflow_etl_provider.postgres.locking import Relation
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
@@ -36,6 +37,9 @@ _LOSES_FOREIGN_KEYS = frozenset(
     for major, mended in ((14, 14), (15, 9), (16, 5), (17, 1))
     for minor in range(mended)
 )
+
+#: Duplicate table, duplicate object (its type), and a partition that would overlap another.
+_MADE_MEANWHILE = ("42P07", "42710", "42P17")
 
 
 def expected_partitions(
@@ -148,16 +152,18 @@ def make_missing_partitions(
 
         def make(_: int, name: TableName = name, part: PartitionRange = part) -> None:
             with connection.transaction():
+                locking.limit(connection, time.monotonic() + options.lock_budget.total_seconds())
                 connection.execute(statements.create_partition(name, target.name))
                 owner = scalar(connection, queries("catalog")["owner"], {"oid": target.oid})
                 if owner is not None:
                     connection.execute(statements.give(name, owner))
-                locking.limit(connection, time.monotonic() + options.lock_budget.total_seconds())
                 connection.execute(statements.attach(target.name, name, part))
 
         try:
             in_attempts(make)
-        except (psycopg.errors.DuplicateTable, psycopg.errors.InvalidObjectDefinition):
+        except psycopg.Error as error:
+            if sqlstate_of(error) not in _MADE_MEANWHILE:
+                raise
             continue
         made.append(name)
     return made
@@ -295,11 +301,14 @@ def _bounds(partition: Partition, wanted: PartitionRange) -> dict[str, str | Non
 
 
 def _refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Table) -> None:
+    """:raises CatalogError: something else is called so; a partition of the target by now is not, since a parallel
+    load may have made it."""
     taken = scalar(
         connection,
         "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %(schema)s AND c.relname = %(name)s)",
-        {"schema": name.schema, "name": name.name},
+        " WHERE n.nspname = %(schema)s AND c.relname = %(name)s"
+        " AND NOT EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid AND i.inhparent = %(parent)s))",
+        {"schema": name.schema, "name": name.name, "parent": target.oid},
     )
     if taken:
         raise CatalogError(
