@@ -124,7 +124,10 @@ def class_of_driver(error: psycopg.Error | psycopg2.Error) -> ErrorClass:
 
 
 def sqlstate_of(error: Exception) -> str | None:
-    """The SQLSTATE of a driver's error; ``None`` where the server sent none."""
+    """The SQLSTATE of a driver's error; ``None`` where the server sent none.
+
+    A key that stands twice in a system catalog counts as a table that exists already.
+    """
     return _diagnosis(error)[0]
 
 
@@ -142,10 +145,15 @@ def _is_misuse(error: Exception) -> bool:
 
 def _diagnosis(error: Exception) -> tuple[str | None, str, str]:
     if isinstance(error, psycopg.Error):
-        return error.sqlstate, error.diag.message_primary or "", error.diag.context or ""
-    if isinstance(error, psycopg2.Error):
-        return error.pgcode, error.diag.message_primary or "", error.diag.context or ""
-    return None, "", ""
+        sqlstate = error.sqlstate
+    elif isinstance(error, psycopg2.Error):
+        sqlstate = error.pgcode
+    else:
+        return None, "", ""
+    if sqlstate == "23505" and error.diag.schema_name == "pg_catalog":
+        # Two sessions have made an object of one name at the same moment: the same as one after the other.
+        sqlstate = "42P07"
+    return sqlstate, error.diag.message_primary or "", error.diag.context or ""
 
 
 def _server_of(error: Exception) -> str:

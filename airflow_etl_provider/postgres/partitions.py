@@ -28,6 +28,7 @@ from airflow_etl_provider.postgres.catalog import (
     scalar,
 )
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
+from airflow_etl_provider.postgres.errors import sqlstate_of
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
 
@@ -37,6 +38,9 @@ _LOSES_FOREIGN_KEYS = frozenset(
     for major, mended in ((14, 14), (15, 9), (16, 5), (17, 1))
     for minor in range(mended)
 )
+
+#: Duplicate table, duplicate object (its type), a partition that would overlap another, and the catalog's own index.
+_MADE_MEANWHILE = ("42P07", "42710", "42P17", "23505")
 
 
 def expected_partitions(
@@ -174,23 +178,21 @@ def attach_empty(
 
     def make(_: int) -> None:
         with connection.transaction():
+            # Whoever makes the same one at the same time is waited for as long, too.
+            locking.limit(connection, time.monotonic() + lock_budget.total_seconds())
             for step in create:
                 connection.execute(step)
             owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
             if owner is not None:
                 connection.execute(statements.give(name, owner))
             # One statement takes all locks (parent, DEFAULT, what foreign keys refer to) and does its work.
-            locking.limit(connection, time.monotonic() + lock_budget.total_seconds())
             connection.execute(statements.attach(parent.name, name, part))
 
     try:
         in_attempts(make)
-    except (
-        psycopg.errors.DuplicateTable,
-        psycopg.errors.InvalidObjectDefinition,
-        # Of the catalog's own index: both have created it in the same instant.
-        psycopg.errors.UniqueViolation,
-    ):
+    except psycopg.Error as error:
+        if sqlstate_of(error) not in _MADE_MEANWHILE:
+            raise
         return False
     return True
 
@@ -337,12 +339,14 @@ def same_range(
 
 
 def refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Relation) -> None:
-    """:raises CatalogError: something else has the name that a partition is to get."""
+    """:raises CatalogError: something else is called so; a partition of the target by now is not, since a parallel
+    load may have made it."""
     taken = scalar(
         connection,
         "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %(schema)s AND c.relname = %(name)s)",
-        {"schema": name.schema, "name": name.name},
+        " WHERE n.nspname = %(schema)s AND c.relname = %(name)s"
+        " AND NOT EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid AND i.inhparent = %(parent)s))",
+        {"schema": name.schema, "name": name.name, "parent": target.oid},
     )
     if taken:
         raise CatalogError(

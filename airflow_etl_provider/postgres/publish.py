@@ -27,7 +27,7 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Facts, PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger, locking
-from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
@@ -78,9 +78,10 @@ class PostgresPublisher:
                     ledger.abandon(connection, manifest.load_id, replaced.what)
                 raise
             except (psycopg.Error, EtlError) as error:
-                if error.sqlstate in _ALTERED:
+                sqlstate = error.sqlstate if isinstance(error, EtlError) else sqlstate_of(error)
+                if sqlstate in _ALTERED:
                     raise _does_not_fit(manifest, error) from None
-                raced = error.sqlstate in _RACES
+                raced = sqlstate in _RACES
                 if isinstance(error, Stopped) or not (raced or isinstance(error, TerminalError)):
                     raise
                 # Another try of this load, at work at the same time, may have been first with something.
