@@ -488,8 +488,8 @@ class TestErrors:
         )
         pipe.transform(pipe.extract(), picky, on_error=ROW, limit=DeadLimit(1))
         assert [(record, ordinal, key) for record, _, _, _, ordinal, key in letters(pipe)] == [
-            ({"id": "3", "v": "x"}, 0, '["3"]'),
-            ({"id": "3", "v": "x"}, 1, '["3"]'),
+            ({"id": "3", "v": "x"}, 0, "3"),
+            ({"id": "3", "v": "x"}, 1, "3"),
         ]
 
     def test_a_clear_sets_aside_anew(self, staged):
