@@ -17,6 +17,7 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.postgres import swap_merge
 from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill, reader, simple
+from tests.integration.postgres.test_refusals import login
 from tests.integration.postgres.test_swap_merge import Interrupted, day, entities, put
 
 DELETE_INSERT, SWAP, SWAP_MERGE = Strategy.DELETE_INSERT, Strategy.SWAP, Strategy.SWAP_MERGE
@@ -261,3 +262,60 @@ class TestIndexes:
             )
         pipe.publish(manifest)
         assert pipe.state(manifest.load_id) == "published"
+
+
+class TestRights:
+    """What the role may do is taken away in the middle: said with what would help, and nothing is changed."""
+
+    @pytest.fixture
+    def roles(self, warehouse18):
+        """The owner of the target, and a member of it who loads."""
+        create = "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}"
+        with login(warehouse18) as group, login(warehouse18, create) as role:
+            warehouse18.run(f"GRANT {group['user']} TO {role['user']}")
+            yield group["user"], role
+
+    @pytest.mark.parametrize("during", [False, True])
+    @pytest.mark.parametrize("strategy", [SWAP, SWAP_MERGE])
+    def test_of_the_owner(self, source18, warehouse18, roles, strategy, during):
+        group, role = roles
+        pipe = simple(source18, warehouse18)
+        fill(source18, JANUARY, MARCH, 59)
+        warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group}; ALTER TABLE a.t OWNER TO {group}")
+        pipe.warehouse_role = role
+        pipe.load(JANUARY, FEBRUARY)
+        source18.run("UPDATE t SET v = 'newer'")
+        manifest = pipe.staged(*((JANUARY, FEBRUARY) if strategy is SWAP else (day(3), day(20))))
+
+        def withdraw() -> None:
+            warehouse18.run(f"REVOKE {group} FROM {role['user']}")
+
+        if not during:
+            withdraw()
+        with pytest.raises(CatalogError) as caught:
+            pipe.publish(
+                manifest, strategy=strategy, stop=When(withdraw if during else lambda: None)
+            )
+        assert caught.value.remedy
+        assert pipe.state(manifest.load_id) == "validated"
+        assert warehouse18.value("SELECT count(*) FROM a.t WHERE v = 'newer'") == 0
+        warehouse18.run(f"GRANT {group} TO {role['user']}")
+        pipe.publish(manifest, strategy=strategy)
+        pipe.warehouse_role = {}
+        assert warehouse18.value("SELECT count(*) FROM a.t WHERE v = 'newer'") in (31, 17)
+
+    @pytest.mark.parametrize("strategy", [DELETE_INSERT, Strategy.MERGE])
+    def test_to_write(self, source18, warehouse18, roles, strategy):
+        _, role = roles
+        pipe, manifest = batch_for(strategy, source18, warehouse18)
+        warehouse18.run(
+            f"GRANT USAGE ON SCHEMA a, etl, etl_staging TO {role['user']};"
+            f"GRANT ALL ON ALL TABLES IN SCHEMA a, etl, etl_staging TO {role['user']};"
+            f"REVOKE DELETE ON a.t FROM {role['user']}"
+        )
+        pipe.warehouse_role = role
+        before = pipe.picture()
+        with pytest.raises(CatalogError, match=r"lacks DELETE on a\.t") as caught:
+            pipe.publish(manifest, strategy=strategy)
+        assert "GRANT DELETE ON a.t" in (caught.value.remedy or "")
+        assert pipe.picture() == before
