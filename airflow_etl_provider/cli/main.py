@@ -22,6 +22,7 @@ from airflow_etl_provider.cli import (
 from airflow_etl_provider.cli.answer import FINDING, USAGE, Answer, UsageError
 from airflow_etl_provider.core.dead_letters import LetterStatus
 from airflow_etl_provider.core.errors import EtlError
+from airflow_etl_provider.core.partition import Every
 
 Command = Callable[[argparse.Namespace], Answer]
 
@@ -110,6 +111,33 @@ def _parser() -> argparse.ArgumentParser:
     cleaned.add_argument(
         "--keep-bytes", type=_number, metavar="BYTES", help="what all versions may take on disk"
     )
+    kept = _add(
+        commands, "maintain", maintenance.maintain, "partitions ahead, old ones, ANALYZE", database
+    )
+    kept.add_argument("table", metavar="TABLE")
+    kept.add_argument("--column", metavar="COLUMN", help="the partition column, with --every")
+    kept.add_argument(
+        "--every", type=Every, choices=list(Every), help="how long a partition is, for --ahead"
+    )
+    kept.add_argument("--timezone", default="UTC", metavar="ZONE", help="in which it begins (UTC)")
+    kept.add_argument(
+        "--ahead", type=_number, default=0, metavar="N", help="partitions to come (0)"
+    )
+    kept.add_argument("--keep", type=_days, metavar="DAYS", help="retire what lies further back")
+    kept.add_argument(
+        "--keep-partitions", type=_count, metavar="N", help="so many of the newest stay"
+    )
+    kept.add_argument(
+        "--keep-detached",
+        type=_days,
+        default=timedelta(days=7),
+        metavar="DAYS",
+        help="how long retired ones can be restored (7)",
+    )
+    kept.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    back = _add(commands, "restore", maintenance.restore, "a retired partition", database)
+    back.add_argument("partition", metavar="PARTITION")
+    back.add_argument("--yes", action="store_true", help="do not ask")
     back = _add(commands, "rollback", maintenance.rollback, "take a published swap back", database)
     back.add_argument("load_id", metavar="LOAD_ID")
     back.add_argument(

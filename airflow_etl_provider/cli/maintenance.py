@@ -1,4 +1,4 @@
-"""Commands that keep a warehouse in order: ``clean`` and ``rollback``."""
+"""Commands that keep a warehouse in order: ``clean``, ``maintain``, ``restore`` and ``rollback``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import structlog
 
 from airflow_etl_provider.cli.answer import OK, Answer, facts, table
 from airflow_etl_provider.cli.warehouse import actor, confirm, endpoint_of, ledger_of
+from airflow_etl_provider.core.maintenance import MaintenanceOptions
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.postgres.clean import CleanOptions
 from airflow_etl_provider.postgres.clean import clean as drop_leftovers
+from airflow_etl_provider.postgres.maintenance import maintain as keep_in_order
+from airflow_etl_provider.postgres.restore import restore as bring_back
 from airflow_etl_provider.postgres.rollback import RollbackOptions
 from airflow_etl_provider.postgres.rollback import rollback as take_back
 
@@ -36,6 +41,51 @@ def clean(arguments: argparse.Namespace) -> Answer:
     ]
     text = table(("", "TABLE", "BYTES", "WHY"), lines) if lines else "nothing to clean"
     return Answer(cleaned.as_json(), text, OK)
+
+
+def maintain(arguments: argparse.Namespace) -> Answer:
+    """Make the partitions to come of a table, retire old ones, and renew the statistics of the whole."""
+    options = MaintenanceOptions(
+        partition=None
+        if arguments.every is None
+        else PartitionSpec(arguments.column or "", arguments.every, arguments.timezone),
+        ahead=arguments.ahead,
+        keep=arguments.keep,
+        keep_partitions=arguments.keep_partitions,
+        keep_detached=arguments.keep_detached,
+        timezone=arguments.timezone,
+    )
+    with ledger_of(endpoint_of(arguments)) as connection:
+        done = keep_in_order(
+            connection,
+            TableName.parse(arguments.table),
+            options,
+            actor(),
+            stop=threading.Event(),
+            log=_log.info,
+            dry_run=arguments.dry_run,
+        )
+    made, retired = ("would be made", "would go") if done.dry_run else ("made", "retired")
+    lines = [(made, str(name), "") for name in done.made]
+    lines += [(retired, str(one.partition), f"kept as {one.kept}") for one in done.retired]
+    lines += [("left", left.what, left.why) for left in done.left]
+    lines += [("analyzed", str(done.target), "")] if done.analyzed else []
+    text = table(("", "WHAT", "WHY"), lines) if lines else "nothing to do"
+    return Answer(done.as_json(), text, OK)
+
+
+def restore(arguments: argparse.Namespace) -> Answer:
+    """Attach a retired partition again, under its old name; its range is covered as before."""
+    with ledger_of(endpoint_of(arguments)) as connection:
+        confirm(arguments, "this changes what readers see", f"attach {arguments.partition}?")
+        done = bring_back(
+            connection,
+            TableName.parse(arguments.partition),
+            MaintenanceOptions(),
+            stop=threading.Event(),
+            log=_log.info,
+        )
+    return Answer(done.as_json(), f"{done.partition} is a partition of {done.target} again", OK)
 
 
 def rollback(arguments: argparse.Namespace) -> Answer:

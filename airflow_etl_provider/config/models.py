@@ -583,6 +583,15 @@ class Target(_Model):
         default=1,
         description="how many replaced versions of a swapped partition are kept for a rollback",
     )
+    keep_previous: Wait = Field(
+        default=timedelta(days=7),
+        description="how long they are kept at most: seconds or ISO 8601",
+        examples=["P7D"],
+    )
+    keep_bytes: Count | None = Field(
+        default=None,
+        description="how many bytes those of all partitions of the table may take on disk together; the newest are kept",
+    )
     lock_budget: Annotated[Duration, Field(gt=timedelta(0), le=timedelta(seconds=10))] = Field(
         default=timedelta(milliseconds=300),
         description="how long readers may wait for one try of a publish: seconds, at most 10",

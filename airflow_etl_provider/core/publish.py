@@ -75,7 +75,9 @@ class PublishOptions:
     :param on_old_snapshot: what follows then: fail, or publish all the same.
     :param readers_on_standby: streaming standbys have readers, whom the replay of a swap stops or cancels:
         ``auto`` does not swap.
-    :param keep_versions: replaced partitions that stay, detached, for a rollback.
+    :param keep_versions: replaced versions of a partition that stay, detached, for a rollback.
+    :param keep_previous: how long they stay at most; looked at after every publish into the table.
+    :param keep_bytes: what those of all partitions may take on disk together, in bytes; the newest stay.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -95,6 +97,8 @@ class PublishOptions:
     on_old_snapshot: OnOldSnapshot = OnOldSnapshot.FAIL
     readers_on_standby: bool = False
     keep_versions: int = 1
+    keep_previous: timedelta = timedelta(days=7)
+    keep_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_shrink <= 1:
@@ -111,6 +115,10 @@ class PublishOptions:
             raise ConfigurationError(
                 f"keep_versions counts versions, {self.keep_versions} is not a count"
             )
+        if self.keep_previous < timedelta(0):
+            raise ConfigurationError(f"keep_previous is a length of time, not {self.keep_previous}")
+        if self.keep_bytes is not None and self.keep_bytes < 0:
+            raise ConfigurationError(f"keep_bytes is a number from 0 on, not {self.keep_bytes}")
 
     def about_rows(self) -> dict[str, Any]:
         """What decides where a row goes, for the ledger: a replay of rows that were set aside does the same."""

@@ -196,6 +196,8 @@ def _load(
         is_current=target.is_current,
         max_shrink=target.max_shrink,
         keep_versions=target.keep_versions,
+        keep_previous=target.keep_previous,
+        keep_bytes=target.keep_bytes,
         lock_budget=target.lock_budget,
         lock_deadline=target.lock_deadline,
         on_lock_deadline=target.on_lock_deadline.value,

@@ -120,7 +120,11 @@ def _stream(pipeline: Pipeline, stream: Stream) -> Iterator[str]:
     if not {Strategy.MERGE, Strategy.APPEND} & set(_strategies(stream)):
         yield f"| stopped when | a publish would lose more than {target.max_shrink:.0%} of the rows it replaces |"
     if {Strategy.SWAP, Strategy.SWAP_MERGE} & set(_strategies(stream)):
-        yield f"| kept for a rollback | {target.keep_versions} replaced version(s) of each exchanged partition |"
+        at_most = "" if target.keep_bytes is None else f", of {target.keep_bytes:,} bytes together"
+        yield (
+            f"| kept for a rollback | {target.keep_versions} replaced version(s) of each exchanged partition, for at most "
+            f"{_length(target.keep_previous)}{at_most} |"
+        )
     yield ""
     if source.query is not None:
         yield "```sql"

@@ -1,13 +1,15 @@
-"""Keeping a warehouse in order: what loads leave behind, and loads that should not have been published."""
+"""Keeping a warehouse in order: partitions, what loads leave behind, and loads that should not have been published."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_etl_provider.core.maintenance import MaintenanceOptions
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.hooks.errors import airflow_errors
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.operators.run import (
@@ -15,9 +17,11 @@ from airflow_etl_provider.operators.run import (
     application_name,
     die_with_supervisor,
     event_log,
+    partition_spec,
     run_info,
 )
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
+from airflow_etl_provider.postgres.maintenance import maintain
 from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
 from airflow_etl_provider.postgres.session import connect
 
@@ -82,6 +86,98 @@ class WarehouseCleanOperator(BaseOperator):
                     dry_run=self.only_look,
                 )
         return cleaned.as_json()
+
+    def on_kill(self) -> None:
+        self._stopper.stop()
+
+
+class PartitionMaintenanceOperator(BaseOperator):
+    """Keep a partitioned table in order: make partitions to come, retire old ones, renew the statistics of the whole.
+
+    Safe beside loads, at any time: what is in use, or what an unfinished load may write into, is left for the
+    next run and named. A retired partition stays detached in ``etl_staging`` for *keep_detached*, can be
+    restored (``airflow-etl restore``), and is then dropped by the janitor; its range is neither covered nor a
+    gap, and the watermark does not move. Returns what was done and what was left (small JSON).
+
+    :param target_conn_id: PostgreSQL connection of the warehouse. (templated)
+    :param target: ``schema.table``, partitioned by RANGE. (templated)
+    :param partition: ``{"column", "every", "timezone"}``; needed for *ahead*.
+    :param ahead: how many periods after the current one have partitions waiting for them.
+    :param keep: partitions whose whole range lies further back than this are retired.
+    :param keep_partitions: so many of the newest stay, whatever their age; without *keep*, those beyond them
+        are retired. One always stays.
+    :param keep_detached: how long a retired partition can be restored.
+    :param analyze_share: the planner's statistics of the whole table, which autovacuum never renews, are
+        renewed once so large a share of its rows has changed, 0 to 1; ``None`` never does.
+    :param timezone: the clock of a partition column without time zone, where *partition* does not say it.
+    :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
+        ``deadlock_timeout``.
+    :param lock_deadline: how long attempts go on, for all partitions together.
+    :param dry_run: change nothing, and say what would be done.
+    """
+
+    template_fields: Sequence[str] = ("target_conn_id", "target")
+
+    def __init__(
+        self,
+        *,
+        target_conn_id: str,
+        target: str,
+        partition: Mapping[str, Any] | None = None,
+        ahead: int = 0,
+        keep: timedelta | None = None,
+        keep_partitions: int | None = None,
+        keep_detached: timedelta = timedelta(days=7),
+        analyze_share: float | None = 0.1,
+        timezone: str = "UTC",
+        lock_budget: timedelta = timedelta(milliseconds=300),
+        lock_deadline: timedelta = timedelta(minutes=10),
+        dry_run: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.target_conn_id = target_conn_id
+        self.target = target
+        self.partition = partition
+        self.ahead = ahead
+        self.keep = keep
+        self.keep_partitions = keep_partitions
+        self.keep_detached = keep_detached
+        self.analyze_share = analyze_share
+        self.timezone = timezone
+        self.lock_budget = lock_budget
+        self.lock_deadline = lock_deadline
+        self.only_look = dry_run
+        self._stopper = Stopper()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        die_with_supervisor()
+        run = run_info(context)
+        with airflow_errors():
+            options = MaintenanceOptions(
+                partition=partition_spec(self.partition),
+                ahead=self.ahead,
+                keep=self.keep,
+                keep_partitions=self.keep_partitions,
+                keep_detached=self.keep_detached,
+                analyze_share=self.analyze_share,
+                timezone=self.timezone,
+                lock_budget=self.lock_budget,
+                lock_deadline=self.lock_deadline,
+            )
+            name = application_name("maintain", None, run)
+            endpoint = EtlPostgresHook(postgres_conn_id=self.target_conn_id).endpoint(name)
+            with connect(endpoint) as connection:
+                done = maintain(
+                    connection,
+                    TableName.parse(self.target),
+                    options,
+                    f"{run.dag_id} {run.run_id}",
+                    stop=self._stopper,
+                    log=event_log(__name__),
+                    dry_run=self.only_look,
+                )
+        return done.as_json()
 
     def on_kill(self) -> None:
         self._stopper.stop()

@@ -84,7 +84,10 @@ class PartitionSwapOperator(BaseOperator):
     :param is_current: boolean column that marks the versions that are true now, if there is one.
     :param max_shrink: largest share of rows (0 to 1) that a publish may take away; the param ``max_shrink`` of a
         run says otherwise for that run.
-    :param keep_versions: replaced partitions that stay, detached, in schema ``etl_staging``.
+    :param keep_versions: replaced versions of a partition that stay for a rollback, detached, in schema
+        ``etl_staging``.
+    :param keep_previous: how long they stay at most.
+    :param keep_bytes: what those of all partitions of the target may take on disk together, in bytes.
     :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
         ``deadlock_timeout``.
     :param lock_deadline: how long attempts go on; then the task fails as transient, and the load stays
@@ -125,6 +128,8 @@ class PartitionSwapOperator(BaseOperator):
         is_current: str | None = None,
         max_shrink: float = 0.5,
         keep_versions: int = 1,
+        keep_previous: timedelta = timedelta(days=7),
+        keep_bytes: int | None = None,
         lock_budget: timedelta = timedelta(milliseconds=300),
         lock_deadline: timedelta = timedelta(minutes=30),
         on_lock_deadline: str = "fail",
@@ -155,6 +160,8 @@ class PartitionSwapOperator(BaseOperator):
         self.is_current = is_current
         self.max_shrink = max_shrink
         self.keep_versions = keep_versions
+        self.keep_previous = keep_previous
+        self.keep_bytes = keep_bytes
         self.lock_budget = lock_budget
         self.lock_deadline = lock_deadline
         self.on_lock_deadline = on_lock_deadline
@@ -235,6 +242,8 @@ class PartitionSwapOperator(BaseOperator):
             on_old_snapshot=choice(OnOldSnapshot, self.on_old_snapshot, "on_old_snapshot"),
             readers_on_standby=self.readers_on_standby,
             keep_versions=self.keep_versions,
+            keep_previous=self.keep_previous,
+            keep_bytes=self.keep_bytes,
         )
 
     def _batch(self, context: Context) -> Manifest:

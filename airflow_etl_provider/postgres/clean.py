@@ -31,6 +31,7 @@ from airflow_etl_provider.postgres.staging import drop_views
 Connection = psycopg.Connection[Any]
 
 _PATIENCE = timedelta(milliseconds=200)
+_EVERY_VERSION: dict[str, Any] = {"load_ids": None, "names": None, "target": None}
 _FILL = re.compile(r"(.+)_p\d+")
 _OVER = (LoadState.ABANDONED, LoadState.SUPERSEDED, LoadState.ROLLED_BACK, LoadState.PUBLISHED)
 _KEPT_FOR_A_LOOK = (LoadState.REJECTED, LoadState.FAILED)
@@ -186,6 +187,37 @@ def clean(
     return Cleaned(tuple(dropped), tuple(busy), unknown, dry_run)
 
 
+def clean_versions(
+    connection: Connection, target: TableName, options: CleanOptions, *, log: EventLog
+) -> None:
+    """Drop replaced versions of the partitions of *target* beyond the limits, which here are that table's alone.
+
+    What is in use stays until the next time.
+
+    :param connection: in autocommit, with a ``lock_timeout``.
+    """
+    found = {
+        row[0]: _Table(TableName(STAGING_SCHEMA, row[0]), row[1], None)
+        for row in connection.execute(queries("clean")["tables"], {"schema": STAGING_SCHEMA})
+    }
+    wanted = {"names": [str(table.name) for table in found.values()], "target": str(target)}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        versions = cursor.execute(queries("clean")["versions"], _EVERY_VERSION | wanted).fetchall()
+    names = [TableName.parse(row["previous"]).name for row in versions]
+    sizes = dict.fromkeys(names, 0)
+    if options.keep_bytes is not None:
+        sizes = {name: _size(connection, found[name].oid) or 0 for name in names}
+    for name, claim in _version_claims(versions, sizes, options):
+        if claim.why is None:
+            continue
+        leftover = Leftover(found[name].name, (claim.load_id,), claim.why, None)
+        gone, stays = _drop(connection, found[name], leftover, options)
+        if gone:
+            log("replaced version dropped", table=str(leftover.table), why=leftover.why)
+        elif stays is not None:
+            log("replaced version stays", table=str(leftover.table), reason=stays)
+
+
 def _verdict(claims: Sequence[_Claim]) -> str | None:
     """Why a table may go; ``None`` where any load needs it, or none knows it."""
     reasons = [claim.why for claim in claims]
@@ -202,7 +234,7 @@ def _looked_at(
         with connection.cursor(row_factory=dict_row) as cursor:
             found = cursor.execute(named["tables"], {"schema": STAGING_SCHEMA}).fetchall()
             loads = cursor.execute(named["staged"], {"load_ids": None}).fetchall()
-            versions = cursor.execute(named["versions"], {"load_ids": None}).fetchall()
+            versions = cursor.execute(named["versions"], _EVERY_VERSION).fetchall()
             retired = cursor.execute(queries("retention")["retired"], {"ids": None}).fetchall()
     names = {row["name"] for row in found}
     kept = [row for row in versions if _in_staging(row["previous"]) in names]
@@ -338,7 +370,7 @@ def _still_over(
     ids = {"load_ids": list(leftover.load_ids)}
     with connection.cursor(row_factory=dict_row) as cursor:
         loads = cursor.execute(queries("clean")["staged"], ids).fetchall()
-        versions = cursor.execute(queries("clean")["versions"], ids).fetchall()
+        versions = cursor.execute(queries("clean")["versions"], _EVERY_VERSION | ids).fetchall()
         retired = cursor.execute(
             queries("retention")["retired"], {"ids": list(leftover.load_ids)}
         ).fetchall()

@@ -1000,16 +1000,6 @@ def _advance(
     return moved
 
 
-def old_versions(
-    connection: psycopg.Connection[Any], partition: str, *, keep: int
-) -> list[TableName]:
-    """Replaced versions of *partition* beyond the newest *keep*."""
-    rows = connection.execute(
-        queries("ledger")["old_versions"], {"partition": partition, "keep": keep}
-    ).fetchall()
-    return [TableName.parse(row[0]) for row in rows]
-
-
 def server_time(connection: psycopg.Connection[Any]) -> datetime:
     """The target server's clock."""
     now: datetime = scalar(connection, "SELECT clock_timestamp()")

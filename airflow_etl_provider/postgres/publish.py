@@ -27,6 +27,7 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Facts, PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger, locking
+from airflow_etl_provider.postgres.clean import CleanOptions, clean_versions
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
@@ -148,10 +149,17 @@ class PostgresPublisher:
                         if partition.previous is not None:
                             # Again, should an earlier try have died before it came to this.
                             release(connection, published.load_id, partition)
-                        for old in ledger.old_versions(
-                            connection, partition.name, keep=options.keep_versions
-                        ):
-                            drop_staging(connection, old)
+                    if published.partitions:
+                        clean_versions(
+                            connection,
+                            published.target,
+                            CleanOptions(
+                                keep_versions=options.keep_versions,
+                                keep_previous=options.keep_previous,
+                                keep_bytes=options.keep_bytes,
+                            ),
+                            log=log.info,
+                        )
                     for table in [
                         *filled_tables(connection, manifest),
                         *staged_tables(manifest),

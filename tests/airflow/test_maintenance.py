@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from airflow_etl_provider.operators.maintenance import (
+    PartitionMaintenanceOperator,
     PartitionRollbackOperator,
     WarehouseCleanOperator,
 )
@@ -54,3 +57,32 @@ def test_a_load_is_taken_back_and_its_window_loaded_anew(shop: Shop) -> None:
     assert anew.state == "success", anew.errors
     assert anew.xcom("publish")["load_id"] != load_id
     assert shop.warehouse.value("SELECT count(*) FROM a.orders WHERE amount = 1") == 1000
+
+
+def test_a_task_that_keeps_partitions_in_order(shop: Shop) -> None:
+    """Partitions ahead are made, old ones are retired and can be restored; a dry run only says so."""
+    shop.load(1)
+    shop.load(2)
+    told = {"target_conn_id": "dwh", "target": "a.orders", "keep": timedelta(days=365)}
+    monthly = {"column": "at", "every": "month", "timezone": "UTC"}
+    with shop.dag() as dag:
+        look = PartitionMaintenanceOperator(
+            task_id="look", dry_run=True, partition=monthly, ahead=2, **told
+        )
+        keep = PartitionMaintenanceOperator(
+            task_id="keep", partition=monthly, ahead=2, keep_partitions=2, **told
+        )
+        look >> keep
+    before = shop.rows()
+    ran = shop.airflow.run(dag, None)
+    assert ran.state == "success", ran.errors
+    assert ran.xcom("look")["made_count"] == 3
+    assert ran.xcom("keep")["made_count"] == 3
+    (retired,) = ran.xcom("keep")["retired"]
+    assert retired["partition"] == "a.orders_2013_01"
+    assert shop.rows() == before - 1000
+    assert shop.warehouse.value("SELECT actor FROM etl.retired_partitions") == (
+        f"{ran.dag_id} {ran.run_id}"
+    )
+    again = shop.airflow.run(dag, None)
+    assert (again.xcom("keep")["made_count"], again.xcom("keep")["retired_count"]) == (0, 0)

@@ -24,6 +24,9 @@ SELECT p.load_id::text AS load_id, p.partition, p.previous,
        extract(epoch FROM clock_timestamp() - p.published_at)::float8 AS age_s
 FROM etl.load_partitions AS p
 WHERE p.previous IS NOT NULL AND (%(load_ids)s::uuid[] IS NULL OR p.load_id = ANY (%(load_ids)s::uuid[]))
+  AND (%(names)s::text[] IS NULL OR p.previous = ANY (%(names)s::text[]))
+  AND (%(target)s::text IS NULL
+       OR EXISTS (SELECT FROM etl.loads AS l WHERE l.load_id = p.load_id AND l.target = %(target)s))
 ORDER BY p.published_at DESC, p.partition
 
 -- name: hold_loads

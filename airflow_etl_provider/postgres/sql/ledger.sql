@@ -200,13 +200,6 @@ FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
 SELECT strategy, rows_inserted, rows_updated, rows_deleted, rows_unchanged, rows_stale
 FROM etl.loads WHERE load_id = %(load_id)s
 
--- name: old_versions
-SELECT previous FROM (
-    SELECT previous, row_number() OVER (ORDER BY published_at DESC) AS age
-    FROM etl.load_partitions WHERE partition = %(partition)s AND previous IS NOT NULL
-) AS versions
-WHERE age > %(keep)s
-
 -- name: move_position
 UPDATE etl.streams
 SET position = %(position)s, position_type = %(type)s, fence = fence + 1, load_id = %(load_id)s,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from uuid6 import uuid7
 
 from airflow_etl_provider.core.errors import ConfigurationError, StateError, Stopped
-from airflow_etl_provider.core.names import short_id
+from airflow_etl_provider.core.names import TableName, short_id
+from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
 from airflow_etl_provider.postgres.session import connect
-from airflow_etl_provider.testing import RecordedEvents
+from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
 from tests.builders import (
     FEBRUARY,
     JANUARY,
@@ -265,6 +267,78 @@ class TestVersions:
         assert done.dropped == ()
         assert len(done.busy) == 2
         assert all("does not own" in item.stays for item in done.busy)
+
+
+class TestAfterAPublish:
+    """Where no janitor runs, a publish into the table keeps to the limits that it was told."""
+
+    def versions(self, pipe, source18, *windows, **options):
+        """Load windows once more, changed; the versions that this replaces."""
+        source18.run("UPDATE t SET v = v || '.'")
+        return [
+            pipe.load(low, high, options={"keep_versions": 9} | options)
+            .partitions[0]
+            .previous.removeprefix("etl_staging.")
+            for low, high in windows
+        ]
+
+    @pytest.fixture
+    def both(self, pipe):
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        return (JANUARY, FEBRUARY), (FEBRUARY, MARCH)
+
+    def test_the_newest_of_each_partition_stay(self, pipe, source18, both):
+        first, _ = both
+        for _ in range(3):
+            (last,) = self.versions(pipe, source18, first, keep_versions=1)
+        assert pipe.left_in_staging() == {last}
+        self.versions(pipe, source18, first, keep_versions=0)
+        assert pipe.left_in_staging() == set()
+
+    def test_those_of_other_partitions_go_by_their_age(self, pipe, source18, both):
+        first, second = both
+        (old,) = self.versions(pipe, source18, first)
+        pipe.warehouse.run(
+            "UPDATE etl.load_partitions SET published_at = published_at - interval '8 days'"
+        )
+        (new,) = self.versions(pipe, source18, second, keep_previous=timedelta(days=9))
+        assert pipe.left_in_staging() == {old, new}
+        (newer,) = self.versions(pipe, source18, second, keep_versions=1)
+        assert pipe.left_in_staging() == {newer}
+
+    def test_all_of_a_table_fit_into_the_bytes(self, pipe, source18, warehouse18, both):
+        first, second = both
+        (old,) = self.versions(pipe, source18, first)
+        size = warehouse18.value(
+            "SELECT pg_total_relation_size(%s::regclass)", (f"etl_staging.{old}",)
+        )
+        (new,) = self.versions(pipe, source18, second, keep_bytes=size)
+        assert pipe.left_in_staging() == {new}
+        self.versions(pipe, source18, second, keep_bytes=0)
+        assert pipe.left_in_staging() == set()
+
+    def test_those_of_another_table_are_not_its_business(self, pipe, source18, warehouse18, both):
+        (mine,) = self.versions(pipe, source18, both[0])
+        warehouse18.run("CREATE TABLE a.u (LIKE a.t INCLUDING ALL) PARTITION BY RANGE (ts)")
+        other = replace(pipe, stream="u", target=TableName("a", "u"), store=MemoryWatermarkStore())
+        for _ in range(2):
+            other.load(JANUARY, FEBRUARY, options={"keep_versions": 0})
+        assert pipe.left_in_staging() == {mine}
+
+    def test_a_reader_of_a_version_is_not_waited_for(self, pipe, source18, both):
+        first, second = both
+        (old,) = self.versions(pipe, source18, first)
+        with reader(pipe.warehouse, f"SELECT count(*) FROM etl_staging.{old}"):
+            self.versions(pipe, source18, second, keep_versions=0)
+            assert pipe.left_in_staging() == {old}
+        self.versions(pipe, source18, second, keep_versions=0)
+        assert pipe.left_in_staging() == set()
+
+    @pytest.mark.parametrize("options", [{"keep_previous": timedelta(-1)}, {"keep_bytes": -1}])
+    def test_what_cannot_be_meant_is_refused(self, options):
+        with pytest.raises(ConfigurationError):
+            PublishOptions(**options)
 
 
 def test_beside_a_load_that_is_staging_slices(source18, warehouse18):
