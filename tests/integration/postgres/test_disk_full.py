@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import pwd
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from uuid6 import uuid7
 
 from airflow_etl_provider.core.errors import ConnectionLost, TransientError
+from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.names import TableName
 from demo.embedded import ACCOUNT, EmbeddedPostgres
-from tests.builders import FEBRUARY, JANUARY, Pipeline, fill, in_background, simple, wait_until
+from tests.builders import (
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    Pipeline,
+    fill,
+    in_background,
+    simple,
+    wait_until,
+)
 
 #: A database of PostgreSQL's own takes about 8 MB of it.
 SMALL, LARGE = "24m", "256m"
@@ -88,6 +100,86 @@ def test_the_disk_of_the_warehouse_is_full(
     manifest = pipe.extract(JANUARY, FEBRUARY, load_id=load_id, try_number=2)
     pipe.publish(pipe.waive(manifest))
     assert pipe.rows() == pipe.source_rows()
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP_MERGE, Strategy.SWAP])
+def test_the_disk_is_full_while_partitions_are_built(
+    disk: Disk, own_server: EmbeddedPostgres, source18, strategy: Strategy
+) -> None:
+    """Readers keep what they had, and the retry publishes."""
+    warehouse = replace(source18, server=own_server, name="warehouse")
+    postgres = replace(warehouse, name="postgres")
+    disk.resize(LARGE)
+    postgres.run(f"CREATE TABLESPACE small LOCATION '{disk.path}'")
+    postgres.run("CREATE DATABASE warehouse TABLESPACE small")
+    pipe = simple(source18, warehouse)
+    fill(source18, JANUARY, MARCH, 12_000)
+    source18.run("UPDATE t SET v = repeat(v, 100)")
+    pipe.load(JANUARY, FEBRUARY)
+    pipe.load(FEBRUARY, MARCH)
+    source18.run("UPDATE t SET v = 'newer' WHERE id % 3000 = 0 OR id = 1")
+    # A window that is made of two partitions is filled from its batch; one of a part of a partition is built.
+    window = (
+        (JANUARY, MARCH) if strategy is Strategy.SWAP else (JANUARY, JANUARY + timedelta(days=2))
+    )
+    manifest = pipe.staged(*window)
+    postgres.run("CHECKPOINT")
+    disk.resize(f"{(disk.used() >> 20) + 3}m")
+    before = pipe.picture()
+    with pytest.raises(TransientError) as caught:
+        pipe.publish(manifest, strategy=strategy)
+    assert caught.value.sqlstate == "53100"
+    assert "free disk space" in (caught.value.remedy or "")
+    assert pipe.picture() == before
+    assert pipe.state(manifest.load_id) == "validated"
+
+    disk.resize(LARGE)
+    pipe.publish(manifest, strategy=strategy)
+    assert warehouse.value("SELECT count(*) FROM a.t") == 12_000
+    assert warehouse.value("SELECT count(*) FROM a.t WHERE v = 'newer'") == source18.value(
+        "SELECT count(*) FROM t WHERE v = 'newer' AND ts < %s", (window[1],)
+    )
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP_MERGE, Strategy.DELETE_INSERT])
+def test_the_disk_of_the_log_is_full(
+    disk: Disk, own_server: EmbeddedPostgres, source18, strategy: Strategy
+) -> None:
+    """The server panics: the publish is transient, and when there is space again its retry publishes."""
+    own_server.create_database("warehouse")
+    warehouse = replace(source18, server=own_server, name="warehouse")
+    pipe = simple(source18, warehouse)
+    fill(source18, JANUARY, FEBRUARY, 20_000)
+    source18.run(
+        "UPDATE t SET v = (SELECT string_agg(md5(id::text || i), '') FROM generate_series(1, 40) AS i)"
+    )
+    pipe.load(JANUARY, FEBRUARY)
+    source18.run("UPDATE t SET v = v || 'newer'")
+    manifest = pipe.staged(JANUARY, JANUARY + timedelta(days=25))
+    warehouse.run("CHECKPOINT")
+    segment = warehouse.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    own_server.stop("fast")
+    log = own_server.data / "pg_wal"
+    disk.resize(LARGE)
+    for file in log.glob("0*"):
+        # Those to come are spare.
+        if file.name <= segment:
+            subprocess.run(["cp", "-a", str(file), str(disk.path)], check=True)
+    subprocess.run(["cp", "-a", str(log / "archive_status"), str(disk.path)], check=True)
+    shutil.rmtree(log)
+    log.symlink_to(disk.path)
+    own_server.start()
+    disk.resize(f"{(disk.used() >> 20) + 1}m")
+    with pytest.raises(TransientError):
+        pipe.publish(manifest, strategy=strategy)
+    disk.resize(LARGE)
+    own_server.stop("immediate")
+    own_server.start()
+    assert pipe.state(manifest.load_id) == "validated"
+    assert warehouse.value("SELECT count(*) FROM a.t WHERE v LIKE '%newer'") == 0
+    pipe.publish(manifest, strategy=strategy)
+    assert warehouse.value("SELECT count(*) FROM a.t WHERE v LIKE '%newer'") == manifest.rows
+    assert warehouse.value("SELECT count(*) FROM a.t") == 20_000
 
 
 @pytest.mark.parametrize("mode", ["immediate", "fast"])

@@ -30,16 +30,16 @@ def loaded(source, warehouse, **changes: Any) -> Pipeline:
 
 
 @pytest.mark.parametrize("strategy", [DELETE_INSERT, SWAP_MERGE])
-def test_rows_that_were_read_later_stay(source, warehouse, strategy):
+def test_rows_that_were_read_later_stay(source18, warehouse18, strategy):
     """A backfill read a week, the live run reads its last days again and publishes first: its late row stays."""
-    pipe = loaded(source, warehouse)
+    pipe = loaded(source18, warehouse18)
     older = pipe.staged(day(1), day(10))
-    source.run(LATE)
-    source.run("UPDATE t SET v = 'seen by neither' WHERE id = 20")
+    source18.run(LATE)
+    source18.run("UPDATE t SET v = 'seen by neither' WHERE id = 20")
     newer = pipe.staged(day(5), day(15))
     pipe.publish(newer, strategy=strategy)
     done = pipe.publish(older, strategy=strategy)
-    assert warehouse.value("SELECT v FROM a.t WHERE id = 500") == "late"
+    assert warehouse18.value("SELECT v FROM a.t WHERE id = 500") == "late"
     assert (done.rows_inserted, done.rows_stale) == (4, 5)
     assert [(low[8:10], high[8:10], load) for low, high, load in pipe.coverage()][:3] == [
         ("01", "05", older.load_id),
