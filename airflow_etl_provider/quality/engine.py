@@ -45,6 +45,10 @@ def audit(
     left = sorted(judged.left)
     if engine is Engine.SQL and left:
         raise _not_sql(suite, left[0], judged.left[left[0]])
+    for number in [number for number in left if suite.expectations[number].type in OWN_TYPES]:
+        # Nobody else has the type.
+        results[number] = _not_evaluated(suite.expectations[number], judged.left[number])
+        left.remove(number)
     rows = judged.rows
     if left:
         report = by_gx(Suite(suite.name, tuple(suite.expectations[number] for number in left)))
@@ -79,6 +83,17 @@ def _not_sql(suite: Suite, number: int, reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"suite {suite.name!r}: {expectation.type} cannot be judged with engine='sql': {reason}",
         remedy="use engine='auto', which leaves it to Great Expectations.",
+    )
+
+
+def _not_evaluated(expectation: Expectation, reason: str) -> ExpectationResult:
+    return ExpectationResult(
+        type=expectation.type,
+        kwargs=expectation.kwargs,
+        severity=expectation.severity,
+        success=False,
+        column=", ".join(expectation.columns()) or None,
+        exception=reason,
     )
 
 

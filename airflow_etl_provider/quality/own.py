@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.history import DEVIATIONS, Season
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.suggest import nearest
 
 ROW_COUNT = "expect_batch_row_count_to_match_history"
@@ -129,11 +130,46 @@ class TargetOptions:
 
 
 _HISTORY = ("deviations", "loads", "min_loads", "season")
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceOptions:
+    """The table in which values must be found, and how it calls the columns."""
+
+    table: TableName
+    columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kwargs: Mapping[str, Any]) -> ReferenceOptions:
+        """:raises ConfigurationError: a value that is none."""
+        name = kwargs.get("other_table")
+        if not isinstance(name, str):
+            raise ConfigurationError(
+                f"other_table is {name!r}, not a table", remedy="write schema.table"
+            )
+        own = kwargs.get("column_list", [kwargs.get("column")])
+        others = kwargs.get("other_columns", [kwargs.get("other_column", own[0])])
+        if "column_list" in kwargs and "other_columns" not in kwargs:
+            others = own
+        if (
+            not isinstance(others, list)
+            or len(others) != len(own)
+            or not all(isinstance(column, str) and column for column in others)
+        ):
+            raise ConfigurationError(
+                f"the columns of {name} are {others!r}, not one for each of {own!r}",
+                remedy="name as many columns there, in the same order",
+            )
+        return cls(TableName.parse(name), tuple(others))
+
+
 _OPTIONS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
     ROW_COUNT: HistoryOptions.of,
     FRESH: FreshnessOptions.of,
     SOURCE: SourceOptions.of,
     TARGET: TargetOptions.of,
+    REFERENCE: ReferenceOptions.of,
+    COMPOUND_REFERENCE: ReferenceOptions.of,
 }
 
 

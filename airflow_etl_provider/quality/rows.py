@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.quality.kwargs import (
     NUMBERS,
     TIMES,
@@ -22,6 +21,7 @@ from airflow_etl_provider.quality.kwargs import (
     text,
     texts,
 )
+from airflow_etl_provider.quality.own import ReferenceOptions
 from airflow_etl_provider.quality.plan import (
     Always,
     Bounds,
@@ -314,25 +314,21 @@ def _compound_unique(kwargs: Kwargs, columns: Columns) -> Check:
 
 
 def _reference(kwargs: Kwargs, columns: Columns) -> Check:
-    column = known(kwargs["column"], columns)
-    other = kwargs.get("other_column", column)
-    return _referring((column,), (other,), kwargs, columns)
+    return _referring((known(kwargs["column"], columns),), kwargs, columns)
 
 
 def _compound_reference(kwargs: Kwargs, columns: Columns) -> Check:
-    chosen = _chosen(kwargs, columns)
-    return _referring(chosen, tuple(kwargs.get("other_columns", chosen)), kwargs, columns)
+    return _referring(_chosen(kwargs, columns), kwargs, columns)
 
 
-def _referring(
-    chosen: tuple[str, ...], others: tuple[str, ...], kwargs: Kwargs, columns: Columns
-) -> Check:
+def _referring(chosen: tuple[str, ...], kwargs: Kwargs, columns: Columns) -> Check:
+    other = ReferenceOptions.of(kwargs)
     return ReferenceCheck(
         columns=chosen,
         within=row_condition(kwargs, columns),
         judged=present(*chosen),
-        table=TableName.parse(kwargs["other_table"]),
-        other_columns=others,
+        table=other.table,
+        other_columns=other.columns,
         mostly=kwargs.get("mostly", 1),
     )
 
