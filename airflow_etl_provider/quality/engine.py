@@ -41,7 +41,10 @@ def audit(
             {numbers[at]: result for at, result in found.results.items()},
             {**judged.left, **{numbers[at]: reason for at, reason in found.left.items()}},
         )
-    results = dict(judged.results)
+    results = {
+        number: replace(result, engine=result.engine or "sql")
+        for number, result in judged.results.items()
+    }
     left = sorted(judged.left)
     if engine is Engine.SQL and left:
         raise _not_sql(suite, left[0], judged.left[left[0]])
