@@ -427,3 +427,26 @@ def reader(database: Database, query: Any, application: str = "slow report") -> 
     with psycopg.connect(database.conninfo, application_name=application) as connection:
         connection.execute(query)
         yield connection
+
+
+@contextmanager
+def login(database, *grants):
+    """A role with a password and nothing but *grants*, gone afterwards."""
+    name = f"r_{uuid7().hex[-12:]}"
+    database.run(f"CREATE ROLE {name} LOGIN PASSWORD 'pw-of-role'")
+    for grant in grants:
+        database.run(sql.SQL(grant).format(role=sql.Identifier(name)))
+    try:
+        yield {"user": name, "password": "pw-of-role"}
+    finally:
+        database.run(f"DROP OWNED BY {name} CASCADE")
+        database.run(f"DROP ROLE {name}")
+
+
+@contextmanager
+def group_and_member(database):
+    """A role that may own a target, and a login that belongs to it and loads."""
+    create = "GRANT CREATE ON DATABASE " + database.name + " TO {role}"
+    with login(database) as group, login(database, create) as member:
+        database.run(f"GRANT {group['user']} TO {member['user']}")
+        yield group["user"], member

@@ -202,14 +202,12 @@ class _Output:
         :raises ContractError: its columns do not fit the target.
         :raises DataError: a value does not fit its column exactly.
         """
-        spool = _Spool()
-        try:
+        with ExitStack() as unless_whole:
+            spool = unless_whole.enter_context(_Spool())
             for each in arrow.as_batches(made, self._how.name):
                 self._require_fit(each.schema)
                 spool.rows += RowEncoder(self._columns).write(each, spool.file)
-        except BaseException:
-            spool.file.close()
-            raise
+            unless_whole.pop_all()
         return spool
 
     def write(self, spool: _Spool) -> None:

@@ -16,8 +16,16 @@ from airflow_etl_provider.core.errors import (
 )
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.postgres import swap_merge
-from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill, reader, simple
-from tests.integration.postgres.test_refusals import login
+from tests.builders import (
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    Pipeline,
+    fill,
+    group_and_member,
+    reader,
+    simple,
+)
 from tests.integration.postgres.test_swap_merge import Interrupted, day, entities, put
 
 DELETE_INSERT, SWAP, SWAP_MERGE = Strategy.DELETE_INSERT, Strategy.SWAP, Strategy.SWAP_MERGE
@@ -264,10 +272,8 @@ class TestRights:
     @pytest.fixture
     def roles(self, warehouse18):
         """The owner of the target, and a member of it who loads."""
-        create = "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}"
-        with login(warehouse18) as group, login(warehouse18, create) as role:
-            warehouse18.run(f"GRANT {group['user']} TO {role['user']}")
-            yield group["user"], role
+        with group_and_member(warehouse18) as roles:
+            yield roles
 
     @pytest.mark.parametrize("during", [False, True])
     @pytest.mark.parametrize("strategy", [SWAP, SWAP_MERGE])

@@ -12,8 +12,16 @@ from airflow_etl_provider.core.errors import LockBudgetExceeded
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.request import WindowMode
-from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill, reader, simple
-from tests.integration.postgres.test_refusals import login
+from tests.builders import (
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    Pipeline,
+    fill,
+    group_and_member,
+    reader,
+    simple,
+)
 
 DELETE_INSERT, SWAP, SWAP_MERGE = Strategy.DELETE_INSERT, Strategy.SWAP, Strategy.SWAP_MERGE
 
@@ -127,13 +135,8 @@ def test_they_belong_to_the_owner_of_the_table(source18, warehouse18):
     """Whoever of the owner's group publishes: the owner may vacuum and drop them."""
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, MARCH, 20)
-    with (
-        login(warehouse18) as group,
-        login(warehouse18, "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}") as role,
-    ):
-        warehouse18.run(f"GRANT {group['user']} TO {role['user']}")
-        warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group['user']}")
-        warehouse18.run(f"ALTER TABLE a.t OWNER TO {group['user']}")
+    with group_and_member(warehouse18) as (group, role):
+        warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group}; ALTER TABLE a.t OWNER TO {group}")
         pipe.warehouse_role = role
         pipe.load(JANUARY, JANUARY + timedelta(days=5), options={"strategy": DELETE_INSERT})
         pipe.warehouse_role = {}
@@ -141,7 +144,7 @@ def test_they_belong_to_the_owner_of_the_table(source18, warehouse18):
             warehouse18.value(
                 "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'a.t_2013_01'::regclass"
             )
-            == group["user"]
+            == group
         )
 
 

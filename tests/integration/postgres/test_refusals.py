@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from psycopg import sql
-from uuid6 import uuid7
 
 from airflow_etl_provider.core.errors import (
     CatalogError,
@@ -22,7 +19,17 @@ from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.testing import RecordedEvents
-from tests.builders import APRIL, FEBRUARY, JANUARY, MARCH, Pipeline, fill, simple
+from tests.builders import (
+    APRIL,
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    Pipeline,
+    fill,
+    group_and_member,
+    login,
+    simple,
+)
 
 
 def refused(pipe, *words, kind=TerminalError, low=JANUARY, high=FEBRUARY, **request):
@@ -34,20 +41,6 @@ def refused(pipe, *words, kind=TerminalError, low=JANUARY, high=FEBRUARY, **requ
         assert word in text, text
     assert pipe.left_in_staging() == set()
     return raised.value
-
-
-@contextmanager
-def login(database, *grants):
-    """A role with a password and nothing but *grants*, gone afterwards."""
-    name = f"r_{uuid7().hex[-12:]}"
-    database.run(f"CREATE ROLE {name} LOGIN PASSWORD 'pw-of-role'")
-    for grant in grants:
-        database.run(sql.SQL(grant).format(role=sql.Identifier(name)))
-    try:
-        yield {"user": name, "password": "pw-of-role"}
-    finally:
-        database.run(f"DROP OWNED BY {name} CASCADE")
-        database.run(f"DROP ROLE {name}")
 
 
 def test_a_missing_source_table_is_named_with_its_neighbour(source18, warehouse18):
@@ -339,13 +332,8 @@ def test_a_member_of_the_owner_may_load(source18, warehouse18):
     """A login role that belongs to the owning group role loads; the partition is owned by the group."""
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, MARCH, 20)
-    with (
-        login(warehouse18) as group,
-        login(warehouse18, "GRANT CREATE ON DATABASE " + warehouse18.name + " TO {role}") as role,
-    ):
-        warehouse18.run(f"GRANT {group['user']} TO {role['user']}")
-        warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group['user']}")
-        warehouse18.run(f"ALTER TABLE a.t OWNER TO {group['user']}")
+    with group_and_member(warehouse18) as (group, role):
+        warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group}; ALTER TABLE a.t OWNER TO {group}")
         pipe.warehouse_role = role
         for _ in range(2):
             pipe.load(JANUARY, FEBRUARY)
@@ -354,7 +342,7 @@ def test_a_member_of_the_owner_may_load(source18, warehouse18):
             "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'a.t_2013_01'::regclass"
         )
         pipe.warehouse_role = {}
-        assert owner == group["user"]
+        assert owner == group
 
 
 def test_a_publisher_without_create_on_the_schema_changes_nothing(source18, warehouse18):
