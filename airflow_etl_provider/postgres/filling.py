@@ -36,6 +36,7 @@ from airflow_etl_provider.postgres.session import (
     execute_patiently,
     run_patiently,
     session_of,
+    text_of,
 )
 from airflow_etl_provider.postgres.slices import (
     PlannedSlice,
@@ -130,7 +131,7 @@ class Filling:
             manifest = self._manifest(snapshot, settled, cut, totals)
             with translated_errors(self.what), connection.cursor() as cursor:
                 statement, params = ledger.staged_statement(manifest)
-                cursor.execute(statement.as_string(None), params)
+                cursor.execute(text_of(statement, params), params)
                 if cursor.rowcount != 1:
                     raise taken_over(self._request.load_id)
                 connection.commit()

@@ -26,7 +26,7 @@ from airflow_etl_provider.postgres.fitting import (
     names_that_do_not_fit,
 )
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.session import Endpoint
+from airflow_etl_provider.postgres.session import Endpoint, text_of
 
 Cursor = psycopg.Cursor[Any] | psycopg2.extensions.cursor
 
@@ -322,4 +322,4 @@ def _key_text(values: Sequence[Any]) -> str | None:
 
 def run(cursor: Cursor, statement: sql.Composable, params: Mapping[str, Any] | None = None) -> None:
     """Execute on either driver's cursor."""
-    cursor.execute(statement.as_string(None), params)
+    cursor.execute(text_of(statement, params), params)

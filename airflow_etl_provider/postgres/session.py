@@ -8,13 +8,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import psycopg2
 import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import Row
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.names import TableName
@@ -91,6 +92,29 @@ class _CopyCursor(psycopg2.extensions.cursor):
             raise
 
 
+def text_of(statement: sql.Composable, params: Any) -> str:
+    """The text of *statement*, for either driver.
+
+    With parameters both look for placeholders in all of a text, names and literals that were composed into
+    it included: there a ``%`` is doubled, so that it stays one.
+    """
+    if params is None:
+        return statement.as_string(None)
+    if isinstance(statement, sql.Composed):
+        return "".join(text_of(part, params) for part in statement)
+    text = statement.as_string(None)
+    return text.replace("%", "%%") if isinstance(statement, sql.Identifier | sql.Literal) else text
+
+
+class _Cursor(psycopg.Cursor[Row]):
+    """A cursor for which a name or literal holds no placeholder."""
+
+    def execute(self, query: Any, params: Any = None, **how: Any) -> Self:
+        if isinstance(query, sql.Composable):
+            query = text_of(query, params).encode()
+        return super().execute(query, params, **how)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """How to reach one database: libpq parameters, and the name that ``pg_stat_activity`` shows.
@@ -133,7 +157,9 @@ def connect(endpoint: Endpoint, *, pooled: bool = False) -> Iterator[psycopg.Con
     :raises ConfigurationError: there is such a pooler, and nobody said that it may be.
     """
     with translated_errors(f"connecting to {endpoint.label}"):
-        connection = psycopg.connect(_dsn(endpoint), autocommit=True, prepare_threshold=None)
+        connection = psycopg.connect(
+            _dsn(endpoint), autocommit=True, prepare_threshold=None, cursor_factory=_Cursor
+        )
     with connection:
         with translated_errors(f"preparing a session on {endpoint.label}"):
             if _prepare(connection, endpoint, pooled=pooled):
@@ -241,7 +267,7 @@ def _patiently(
         nonlocal count
         try:
             with connection.cursor() as cursor:
-                cursor.execute(statement.as_string(None), params)
+                cursor.execute(text_of(statement, params), params)
                 count = cursor.rowcount
                 if cursor.description is not None:
                     rows.extend(cursor.fetchall())

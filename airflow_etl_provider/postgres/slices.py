@@ -24,7 +24,7 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Session, Slice, Snapshot, Stop
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy, session_of
+from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy, session_of, text_of
 from airflow_etl_provider.postgres.transfer import relay
 
 _STEP = 0.2
@@ -253,7 +253,7 @@ class SliceWriter:
                     statement, params = slice_statement(
                         self.load_id, staged, try_number=self.try_number
                     )
-                    cursor.execute(statement.as_string(None), params)
+                    cursor.execute(text_of(statement, params), params)
                     if cursor.rowcount != 1:
                         raise taken_over(self.load_id)
                     connection.commit()
