@@ -282,7 +282,7 @@ class Pipeline:
             values or {},
             corrections or {},
         )
-        return replay_letters(
+        done = replay_letters(
             self.warehouse.endpoint(self.application, **self.warehouse_role),
             request,
             None if suite is None else parse_suite(suite),
@@ -291,6 +291,8 @@ class Pipeline:
             stop=stop or threading.Event(),
             log=self.log,
         )
+        done.raise_refused()
+        return done
 
     def letters(self, columns: str = "record, reason, status") -> list[tuple[Any, ...]]:
         """Dead letters of the warehouse, in the order in which they were written."""

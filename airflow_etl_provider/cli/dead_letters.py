@@ -132,6 +132,8 @@ def replay(arguments: argparse.Namespace) -> Answer:
         stop=threading.Event(),
         log=_log.info,
     )
+    if not (done.replayed or done.superseded or done.failed or done.waiting):
+        done.raise_refused()
     others = ", ".join(f"{number:,} {status}" for status, number in done.others.items())
     text = facts(
         {
@@ -139,6 +141,7 @@ def replay(arguments: argparse.Namespace) -> Answer:
             "superseded": done.superseded,
             "failed again": done.failed,
             "waiting": done.waiting,
+            "refused": done.refused or None,
             "left alone": others,
         }
     )
@@ -146,7 +149,10 @@ def replay(arguments: argparse.Namespace) -> Answer:
         text += f"\nnext: airflow-etl dead-letters list {done.stream} says why"
     if done.waiting:
         text += "\nnext: clear extract and downstream of the runs whose windows are not covered, or that transform rows"
-    return Answer(done.as_json(), text, FINDING if done.failed or done.waiting else OK)
+    for error in done.errors:
+        text += f"\nrefused: {error}"
+    unfinished = done.failed or done.waiting or done.refused
+    return Answer(done.as_json(), text, FINDING if unfinished else OK)
 
 
 def discard(arguments: argparse.Namespace) -> Answer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -70,6 +72,7 @@ def _about(load: Load) -> dict[str, str]:
         "target": str(load.target),
         "window": str(load.window),
         "state": load.state.value,
+        "error": load.error,
         "staged in": None if load.staging is None else str(load.staging),
     }
     return {name: printable(value) for name, value in told.items() if value is not None}
@@ -113,8 +116,12 @@ def _written(given: str, name: str, text: str) -> Path:
     if path.is_dir():
         path /= name
     try:
-        path.touch(mode=_OWNER_ONLY)
-        path.write_text(text, encoding="utf-8")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as page:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                # The page that it replaces may have been open to others.
+                os.fchmod(descriptor, _OWNER_ONLY)
+            page.write(text)
     except OSError as error:
         raise UsageError(f"--html: {path} cannot be written: {error.strerror}") from None
     return path

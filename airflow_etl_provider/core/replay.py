@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,6 +12,8 @@ from airflow_etl_provider.core.errors import (
     DataError,
     EtlError,
     Stopped,
+    Superseded,
+    TerminalError,
     TransientError,
 )
 from airflow_etl_provider.core.load import Kind, Manifest, Published, RunInfo, Strategy
@@ -86,6 +87,8 @@ class Replayed:
     :param failed: not good yet: still pending, with the new reason and one more retry.
     :param waiting: not replayed now: the window is to be loaded again, or a transform has to make the row anew.
     :param others: by their status, letters that were asked for and are not pending.
+    :param refused: still pending as they were, because nothing of their load can be replayed now.
+    :param errors: why, one for each such load.
     """
 
     stream: str
@@ -95,6 +98,13 @@ class Replayed:
     waiting: int = 0
     others: Mapping[str, int] = field(default_factory=dict)
     load_ids: tuple[str, ...] = ()
+    refused: int = 0
+    errors: tuple[TerminalError, ...] = ()
+
+    def raise_refused(self) -> None:
+        """:raises TerminalError: what stood in the way of the letters of a load, the first if there are several."""
+        if self.errors:
+            raise self.errors[0]
 
     def counts(self) -> dict[str, int]:
         return {
@@ -102,6 +112,7 @@ class Replayed:
             "superseded": self.superseded,
             "failed": self.failed,
             "waiting": self.waiting,
+            "refused": self.refused,
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -149,11 +160,14 @@ class ReplayArea(Protocol):
         self, manifest: Manifest, staged: Staged, *, stop: Stop, log: EventLog
     ) -> Published: ...
 
-    def give_up(self, load_id: str, reason: str) -> Sequence[int]:
-        """Abandon a replay and drop its batch; returns the letters that it had taken, pending again."""
+    def give_up(self, manifest: Manifest, reason: str) -> Sequence[int] | None:
+        """Abandon a replay and drop its batch; returns the letters that it had taken, pending again.
+
+        ``None`` if it had ended already: another replay took its letters, or a load has settled them.
+        """
         ...
 
-    def fail(self, ids: Sequence[int], reason: str) -> None:
+    def fail(self, stream: str, ids: Sequence[int], reason: str) -> None:
         """Letters fail again."""
         ...
 
@@ -190,15 +204,21 @@ def replay(
     """Bring pending letters back, those of each load in a load of its own; each letter once, however often.
 
     A letter is marked in the transaction that publishes its row. Letters that fail again stay pending with
-    the new reason, and hold up no other.
+    the new reason, and hold up no other; neither do loads of which nothing can be replayed.
 
-    :raises ConfigurationError: an unknown letter, or a correction that cannot be made.
+    :raises ConfigurationError: an unknown letter.
     :raises TransientError: another try takes up what this one has left.
     """
     by_load, others = area.pending(request.stream, request.ids)
     done = Replayed(request.stream, others=others)
     for origin, ids in by_load:
-        done = _replay(request, origin, ids, done, area, audit, new_id, stop, log)
+        try:
+            done = _replay(request, origin, ids, done, area, audit, new_id, stop, log)
+        except Stopped:
+            raise
+        except TerminalError as error:
+            log("letters cannot be replayed", origin=origin, letters=len(ids), error=error.what)
+            done = replace(done, refused=done.refused + len(ids), errors=(*done.errors, error))
     log("dead letters replayed", **done.as_json())
     return done
 
@@ -234,10 +254,12 @@ def _replay(
             return done
         published = area.publish(manifest, staged, stop=stop, log=log)
     except DataError as error:
-        taken = area.give_up(load_id, error.what)
+        taken = area.give_up(staged.manifest, error.what)
+        if taken is None:
+            raise _taken(load_id) from error
         if len(taken) < 2 or halvings == _MOST_HALVINGS:
             # What was being done says nothing of the row.
-            area.fail(taken, error.what.partition(": ")[2] or error.what)
+            area.fail(request.stream, taken, error.what.partition(": ")[2] or error.what)
             return replace(done, failed=done.failed + len(taken))
         # One row may spoil it for all the others: halves tell which.
         middle = len(taken) // 2
@@ -250,9 +272,13 @@ def _replay(
         # The next try takes the letters from this one.
         raise
     except EtlError as error:
-        # The warehouse may be what was lost: the first error is the one to tell.
-        with suppress(EtlError):
-            area.give_up(load_id, error.what)
+        try:
+            taken = area.give_up(staged.manifest, error.what)
+        except EtlError:
+            # The warehouse may be what was lost: the first error is the one to tell.
+            raise error from None
+        if taken is None:
+            raise _taken(load_id) from error
         raise
     log(
         "letters replayed",
@@ -263,3 +289,10 @@ def _replay(
         stale=published.rows_stale,
     )
     return replace(done, replayed=done.replayed + manifest.rows, load_ids=(*done.load_ids, load_id))
+
+
+def _taken(load_id: str) -> Superseded:
+    return Superseded(
+        f"another replay took the letters of load {load_id}, or another load has settled them",
+        remedy="nothing to do: the next try finds what is left of them",
+    )

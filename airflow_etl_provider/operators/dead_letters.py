@@ -40,7 +40,8 @@ class DeadLetterReplayOperator(BaseOperator):
     Each letter once, however often: it is marked in the transaction that publishes its row. A row that the
     target has in a newer version, or that a later load has read again, is not brought back but marked
     ``superseded``. One that fails again stays pending with the new reason and one more retry, and holds up no
-    other. Returns how many were replayed, superseded, failed and are waiting (small JSON, no rows).
+    other; nor does a load of which nothing can be replayed, with whose error the task ends then. Returns how
+    many were replayed, superseded, failed and are waiting (small JSON, no rows).
 
     A run's params ``ids``, ``values`` and ``corrections`` win over the arguments; none of them is templated,
     so that no value of a row shows among the rendered fields.
@@ -87,13 +88,14 @@ class DeadLetterReplayOperator(BaseOperator):
         with airflow_errors():
             run = run_info(context)
             params = context.get("params") or {}
-            corrections = params.get("corrections") or self.corrections or {}
-            ids = params.get("ids") or self.ids or list(corrections) or None
+            corrections = _first_given(params.get("corrections"), self.corrections, {})
+            # None at all is an answer too: whoever computes them may find none.
+            ids = _first_given(params.get("ids"), self.ids, list(corrections) or None)
             request = ReplayRequest(
                 stream=self.stream,
                 run=run,
                 ids=None if ids is None else tuple(int(letter) for letter in ids),
-                values=_values(params.get("values") or self.values or {}),
+                values=_values(_first_given(params.get("values"), self.values, {})),
                 corrections={
                     int(letter): _values(values) for letter, values in corrections.items()
                 },
@@ -109,7 +111,8 @@ class DeadLetterReplayOperator(BaseOperator):
                 stop=self._stopper,
                 log=event_log(__name__),
             )
-        count_replayed(self.stream, done.counts())
+            count_replayed(self.stream, done.counts())
+            done.raise_refused()
         return done.as_json()
 
     def on_kill(self) -> None:
@@ -142,6 +145,10 @@ class DeadLetterReplayOperator(BaseOperator):
         if not path.is_absolute() and self.has_dag():  # type: ignore[no-untyped-call]
             path = Path(self.dag.fileloc).parent / path
         return load_suite(path)
+
+
+def _first_given(*answers: Any) -> Any:
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def _values(given: object) -> Values:

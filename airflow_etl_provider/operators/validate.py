@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from airflow_etl_provider.operators.run import (
 )
 from airflow_etl_provider.operators.stream_checks import (
     of_rows,
+    refers_to_load,
     refuse_without_load,
     stream_results,
     with_stream_results,
@@ -214,7 +216,7 @@ class QualityValidationOperator(BaseOperator):
         return {"conn_id": self.conn_id, "table": str(table), "report": report.as_xcom()}
 
     def _audit(self, area: PostgresAuditArea, table: TableName, load_id: str) -> Report:
-        started = datetime.now(UTC)
+        started, before = datetime.now(UTC), self._report
         columns = self._columns = area.columns(table)
         self._dataset = area.dataset(table if self._manifest is None else self._manifest.target)
         suite = self.expectations
@@ -247,8 +249,14 @@ class QualityValidationOperator(BaseOperator):
                 finished_at=datetime.now(UTC),
             )
         manifest = None if self._manifest is None else area.load(load_id).manifest
-        if suite is not None and manifest is not None:
-            judged = stream_results(suite, manifest, area.endpoint, source=self.source)
+        if suite is not None and manifest is not None and refers_to_load(suite):
+            whole = None
+            if table != manifest.staging:
+                rows = area.count(table) if self._report.rows is None else self._report.rows
+                dead = manifest.rows_dead + manifest.rows - rows
+                manifest = replace(manifest, staging=table, rows=rows, rows_dead=dead)
+                whole = before
+            judged = stream_results(suite, manifest, area.endpoint, source=self.source, whole=whole)
             self._report = with_stream_results(self._report, suite, judged)
         self._show(self._report)
         for failure in self._report.failures(Severity.WARNING):

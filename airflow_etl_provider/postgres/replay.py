@@ -16,7 +16,12 @@ from psycopg.types.json import Jsonb
 from airflow_etl_provider.core.columns import missing_column
 from airflow_etl_provider.core.conversion import Conversion, Judged
 from airflow_etl_provider.core.dead_letters import DeadLimits, Fault
-from airflow_etl_provider.core.errors import ConfigurationError, ContractError, StateError
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    ContractError,
+    StateError,
+)
 from airflow_etl_provider.core.load import Kind, LoadState, Manifest, Published, Strategy
 from airflow_etl_provider.core.names import TableName, quoted, staging_name
 from airflow_etl_provider.core.ports import EventLog, Stop
@@ -97,10 +102,7 @@ class PostgresReplay:
             )
             _check_corrections(request, source.manifest)
             with connection.transaction():
-                # As every publish does first: what overtakes a letter is put in order with this.
-                connection.execute(
-                    queries("ledger")["lock_stream"], {"stream": source.manifest.stream}
-                )
+                _in_turn(connection, source.manifest.stream)
                 return _Staging(connection, request, source, target, load_id).run(ids)
 
     def settle(self, manifest: Manifest, found: Findings) -> tuple[Manifest | None, int]:
@@ -109,6 +111,7 @@ class PostgresReplay:
             translated_errors(f"recording the audit of load {manifest.load_id}"),
             connection.transaction(),
         ):
+            _in_turn(connection, manifest.stream)
             require_same_batch(connection, manifest)
             failed = _failing(connection, manifest, found)
             _fail(connection, failed)
@@ -142,23 +145,25 @@ class PostgresReplay:
         publisher.tidy(published, manifest, staged.options)
         return published
 
-    def give_up(self, load_id: str, reason: str) -> list[int]:
+    def give_up(self, manifest: Manifest, reason: str) -> list[int] | None:
         with (
             connect(self.endpoint) as connection,
-            translated_errors(f"giving up load {load_id}"),
+            translated_errors(f"giving up load {manifest.load_id}"),
             connection.transaction(),
         ):
-            load = ledger.load(connection, load_id, lock=True)
+            _in_turn(connection, manifest.stream)
+            load = ledger.load(connection, manifest.load_id, lock=True)
             if load is None or load.state.is_finished:
-                return []
-            return _give_up(connection, load_id, load.staging, reason)
+                return None
+            return _give_up(connection, manifest.load_id, load.staging, reason)
 
-    def fail(self, ids: Sequence[int], reason: str) -> None:
+    def fail(self, stream: str, ids: Sequence[int], reason: str) -> None:
         with (
             connect(self.endpoint) as connection,
             translated_errors("recording that letters failed again"),
             connection.transaction(),
         ):
+            _in_turn(connection, stream)
             _fail(connection, dict.fromkeys(ids, (reason, None, None)))
 
 
@@ -188,6 +193,11 @@ def replay_letters(
     return replay(request, area=area, audit=judge, new_id=new_id, stop=stop, log=log)
 
 
+def _in_turn(connection: Connection, stream: str) -> None:
+    """Lock the stream's row, as every publish does first: letters, loads and what overtakes them keep one order."""
+    connection.execute(queries("ledger")["lock_stream"], {"stream": stream})
+
+
 def _last_suite(endpoint: Endpoint, stream: str) -> Suite | None:
     with connect(endpoint) as connection, translated_errors(f"reading the audits of {stream}"):
         ledger.ensure_ledger(connection, label=endpoint.label)
@@ -208,10 +218,11 @@ def _judged(
     if not expectations:
         now = datetime.now(UTC)
         return Findings(Report(load_id, "none", str(staging), manifest.rows, (), now, now), (), ())
-    columns = area.columns(staging)
+    letter = _letter(manifest)
+    columns = [column for column in area.columns(staging) if column.name != letter]
     types = {column.name: column.type for column in columns}
     suite = Suite(manifest.stream, tuple(expectations))
-    check_columns(suite, list(types))
+    _check_suite(suite, manifest, list(types))
     report = audit(
         suite,
         Engine.AUTO,
@@ -230,6 +241,18 @@ def _judged(
             of_all.append(expectation.name)
         results.append(replace(result, set_aside=condition is not None))
     return Findings(replace(report, results=tuple(results)), faults, of_all)
+
+
+def _check_suite(suite: Suite, manifest: Manifest, columns: Sequence[str]) -> None:
+    """:raises ContractError: an expectation reads a column that the batch of the letters did not have yet."""
+    try:
+        check_columns(suite, columns)
+    except CatalogError as error:
+        raise ContractError(
+            f"letters of load {manifest.replays} cannot be audited: {error.what}",
+            remedy="give the expectations that hold for rows of that time, as expectations or --suite; or discard "
+            "the letters, and load their window again",
+        ) from error
 
 
 def _others(connection: Connection, stream: str, ids: Sequence[int]) -> dict[str, int]:
@@ -390,21 +413,23 @@ class _Staging:
         chosen, waiting = self._chosen(ids)
         texts = self._texts()
         failures: _Failures = {}
-        overtaken: list[int] = []
+        replaced: list[int] = []
+        there: list[int] = []
         if chosen:
             self._create(texts)
             self._receive(chosen)
             failures = self._judge(texts)
             self._connection.execute(texts.convert())
-            moved, uncovered, overtaken = self._places()
+            moved, uncovered, replaced = self._places()
             failures |= moved
-            overtaken += self._newer()
-            gone = {*failures, *uncovered, *overtaken}
+            there = self._newer()
+            gone = {*failures, *uncovered, *replaced, *there}
             self._take_out(gone)
             waiting += len(uncovered)
             chosen = [letter for letter in chosen if letter not in gone]
         _fail(self._connection, failures)
-        self._supersede(overtaken)
+        self._supersede(replaced, "overtaken: another load covers the place of the row by now")
+        self._supersede(there, f"overtaken: the target has {self._newer_what}")
         manifest = self._record(chosen) if chosen else None
         if manifest is None:
             drop_staging(self._connection, self._manifest.staging)
@@ -413,7 +438,7 @@ class _Staging:
             self._strategy,
             self._origin.options,
             failed=len(failures),
-            superseded=len(overtaken),
+            superseded=len({*replaced, *there}),
             waiting=waiting,
         )
 
@@ -452,7 +477,7 @@ class _Staging:
         at = sql.SQL("s.{}::{}").format(sql.Identifier(cursor), cursor_type_sql(window.type or ""))
         rows = self._connection.execute(
             sql.SQL(
-                "SELECT s.{letter}, ({inside}) IS TRUE, (SELECT c.load_id::text FROM etl.coverage AS c"
+                "SELECT s.{letter}, ({inside}) IS TRUE, ARRAY(SELECT c.load_id::text FROM etl.coverage AS c"
                 "   WHERE c.stream = %(stream)s AND c.retired_at IS NULL AND CASE WHEN left(c.bounds, 1) = '['"
                 "     THEN c.low::{t} <= {at} AND c.high::{t} > {at} ELSE c.low::{t} < {at} AND c.high::{t} >= {at} END)"
                 " FROM {staging} AS s"
@@ -467,11 +492,12 @@ class _Staging:
         ).fetchall()
         why = f"column {quoted(cursor)} lies outside of the window of its load"
         moved: _Failures = {letter: (why, None, None) for letter, inside, _ in rows if not inside}
-        placed = [(letter, load_id) for letter, inside, load_id in rows if inside]
+        # Where two ranges meet, both may have the bound.
+        placed = [(letter, loads) for letter, inside, loads in rows if inside]
         return (
             moved,
-            [letter for letter, load_id in placed if load_id is None],
-            [letter for letter, load_id in placed if load_id not in (None, manifest.load_id)],
+            [letter for letter, loads in placed if not loads],
+            [letter for letter, loads in placed if loads and manifest.load_id not in loads],
         )
 
     def _take_out(self, ids: Collection[int]) -> None:
@@ -592,11 +618,16 @@ class _Staging:
         self._connection.execute("SELECT set_config('search_path', 'pg_catalog', true)")
         return [number for (number,) in rows]
 
-    def _supersede(self, ids: Sequence[int]) -> None:
+    @property
+    def _newer_what(self) -> str:
+        if self._origin.manifest.kind is Kind.EVENTS:
+            return "the row already"
+        return "a newer version of the row"
+
+    def _supersede(self, ids: Sequence[int], why: str) -> None:
         if ids:
             self._connection.execute(
-                queries("dead_letters")["overtaken"],
-                {"ids": list(ids), "why": "overtaken: the target has a newer version of the row"},
+                queries("dead_letters")["overtaken"], {"ids": list(ids), "why": why}
             )
 
     def _record(self, ids: Sequence[int]) -> Manifest:

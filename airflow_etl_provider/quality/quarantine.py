@@ -30,6 +30,7 @@ _OF_ROWS = (
 #: And those among them that compare a row with the others.
 _AMONG_OTHERS = (
     "expect_column_value_z_scores_to_be_less_than",
+    "expect_column_values_to_not_be_outliers",
     "expect_column_values_to_be_decreasing",
     "expect_column_values_to_be_increasing",
 )

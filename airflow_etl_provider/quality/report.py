@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
 from enum import StrEnum
 from typing import Any, Self
@@ -200,7 +200,8 @@ class Judged:
 class Report:
     """The outcome of the audit of one load; results stand in the order of the suite.
 
-    ``rows`` is ``None`` when even counting them failed, for instance by a statement timeout.
+    ``rows`` is ``None`` when even counting them failed, for instance by a statement timeout; ``refused`` says
+    that the batch was rejected whatever its expectations say, because too many rows would have been set aside.
     """
 
     load_id: str
@@ -210,6 +211,7 @@ class Report:
     results: tuple[ExpectationResult, ...]
     started_at: datetime
     finished_at: datetime
+    refused: bool = False
 
     def __post_init__(self) -> None:
         if self.started_at.tzinfo is None or self.finished_at.tzinfo is None:
@@ -219,7 +221,9 @@ class Report:
     def verdict(self) -> Verdict:
         """Whether the batch may be published."""
         failed = [result for result in self.results if not result.success]
-        if any(each.severity is Severity.CRITICAL and not each.set_aside for each in failed):
+        if self.refused or any(
+            each.severity is Severity.CRITICAL and not each.set_aside for each in failed
+        ):
             return Verdict.REJECTED
         return Verdict.WARNED if failed else Verdict.PASSED
 
@@ -260,7 +264,7 @@ class Report:
         :raises StateError: *data* is none.
         """
         try:
-            return cls(
+            found = cls(
                 load_id=data["load_id"],
                 engine=data["engine"],
                 table=data["table"],
@@ -269,11 +273,15 @@ class Report:
                 started_at=datetime.fromisoformat(data["started_at"]),
                 finished_at=datetime.fromisoformat(data["finished_at"]),
             )
+            told = Verdict(data["verdict"])
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"the ledger holds no report that this release can read ({type(error).__name__}: {error})",
                 remedy="look at it with: SELECT report FROM etl.loads WHERE load_id = …",
             ) from None
+        return replace(
+            found, refused=told is Verdict.REJECTED and found.verdict is not Verdict.REJECTED
+        )
 
     def as_xcom(self) -> dict[str, Any]:
         """A small summary: verdict, counts and the failed expectations; no value of a row."""

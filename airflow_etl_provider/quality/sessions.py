@@ -167,8 +167,9 @@ def _unreachable(name: str, error: sa.exc.DBAPIError) -> EtlError:
 def reason_of(message: str) -> str:
     """The first line of a message, free of anything that was read from a row.
 
-    A server quotes values in messages about data, and anything in those that user code raises;
-    DETAIL, CONTEXT, the statement and its parameters stand on later lines.
+    A server quotes values in messages about data, in its own language and between that language's marks,
+    and anything in those that user code raises; DETAIL, CONTEXT, the statement and its parameters stand on
+    later lines.
     """
     import psycopg2
     from psycopg2 import errors
@@ -181,8 +182,8 @@ def reason_of(message: str) -> str:
     kind = getattr(errors, name, psycopg2.OperationalError)
     if issubclass(kind, errors.RaiseException | psycopg2.IntegrityError):
         return name
-    if issubclass(kind, psycopg2.DataError):
-        text = re.sub('".*', '"…"', text)
+    if issubclass(kind, psycopg2.DataError) and kind is not errors.InvalidRegularExpression:
+        return name
     return f"{name}: {text}"[:LONGEST_REASON]
 
 

@@ -116,8 +116,14 @@ def judge_source(
     figures: Sequence[Figure],
     batch: Measured,
     source: Measured,
+    *,
+    set_aside: int = 0,
 ) -> ExpectationResult:
-    """Whether batch and source agree, rows and sums within ``tolerance`` of what the source has."""
+    """Whether batch and source agree, rows and sums within ``tolerance`` of what the source has.
+
+    :param set_aside: how many of the batch's rows are dead letters; what they hold cannot be measured, so
+        nothing but rows is compared then, and the note says so.
+    """
     options = SourceOptions.of(expectation.kwargs)
     tolerance = Decimal(repr(options.tolerance))
     inexact = batch.inexact | source.inexact
@@ -138,6 +144,8 @@ def judge_source(
     note = f"the source has {source.rows:,} rows, the batch {batch.rows:,}"
     if differing:
         note += f"; different: {_named(differing)}"
+    if set_aside and (options.sums or options.least or options.greatest or options.checksum):
+        note += f"; {set_aside:,} of them were set aside, so nothing else is compared"
     return _result(
         expectation,
         success=rows_agree and not differing,

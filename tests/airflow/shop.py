@@ -86,6 +86,7 @@ class Shop:
         *,
         expectations: Sequence[Mapping[str, Any]] = (),
         extract: Mapping[str, Any] | None = None,
+        validate: Mapping[str, Any] | None = None,
         publish: Mapping[str, Any] | None = None,
         dag: DAG | None = None,
     ) -> DAG:
@@ -93,7 +94,10 @@ class Shop:
         with dag or self.dag() as made:
             first = self.extract(**(extract or {}))
             second = QualityValidationOperator(
-                task_id="validate", batch=first.output, expectations=list(expectations)
+                task_id="validate",
+                batch=first.output,
+                expectations=list(expectations),
+                **(validate or {}),
             )
             third = PartitionSwapOperator(
                 **{"task_id": "publish", "batch": second.output, **(publish or {})}

@@ -148,6 +148,8 @@ def test_a_runs_params_say_which_rows_and_how(shop: Shop) -> None:
             DeadLetterReplayOperator(task_id="replay", target_conn_id="dwh", stream=shop.stream)
         return shop.airflow.run(dag, None, conf=conf)
 
+    # Whoever computes which letters may find none.
+    assert run(ids=[], values={"note": "of none"}).xcom("replay")["replayed"] == 0
     ran = run(ids=[first], values={"note": "by param"})
     assert ran.state == "success", ran.errors
     assert ran.xcom("replay") | {"load_ids": []} == {
@@ -156,6 +158,7 @@ def test_a_runs_params_say_which_rows_and_how(shop: Shop) -> None:
         "superseded": 0,
         "failed": 0,
         "waiting": 0,
+        "refused": 0,
         "others": {},
         "load_ids": [],
     }

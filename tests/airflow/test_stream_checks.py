@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -253,6 +253,58 @@ class TestTarget:
         )
         shop.warehouse.run("ALTER TABLE a.orders ALTER amount TYPE int")
         assert validated(shop, batch, [expected(TARGET)]).state == "success"
+
+
+class TestBesideQuarantine:
+    """What is judged by stream, source and target is the rest of a batch of which rows are set aside."""
+
+    MANY: ClassVar = {"max_dead_share": 0.9}
+
+    def suite(self, *more: dict[str, Any]) -> list[dict[str, Any]]:
+        positive = expected("expect_column_values_to_be_between", column="amount", min_value=0)
+        present = expected("expect_column_values_to_not_be_null", column="amount")
+        return [{**each, "on_fail": "quarantine"} for each in (positive, present)] + [*more]
+
+    def test_the_target_takes_what_remains(self, shop: Shop) -> None:
+        shop.source.run("UPDATE orders SET amount = NULL WHERE id < 3")
+        batch = staged(shop, 1)
+        shop.warehouse.run("ALTER TABLE a.orders ALTER COLUMN amount SET NOT NULL")
+        ran = validated(shop, batch, self.suite(expected(TARGET)))
+        assert ran.state == "success", ran.errors
+        assert ran.xcom("validate")["report"]["verdict"] == "warned"
+
+    def test_sums_are_those_of_the_whole_batch(self, shop: Shop) -> None:
+        """And once rows have gone, the audit that is made again says what it no longer compares."""
+        shop.source.run("UPDATE orders SET amount = -1 WHERE id < 3")
+        suite = self.suite(expected(SOURCE, sum=["amount"]))
+        batch = staged(shop, 1)
+        for said in ("the source has 1,000 rows, the batch 1,000", "; 3 of them were set aside"):
+            ran = validated(shop, batch, suite)
+            assert ran.state == "success", ran.errors
+            assert said in note(shop, 2)
+        shop.source.run("DELETE FROM orders WHERE id = 500")
+        assert validated(shop, batch, suite).state == "failed"
+
+    def test_row_counts_are_compared_with_what_went_on(self, shop: Shop) -> None:
+        """Half of each month is set aside: half a month is usual, and a whole one is not."""
+        shop.source.run("UPDATE orders SET amount = -1 WHERE id % 2 = 0 AND id < 2000")
+        suite = self.suite(expected(ROW_COUNT, min_loads=2))
+        for number in (1, 2):
+            shop.load(number, expectations=suite, validate=self.MANY)
+            assert note(shop, 2).startswith("cold start: 500 rows")
+        ran = shop.airflow.run(shop.pipeline(expectations=suite), month(3))
+        assert "1,000 rows, usually " in ran.error("validate")
+        shop.source.run("DELETE FROM orders WHERE id >= 2500")
+        shop.load(3, expectations=suite)
+        assert note(shop, 2).startswith("500 rows, usually ")
+
+    def test_freshness_is_that_of_the_rest(self, shop: Shop) -> None:
+        """A row that is set aside makes nothing fresh."""
+        shop.source.run("UPDATE orders SET at = '2013-01-31 23:59+00', amount = -1 WHERE id = 5")
+        suite = self.suite(expected(FRESH, max_age="PT1H"))
+        ran = shop.airflow.run(shop.pipeline(expectations=suite), month(1))
+        assert ran.task_states()["validate"] == "failed"
+        assert "days" in ran.error("validate")
 
 
 def test_a_table_alone_is_refused_while_the_dag_is_parsed(shop: Shop) -> None:

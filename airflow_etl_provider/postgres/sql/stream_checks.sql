@@ -1,10 +1,11 @@
 -- What the loads of a stream say of a new one. Only what is published counts; of a window that was loaded
--- more than once, the last load.
+-- more than once, the last load. Rows are those that went on: without what audits set aside.
 
 -- name: by_time
 -- Windows of half to twice the length of this one, their rows scaled to its length, the nearest in time first.
 WITH windows AS MATERIALIZED (
-    SELECT DISTINCT ON (window_low, window_high) load_id, rows_staged, window_low, window_high
+    SELECT DISTINCT ON (window_low, window_high) load_id, coalesce((manifest ->> 'rows')::bigint, rows_staged) AS rows,
+           window_low, window_high
     FROM etl.loads
     WHERE stream = %(stream)s AND state = 'published' AND rows_staged IS NOT NULL AND load_id <> %(load_id)s
       AND replays IS NULL
@@ -12,14 +13,14 @@ WITH windows AS MATERIALIZED (
       AND window_low <> '-infinity' AND window_high <> 'infinity'
     ORDER BY window_low, window_high, seq DESC
 ), timed AS MATERIALIZED (
-    SELECT load_id, rows_staged, window_low::timestamptz AS low,
+    SELECT load_id, rows, window_low::timestamptz AS low,
            extract(epoch FROM window_high::timestamptz - window_low::timestamptz) AS seconds
     FROM windows
     WHERE (window_low, window_high) <> (%(low)s::text, %(high)s::text)
 ), this AS (
     SELECT %(low)s::timestamptz AS low, extract(epoch FROM %(high)s::timestamptz - %(low)s::timestamptz) AS seconds
 ), nearest AS (
-    SELECT timed.load_id, (timed.rows_staged * this.seconds / timed.seconds)::float8 AS rows,
+    SELECT timed.load_id, (timed.rows * this.seconds / timed.seconds)::float8 AS rows,
            abs(extract(epoch FROM timed.low - this.low)) AS distance
     FROM timed, this
     WHERE timed.seconds BETWEEN this.seconds / 2 AND this.seconds * 2
@@ -43,7 +44,7 @@ ORDER BY nearest.distance
 -- Reads of everything, of the rows without a cursor value, and windows of a counter: as they are, the last
 -- first. A run that was cleared, and so has read everything twice, counts once.
 WITH alike AS MATERIALIZED (
-    SELECT DISTINCT ON (l.window_low, l.window_high, of_run.id) l.load_id, l.rows_staged, l.seq
+    SELECT DISTINCT ON (l.window_low, l.window_high, of_run.id) l.load_id, l.seq
     FROM etl.loads AS l
     JOIN etl.loads AS mine ON mine.load_id = %(load_id)s
     CROSS JOIN LATERAL (
@@ -62,7 +63,7 @@ WITH alike AS MATERIALIZED (
                                  = extract(isodow FROM %(snapshot_at)s::timestamptz AT TIME ZONE %(zone)s))
     ORDER BY l.window_low, l.window_high, of_run.id, l.seq DESC
 )
-SELECT l.load_id::text AS load_id, l.rows_staged::float8 AS rows, told.found ->> 'newest' AS newest,
+SELECT l.load_id::text AS load_id, coalesce((l.manifest ->> 'rows')::bigint, l.rows_staged)::float8 AS rows, told.found ->> 'newest' AS newest,
        (told.found ->> 'lag_seconds')::float8 AS lag
 FROM (SELECT load_id FROM alike ORDER BY seq DESC LIMIT %(loads)s) AS latest
 JOIN etl.loads AS l USING (load_id)

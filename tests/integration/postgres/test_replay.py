@@ -79,7 +79,13 @@ def test_a_mended_row_joins_what_its_load_has_published(source, warehouse, name)
     before = pipe.rows()
     position, coverage, store = pipe.position(), pipe.coverage(), pipe.store.read("t")
     done = pipe.replay(values={"v": "mended"})
-    assert done.counts() == {"replayed": 2, "superseded": 0, "failed": 0, "waiting": 0}
+    assert done.counts() == {
+        "replayed": 2,
+        "superseded": 0,
+        "failed": 0,
+        "waiting": 0,
+        "refused": 0,
+    }
     assert len(pipe.rows()) == 60
     assert set(before) < set(pipe.rows())
     assert without_v(pipe) == 0
@@ -188,6 +194,9 @@ def test_a_row_that_has_a_newer_version_in_the_target_is_not_brought_back(source
         (3, "mended"),
     ]
     assert pipe.letters("record_key, status") == [("2", "superseded"), ("3", "replayed")]
+    assert pipe.letters("resolution")[0][0] == (
+        "overtaken: the target has a newer version of the row"
+    )
 
 
 def test_an_event_that_is_there_already_is_not_doubled(source, warehouse):
@@ -200,6 +209,7 @@ def test_an_event_that_is_there_already_is_not_doubled(source, warehouse):
     done = pipe.replay(values={"v": "mended"})
     assert (done.replayed, done.superseded) == (1, 1)
     assert warehouse.value("SELECT v FROM a.t WHERE id = 3") == "by hand"
+    assert pipe.letters("resolution")[0] == ("overtaken: the target has the row already",)
     assert warehouse.value("SELECT count(*) FROM a.t") == 60
 
 
@@ -254,6 +264,49 @@ def test_what_another_load_covers_by_now_is_not_brought_back(source, warehouse):
     done = pipe.replay(values={"v": "mended"})
     assert (done.replayed, done.superseded) == (0, 2)
     assert warehouse.value("SELECT count(*) FROM a.t") == 58
+    assert set(pipe.letters("resolution")) == {
+        ("overtaken: another load covers the place of the row by now",)
+    }
+
+
+def test_where_two_ranges_meet_the_bound_belongs_to_both(source, warehouse):
+    """A row on the upper end of its load's range is its load's, though the next range begins there."""
+    pipe = keyless(source, warehouse)
+    source.run("UPDATE t SET v = NULL, ts = '2013-02-01Z' WHERE id = 35")
+    published(pipe, JANUARY, MARCH)
+    warehouse.run("UPDATE etl.coverage SET low = '2012-12-31', high = '2013-02-01', bounds = '(]'")
+    warehouse.run(
+        "INSERT INTO etl.coverage (stream, low, high, bounds, load_id)"
+        " VALUES ('t', '2013-02-01', '2013-03-01', '[)', %s)",
+        (str(uuid7()),),
+    )
+    done = pipe.replay(values={"v": "mended"})
+    assert (done.replayed, done.superseded) == (2, 1)
+    assert sorted(pipe.letters("record ->> 'id', status")) == [
+        ("3", "replayed"),
+        ("35", "replayed"),
+        ("40", "superseded"),
+    ]
+
+
+def test_letters_that_cannot_be_replayed_hold_up_no_other(source, warehouse):
+    """An old load had columns that are gone, and lacks those that the suite reads by now."""
+    pipe = flawed(source, warehouse)
+    published(pipe, JANUARY, FEBRUARY)
+    source.run("ALTER TABLE t ADD COLUMN w text")
+    warehouse.run("ALTER TABLE a.t ADD COLUMN w text")
+    published(pipe, FEBRUARY, MARCH)
+    (early,), _ = pipe.letters("id")
+    both = [
+        V_PRESENT,
+        {"type": "expect_column_values_to_be_null", "kwargs": {"column": "w"}},
+    ]
+    with pytest.raises(ContractError, match=r"cannot be audited.*'w'") as error:
+        pipe.replay(values={"v": "mended"}, suite=both)
+    assert "--suite" in (error.value.remedy or "")
+    assert pipe.letters("status") == [("pending",), ("replayed",)]
+    assert "letters cannot be replayed" in pipe.log.names()
+    assert pipe.replay([early], values={"v": "mended"}, suite=[V_PRESENT]).replayed == 1
 
 
 def test_events_of_a_retired_partition_wait_until_it_is_restored(source18, warehouse18):
@@ -553,7 +606,7 @@ def test_two_replays_at_once_bring_each_row_back_once(source18, warehouse18):
     assert pipe.replay(values={"v": "quick"}).replayed == 2
     go_on.set()
     thread.join()
-    assert isinstance(outcome[0], EtlError)
+    assert isinstance(outcome[0], Superseded)
     assert warehouse18.value("SELECT count(*) FROM a.t WHERE v = 'quick'") == 2
     assert warehouse18.value("SELECT count(*) FROM a.t") == 60
     assert pipe.letters("status") == [("replayed",)] * 2
@@ -624,7 +677,13 @@ def test_a_request_is_checked_before_anything_is_opened():
 def test_no_letters_at_all(source18, warehouse18):
     pipe = simple(source18, warehouse18)
     pipe.load(JANUARY, FEBRUARY)
-    assert pipe.replay().counts() == {"replayed": 0, "superseded": 0, "failed": 0, "waiting": 0}
+    assert pipe.replay().counts() == {
+        "replayed": 0,
+        "superseded": 0,
+        "failed": 0,
+        "waiting": 0,
+        "refused": 0,
+    }
 
 
 def test_a_replay_is_no_load_like_others(source18, warehouse18):
@@ -683,7 +742,7 @@ def test_hostile_names_are_only_names(source18, warehouse18, kind):
     )
     pipe.load(None, None)
     assert pipe.letters("status") == [("pending",)] * 2
-    (second,), (third,) = pipe.letters("id")
+    _, (third,) = pipe.letters("id")
     assert pipe.replay([third], values={"%(x)s {}": "3"}).replayed == 1
     source18.run("""UPDATE t SET "100%" = '8%s%', "%(x)s {}" = '2' WHERE "%s" = '2%s'""")
     pipe.load(None, None)

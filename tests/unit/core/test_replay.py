@@ -57,10 +57,10 @@ class Area:
         self.published += self.staged[manifest.load_id]
         return type("Published", (), {"strategy": Strategy.MERGE, "rows_stale": 0})
 
-    def give_up(self, load_id: str, reason: str) -> Sequence[int]:
-        return self.staged.pop(load_id)
+    def give_up(self, manifest: Manifest, reason: str) -> Sequence[int] | None:
+        return self.staged.pop(manifest.load_id, None)
 
-    def fail(self, ids: Sequence[int], reason: str) -> None:
+    def fail(self, stream: str, ids: Sequence[int], reason: str) -> None:
         self.failed |= dict.fromkeys(ids, reason)
 
 
@@ -78,7 +78,13 @@ def replayed(area: Area) -> Any:
 
 def test_halves_find_the_row_that_the_target_refuses():
     area = Area(100, {17})
-    assert replayed(area).counts() == {"replayed": 99, "superseded": 0, "failed": 1, "waiting": 0}
+    assert replayed(area).counts() == {
+        "replayed": 99,
+        "superseded": 0,
+        "failed": 1,
+        "waiting": 0,
+        "refused": 0,
+    }
     assert area.failed == {17: "refused"}
     assert sorted(area.published) == [n for n in range(100) if n != 17]
     assert area.publishes < 20
