@@ -186,6 +186,16 @@ class TestHowOld:
         assert maintained(warehouse18, keep_partitions=3).retired == ()
         assert names(maintained(warehouse18, keep_partitions=2)) == ["a.t_2013_01"]
 
+    @pytest.mark.parametrize("dry_run", [False, True])
+    def test_what_the_same_run_makes_counts(self, pipe, warehouse18, dry_run):
+        """The next run finds nothing to do, and looking says what doing does."""
+        options = {"partition": PartitionSpec("ts", Every.MONTH), "ahead": 2, "keep_partitions": 2}
+        looked = maintained(warehouse18, dry_run=True, **options)
+        assert names(looked) == ["a.t_2013_01", "a.t_2013_02"]
+        if not dry_run:
+            assert names(maintained(warehouse18, **options)) == names(looked)
+            assert maintained(warehouse18, **options).retired == ()
+
     def test_a_partition_without_a_start_is_as_old_as_its_end(self, pipe, warehouse18):
         warehouse18.run(
             "CREATE TABLE a.history PARTITION OF a.t FOR VALUES FROM (MINVALUE) TO ('2013-01-01Z')"
