@@ -136,15 +136,19 @@ def _upgrade(connection: psycopg.Connection[Any], label: str) -> int:
         if found is not None:
             raise CatalogError(
                 f"the ledger on {label} has version {found}, and role {user} may not bring it to {LEDGER_VERSION}",
-                remedy="let the owner of schema etl run airflow_etl_provider/postgres/sql/"
-                f"ledger_v{found + 1}.sql once",
+                remedy=f"let the owner of schema etl run {_files(found)} of airflow_etl_provider/postgres/sql once, "
+                "in this order",
             ) from None
         raise CatalogError(
             f"the ledger (schemas etl and etl_staging) is missing on {label} and role {user} may not create it",
             remedy=f"GRANT CREATE ON DATABASE {quoted(database)} TO {quoted(user)}; or let an owner run "
-            "airflow_etl_provider/postgres/sql/ledger_v1.sql and the versions after it once, and grant both "
-            "schemas to the role",
+            f"{_files(0)} of airflow_etl_provider/postgres/sql once, in this order, and grant both schemas to the role",
         ) from None
+
+
+def _files(found: int) -> str:
+    """The files that a ledger of version *found* lacks."""
+    return ", ".join(f"ledger_v{version}.sql" for version in range(found + 1, LEDGER_VERSION + 1))
 
 
 def _position(row: Mapping[str, Any]) -> StreamPosition:
