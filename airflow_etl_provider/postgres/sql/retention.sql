@@ -41,13 +41,21 @@ WHERE con.confrelid = ANY (%(oids)s::oid[]) AND con.contype = 'f' AND con.conpar
 ORDER BY 1
 
 -- name: unfinished
--- Loads that may still write into the table. A failed or rejected one that has left nothing to go on from does not.
+-- Loads that may still write into the table. A failed or rejected one that has left nothing to go on from does not,
+-- and one that lies still in its beginning, without a session, is dead.
 SELECT l.load_id::text AS load_id, l.stream, l.state, l.staging, l.window_low, l.window_high, l.window_type, l.bounds,
        coalesce(l.manifest ->> 'cursor',
                 (SELECT e.manifest ->> 'cursor' FROM etl.loads AS e
                  WHERE e.stream = l.stream AND e.state = 'published' AND e.manifest IS NOT NULL
                  ORDER BY e.seq DESC LIMIT 1)) AS cursor,
-       to_regclass(l.staging) IS NOT NULL AS is_staged
+       to_regclass(l.staging) IS NOT NULL AS is_staged, l.started_at,
+       -- Of others' sessions a role may see no more than the process.
+       l.state = 'started'
+       AND greatest(l.started_at, (SELECT max(s.loaded_at) FROM etl.load_slices AS s WHERE s.load_id = l.load_id))
+           < clock_timestamp() - %(patience)s
+       AND NOT EXISTS (SELECT FROM etl.sessions AS s JOIN pg_stat_activity AS a USING (pid)
+                       WHERE s.load_id = l.load_id AND s.side = 'target'
+                         AND coalesce(a.backend_start = s.backend_start, true)) AS is_dead
 FROM etl.loads AS l
 WHERE l.target = %(target)s
   AND (l.state IN ('started', 'staged', 'validated')

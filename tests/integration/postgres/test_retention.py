@@ -110,6 +110,15 @@ def seen(pipe):
     return spans, gaps_in(stream, covered)
 
 
+def died(database, manifest, *, days):
+    """Let a load have begun *days* ago, and nothing have been heard of it since."""
+    database.run(
+        "UPDATE etl.loads SET state = 'started', staged_at = NULL, validated_at = NULL,"
+        " started_at = clock_timestamp() - make_interval(days => %s) WHERE load_id = %s",
+        (days, manifest.load_id),
+    )
+
+
 def over(database):
     """Let the time that retired partitions are kept be over."""
     database.run("UPDATE etl.retired_partitions SET drop_after = clock_timestamp()")
@@ -391,6 +400,46 @@ class TestUnfinishedLoads:
         assert (names(done), [left.what for left in done.left]) == (["a.jan"], ["a.feb"])
         pipe.publish(manifest)
         assert warehouse18.value("SELECT count(*) FROM a.feb") == 1
+
+    def test_but_one_that_died_long_ago(self, pipe, warehouse18):
+        """Its task was killed and never tried again: it shall not hold retention up for ever."""
+        manifest = pipe.staged(JANUARY, day(5))
+        died(warehouse18, manifest, days=6)
+        (left,) = maintained(warehouse18, keep=back_to(FEBRUARY)).left
+        assert left.busy
+        assert "once it has lain still for 7 days" in left.why
+        died(warehouse18, manifest, days=8)
+        log = RecordedEvents()
+        assert names(maintained(warehouse18, log=log, keep=back_to(FEBRUARY))) == ["a.t_2013_01"]
+        passed = [fields for event, fields in log.events if event == "dead load passed over"]
+        assert [(one["load_id"], one["stream"]) for one in passed] == [(manifest.load_id, "t")]
+
+    @pytest.mark.parametrize("is_alive", [True, False])
+    def test_a_long_one_whose_session_is_at_work(self, pipe, warehouse18, is_alive):
+        """The session, not another that has got its process id since."""
+        manifest = pipe.staged(JANUARY, day(5))
+        died(warehouse18, manifest, days=8)
+        with warehouse18.connect() as other:
+            other.execute(
+                "INSERT INTO etl.sessions (load_id, side, pid, backend_start)"
+                " SELECT %s, 'target', pid, backend_start - make_interval(hours => %s)"
+                " FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+                (manifest.load_id, 0 if is_alive else 1),
+            )
+            done = maintained(warehouse18, keep=back_to(FEBRUARY))
+        assert names(done) == ([] if is_alive else ["a.t_2013_01"])
+        assert [left.busy for left in done.left] == ([True] if is_alive else [])
+
+    def test_one_that_is_tried_again_is_young_again(self, pipe, warehouse18):
+        manifest = pipe.staged(JANUARY, day(5))
+        died(warehouse18, manifest, days=8)
+        warehouse18.run("DROP TABLE " + str(manifest.staging))
+        pipe.extract(JANUARY, day(5), load_id=manifest.load_id, try_number=2)
+        warehouse18.run(
+            "UPDATE etl.loads SET state = 'started' WHERE load_id = %s", (manifest.load_id,)
+        )
+        (left,) = maintained(warehouse18, keep=back_to(FEBRUARY)).left
+        assert manifest.load_id in left.why
 
     def test_one_that_begins_meanwhile(self, pipe, warehouse18):
         """Streams are held while a partition goes, and loads looked at once more."""
