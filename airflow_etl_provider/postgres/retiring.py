@@ -1,7 +1,7 @@
 """Taking a partition out: detached in an instant, kept aside for a while, and dropped.
 
-Each goes in one short transaction of its own with what the ledger says of it: the coverage of its range is
-neither covered nor missing from then on, the watermark stays where it is. Detached it stays in the staging
+Each goes in one short transaction of its own with what the ledger says of it: once no other partition holds its
+range, that is neither covered nor missing; the watermark stays where it is. Detached it stays in the staging
 schema, registered, so that it can be restored until the janitor drops it.
 """
 
@@ -338,14 +338,20 @@ class Retention:
             queries("retention")["covering_streams"],
             {"target": str(self._target.name), "column": self._column},
         ).fetchall()
+        # As it is under the lock of the streams: others may have retired the same range elsewhere meanwhile.
+        held = (
+            read_tree(connection, self._target).ranges_held(self._column, without=one.branch.oid)
+            if streams
+            else ()
+        )
         for stream, cursor_type in streams:
             pieces = ledger.retire_coverage(
                 connection,
                 stream,
                 cursor_type,
-                above=self._end_below(one, cursor_type),
                 low=partition.low,
                 high=partition.high or "",
+                held=list(held),
                 retirement_id=retirement_id,
             )
             covered.append({"stream": stream, "type": cursor_type, "pieces": pieces})
@@ -367,23 +373,6 @@ class Retention:
                 "keep": self._options.keep_detached,
             },
         )
-
-    def _end_below(self, one: Due, cursor_type: str) -> str | None:
-        """Where the nearest partition below ends, which stays."""
-        ends = [
-            below.partition.high
-            for below in one.place.below
-            if below.oid != one.branch.oid and below.partition.high is not None
-        ]
-        found: str | None = scalar(
-            self._connection,
-            sql.SQL(
-                "SELECT max(high::{t})::text FROM unnest(%(highs)s::text[]) AS p (high)"
-                " WHERE high::{t} <= %(low)s::{t}"
-            ).format(t=cursor_type_sql(cursor_type)),
-            {"highs": ends, "low": one.branch.partition.low},
-        )
-        return found
 
     def _require_unmoved(self, one: Due) -> None:
         """Under the locks: the partition is the one that was looked at, with what hangs on it."""
