@@ -95,9 +95,11 @@ class PartitionMaintenanceOperator(BaseOperator):
     """Keep a partitioned table in order: make partitions to come, retire old ones, renew the statistics of the whole.
 
     Safe beside loads, at any time: what is in use, or what an unfinished load may write into, is left for the
-    next run and named. A retired partition stays detached in ``etl_staging`` for *keep_detached*, can be
-    restored (``airflow-etl restore``), and is then dropped by the janitor; its range is neither covered nor a
-    gap, and the watermark does not move. Returns what was done and what was left (small JSON).
+    next run and named; a load that was begun and then lay still for seven days, without a session, counts no
+    more. A retired partition stays detached in ``etl_staging`` for *keep_detached*, can be restored
+    (``airflow-etl restore``), and is then dropped by the janitor; its range, once no other partition holds it,
+    is neither covered nor a gap, and the watermark does not move. Returns what was done and what was left
+    (small JSON).
 
     :param target_conn_id: PostgreSQL connection of the warehouse. (templated)
     :param target: ``schema.table``, partitioned by RANGE. (templated)

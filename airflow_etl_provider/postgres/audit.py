@@ -21,7 +21,7 @@ from airflow_etl_provider.postgres.checks import INDEX_ROWS, failing_rows, judge
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
-from airflow_etl_provider.postgres.proven import refuse_hidden_rows
+from airflow_etl_provider.postgres.proven import named_privilege, refuse_hidden_rows
 from airflow_etl_provider.postgres.quarantine import (
     count_failing,
     remaining,
@@ -209,11 +209,12 @@ class PostgresAuditArea:
 
         :param manifest: the batch that *table* holds: its large tables may get the unique index that proves
             its keys, and its keys tell which rows failed.
-        :raises CatalogError: it is missing, or the role does not see all of it.
+        :raises CatalogError: it is missing, or the role may not read it or does not see all of it.
         """
         with (
             connect(self.endpoint) as connection,
             translated_errors(f"auditing {table}"),
+            named_privilege(connection, table),
         ):
             refuse_hidden_rows(connection, table)
             return judge(

@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.errors import ConfigurationError, Stopped
 from airflow_etl_provider.core.load import LoadState
-from airflow_etl_provider.core.names import TableName, shortened
+from airflow_etl_provider.core.names import TableName, quoted, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.postgres import ledger, statements
 from airflow_etl_provider.postgres.catalog import scalar
@@ -339,6 +339,7 @@ def _drop(
 ) -> tuple[bool, str | None]:
     """Whether the table was dropped, and if not why it stays; neither if others were first."""
     name = {"schema": table.name.schema, "name": table.name.name, "oid": table.oid}
+    is_held = False
     try:
         with connection.transaction():
             ids = list(leftover.load_ids)
@@ -346,6 +347,7 @@ def _drop(
             connection.execute(queries("retention")["hold_retired"], {"ids": ids})
             if not _still_over(connection, table, leftover, options):
                 return False, "a load has taken it up meanwhile"
+            is_held = True
             connection.execute(statements.lock(table.name, "ACCESS EXCLUSIVE"))
             if connection.execute(queries("clean")["may_go"], name).fetchone() != (True,):
                 return False, None
@@ -358,8 +360,14 @@ def _drop(
         return False, "it is in use"
     except psycopg.errors.DependentObjectsStillExist:
         return False, "a view or another object depends on it"
-    except psycopg.errors.InsufficientPrivilege:
-        return False, f"role {connection.info.user} does not own it"
+    except psycopg.errors.InsufficientPrivilege as error:
+        user = connection.info.user
+        if is_held:
+            return False, f"role {user} does not own it"
+        return False, (
+            f"role {user} may not write the ledger ({error.diag.message_primary}): let its owner GRANT SELECT, UPDATE "
+            f"ON ALL TABLES IN SCHEMA etl TO {quoted(user)}"
+        )
     return True, None
 
 

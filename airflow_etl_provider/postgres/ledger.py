@@ -38,7 +38,7 @@ from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import Session
 from airflow_etl_provider.core.window import Nulls, Window
 from airflow_etl_provider.postgres import dead_letters
-from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.catalog import range_of, scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
@@ -136,15 +136,19 @@ def _upgrade(connection: psycopg.Connection[Any], label: str) -> int:
         if found is not None:
             raise CatalogError(
                 f"the ledger on {label} has version {found}, and role {user} may not bring it to {LEDGER_VERSION}",
-                remedy="let the owner of schema etl run airflow_etl_provider/postgres/sql/"
-                f"ledger_v{found + 1}.sql once",
+                remedy=f"let the owner of schema etl run {_files(found)} of airflow_etl_provider/postgres/sql once, "
+                "in this order",
             ) from None
         raise CatalogError(
             f"the ledger (schemas etl and etl_staging) is missing on {label} and role {user} may not create it",
             remedy=f"GRANT CREATE ON DATABASE {quoted(database)} TO {quoted(user)}; or let an owner run "
-            "airflow_etl_provider/postgres/sql/ledger_v1.sql and the versions after it once, and grant both "
-            "schemas to the role",
+            f"{_files(0)} of airflow_etl_provider/postgres/sql once, in this order, and grant both schemas to the role",
         ) from None
+
+
+def _files(found: int) -> str:
+    """The files that a ledger of version *found* lacks."""
+    return ", ".join(f"ledger_v{version}.sql" for version in range(found + 1, LEDGER_VERSION + 1))
 
 
 def _position(row: Mapping[str, Any]) -> StreamPosition:
@@ -911,27 +915,34 @@ def retire_coverage(
     stream: str,
     cursor_type: str,
     *,
-    above: str | None,
     low: str | None,
     high: str,
+    held: Sequence[tuple[str | None, str | None]],
     retirement_id: str,
 ) -> list[dict[str, Any]]:
     """Let ``[low, high)`` be neither covered nor missing any more; returns what was covered there.
 
-    What lies between it and the next partition below (which ends at *above*) goes with it: nobody would
-    load what is not kept. The position stays where it is. Inside the caller's transaction, under the lock
-    of the stream's row.
+    But for what other partitions hold of it (*held*): that stays as it is until the last of them goes. What
+    lies between it and the next partition below goes with it: nobody would load what is not kept. The position
+    stays where it is. Inside the caller's transaction, under the lock of the stream's row.
     """
     cast = cursor_type_sql(cursor_type)
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(
-            queries("retention")["range_to_retire"].format(t=cast),
-            {"stream": stream, "above": above, "low": low, "high": high},
-        ).fetchone()
-    if row is None or not row["any"]:
-        return []
-    window = Window(row["low"], row["high"], cursor_type, row["bounds"] or "[)")
-    return _place(connection, stream, window, retirement_id, retired=True)
+        rows = cursor.execute(
+            queries("retention")["ranges_to_retire"].format(t=cast),
+            {
+                "stream": stream,
+                "low": low,
+                "high": high,
+                "lows": [begins for begins, _ in held],
+                "highs": [ends for _, ends in held],
+            },
+        ).fetchall()
+    covered: list[dict[str, Any]] = []
+    for row in rows:
+        window = Window(row["low"], row["high"], cursor_type, row["bounds"] or "[)")
+        covered += _place(connection, stream, window, retirement_id, retired=True)
+    return covered
 
 
 def restore_coverage(
@@ -941,15 +952,24 @@ def restore_coverage(
     retirement_id: str,
     pieces: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Take back what :func:`retire_coverage` did, but for what was loaded since."""
+    """Take back what :func:`retire_coverage` did, but for what was loaded since.
+
+    Also what another retirement did to the range of this one's partition: something of it is there again.
+
+    :param pieces: what was covered.
+    """
     cast = cursor_type_sql(cursor_type)
+    named = queries("retention")
+    low, high = range_of(scalar(connection, named["bound"], {"retirement_id": retirement_id}))
     params = {
         "stream": stream,
         "retirement_id": retirement_id,
         "pieces": Jsonb([dict(piece) for piece in pieces]),
+        "low": low,
+        "high": high,
     }
-    for name in ("give_coverage_back", "forget_retired_coverage"):
-        connection.execute(queries("retention")[name].format(t=cast), params)
+    for name in ("give_coverage_back", "keep_rest_retired", "forget_retired_coverage"):
+        connection.execute(named[name].format(t=cast), params)
 
 
 def _advance(

@@ -16,9 +16,10 @@ from psycopg.types.json import Jsonb
 from airflow_etl_provider.core.errors import LockBudgetExceeded, Stopped
 from airflow_etl_provider.core.maintenance import Left, Maintained, MaintenanceOptions, Retired
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.postgres import ledger, locking, statements
-from airflow_etl_provider.postgres.ahead import make_ahead
+from airflow_etl_provider.postgres.ahead import Ahead, make_ahead
 from airflow_etl_provider.postgres.catalog import Table, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.locking import Deadline
@@ -74,17 +75,34 @@ def maintain(
     deadline = Deadline(options.lock_deadline)
     made: tuple[TableName, ...] = ()
     left: list[Left] = []
+    coming: set[int] = set()
     if spec is not None and options.ahead:
         with translated_errors(what):
             ahead = make_ahead(
                 connection, target, tree, spec, options, now,
                 deadline=deadline, stop=stop, log=log, dry_run=dry_run,
             )  # fmt: skip
+            # What is made counts as one of the newest.
+            if dry_run:
+                coming = _coming(tree, spec, ahead, now)
+            else:
+                tree = read_tree(connection, target)
         made, left = ahead.made, list(ahead.left)
     retired: list[Retired] = []
     if options.retires:
         for one in _retired(
-            connection, target, tree, column, options, now, actor, deadline, stop, log, dry_run
+            connection,
+            target,
+            tree,
+            column,
+            options,
+            now,
+            coming,
+            actor,
+            deadline,
+            stop,
+            log,
+            dry_run,
         ):
             if isinstance(one, Left):
                 left.append(one)
@@ -100,6 +118,15 @@ def maintain(
     return Maintained(name, made, tuple(retired), tuple(left), analyzed, share, dry_run)
 
 
+def _coming(tree: Branch, spec: PartitionSpec, ahead: Ahead, now: datetime) -> set[int]:
+    """The tables that would have a partition of the current period."""
+    label = spec.period_holding(now).label
+    without = {one.what for one in ahead.left}
+    return {
+        place.oid for place in tree.ranges_of(spec.column) if f"{place.name} {label}" not in without
+    }
+
+
 def _retired(
     connection: Connection,
     target: Table,
@@ -107,6 +134,7 @@ def _retired(
     column: str,
     options: MaintenanceOptions,
     now: datetime,
+    coming: set[int],
     actor: str,
     deadline: Deadline,
     stop: Stop,
@@ -120,7 +148,7 @@ def _retired(
         ledger.ensure_ledger(connection, label=label)
     with translated_errors(f"looking for old partitions of {target.name}"):
         refuse_unretirable(connection, target)
-        going = due(connection, target, tree, column, options, now)
+        going = due(connection, target, tree, column, options, now, coming)
     retention = Retention(
         connection, target, column, options, actor, deadline=deadline, stop=stop, log=log
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 
 from airflow_etl_provider.core.errors import CatalogError
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.quality.plan import Check, UniqueCheck
@@ -25,6 +26,29 @@ def refuse_hidden_rows(connection: psycopg.Connection[Any], table: TableName) ->
             f"row security hides rows of {table} from role {found[1]}, so an audit would judge a part of it",
             remedy="audit with a role that owns the table or has BYPASSRLS",
         )
+
+
+@contextmanager
+def named_privilege(connection: psycopg.Connection[Any], table: TableName) -> Iterator[None]:
+    """Say which GRANT lets the role read *table* where the server refuses it inside the block.
+
+    Asked only then: who may read the columns that are judged need not be allowed to read all of them.
+    """
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        found = connection.execute(
+            queries("checks")["may_read"], {"schema": table.schema, "name": table.name}
+        ).fetchone()
+        if found is None or found[:2] == (True, True):
+            raise
+        role, schema = quoted(found[2]), quoted(table.schema)
+        grants = [] if found[0] else [f"GRANT USAGE ON SCHEMA {schema} TO {role}"]
+        grants += [] if found[1] else [f"GRANT SELECT ON {table} TO {role}"]
+        raise CatalogError(
+            f"role {found[2]} may not read {table}: {error.diag.message_primary}",
+            remedy="; ".join(grants),
+        ) from None
 
 
 def never_null(connection: psycopg.Connection[Any], table: TableName) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,9 +42,11 @@ def due(
     column: str,
     options: MaintenanceOptions,
     now: datetime,
+    coming: Collection[int] = (),
 ) -> list[Due]:
     """The partitions that are too old, oldest first at each level; what hangs on one goes with it.
 
+    :param coming: tables, by oid, that are about to have a partition of the current time: it counts already.
     :raises ConfigurationError: ``keep`` for a column that is no time.
     """
     column_type = target.column(column, use="the partition column").type
@@ -57,7 +59,7 @@ def due(
     found: list[Due] = []
     for place in tree.ranges_of(column):
         if not any(place.oid in one.oids for one in found):
-            found += _due_of(connection, place, column_type, options, now)
+            found += _due_of(connection, place, column_type, options, now, place.oid in coming)
     return found
 
 
@@ -67,18 +69,21 @@ def _due_of(
     column_type: str,
     options: MaintenanceOptions,
     now: datetime,
+    has_current: bool,
 ) -> Iterator[Due]:
     branches = {one.oid: one for one in place.below if not one.partition.is_default}
     zoned = column_type.endswith("with time zone")
     instant = sql.SQL("::timestamptz" if zoned else "::timestamp AT TIME ZONE %(zone)s")
     is_time = cursor_kind(column_type) is CursorKind.TIME
     rows = connection.execute(
-        sql.SQL("SELECT oid, {old}, {begun} FROM unnest(%(oids)s::bigint[], %(lows)s::text[], %(highs)s::text[])"
+        sql.SQL("SELECT oid, {old}, {begun}, {holds_now} FROM unnest(%(oids)s::bigint[], %(lows)s::text[], %(highs)s::text[])"
                 " AS p (oid, low, high) ORDER BY high::{t} DESC NULLS FIRST").format(
             t=cursor_type_sql(column_type),
             old=sql.SQL("coalesce(high{} <= %(now)s::timestamptz - %(keep)s::interval, false)").format(instant)
             if is_time else sql.SQL("false"),
             begun=sql.SQL("coalesce(low{} <= %(now)s, true)").format(instant) if is_time else sql.SQL("NULL"),
+            holds_now=sql.SQL("coalesce(low{0} <= %(now)s, true) AND coalesce(high{0} > %(now)s, true)").format(instant)
+            if is_time else sql.SQL("NULL"),
         ),
         {
             "oids": list(branches),
@@ -89,8 +94,9 @@ def _due_of(
             "zone": options.clock,
         },
     ).fetchall()  # fmt: skip
-    newest, stays, going = 0, options.keep_partitions or 1, []
-    for oid, old, begun in rows:
+    is_missing = has_current and not any(holds_now for *_, holds_now in rows)
+    newest, stays, going = int(is_missing), options.keep_partitions or 1, []
+    for oid, old, begun, _ in rows:
         # What lies ahead, and of what goes by no clock what is empty at the newer end, is not counted.
         counts = begun if is_time else bool(newest) or _has_rows(connection, branches[oid])
         newest += 1 if counts else 0

@@ -1,7 +1,7 @@
 """Taking a partition out: detached in an instant, kept aside for a while, and dropped.
 
-Each goes in one short transaction of its own with what the ledger says of it: the coverage of its range is
-neither covered nor missing from then on, the watermark stays where it is. Detached it stays in the staging
+Each goes in one short transaction of its own with what the ledger says of it: once no other partition holds its
+range, that is neither covered nor missing; the watermark stays where it is. Detached it stays in the staging
 schema, registered, so that it can be restored until the janitor drops it.
 """
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -37,6 +38,9 @@ from airflow_etl_provider.postgres.tree import Branch, read_tree
 
 Connection = psycopg.Connection[Any]
 
+#: A load that was begun and not heard of for so long counts no more, unless a session works for it: it has as
+#: long to be tried again as the janitor by itself leaves to one that failed.
+DEAD_AFTER = timedelta(days=7)
 #: What somebody else at the same partition does to us: it is looked at again.
 _RACES = (
     psycopg.errors.UndefinedTable,
@@ -109,6 +113,7 @@ class Retention:
         self._log = log
         #: Unfinished loads that were seen to leave the partition alone, as they were then.
         self._harmless: list[tuple[str, str]] = []
+        self._dead: set[str] = set()
 
     def retire(self, one: Due, *, dry_run: bool) -> Retired | Left | None:
         """Take one partition out; ``None`` if somebody else did.
@@ -151,11 +156,22 @@ class Retention:
         return None
 
     def _unfinished(self) -> list[dict[str, Any]]:
-        """The loads that may still write into the table."""
+        """The loads that may still write into the table; of the dead ones only the log tells."""
         with self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(
-                queries("retention")["unfinished"], {"target": str(self._target.name)}
+            found = cursor.execute(
+                queries("retention")["unfinished"],
+                {"target": str(self._target.name), "patience": DEAD_AFTER},
             ).fetchall()
+        for load in found:
+            if load["is_dead"] and load["load_id"] not in self._dead:
+                self._dead.add(load["load_id"])
+                self._log(
+                    "dead load passed over",
+                    load_id=load["load_id"],
+                    stream=load["stream"],
+                    started_at=load["started_at"].isoformat(timespec="seconds"),
+                )
+        return [load for load in found if not load["is_dead"]]
 
     def _touches(self, load: Mapping[str, Any], partition: Partition) -> bool:
         """By its window where that is a range of the partition column, by its rows where those are staged."""
@@ -322,14 +338,20 @@ class Retention:
             queries("retention")["covering_streams"],
             {"target": str(self._target.name), "column": self._column},
         ).fetchall()
+        # As it is under the lock of the streams: others may have retired the same range elsewhere meanwhile.
+        held = (
+            read_tree(connection, self._target).ranges_held(self._column, without=one.branch.oid)
+            if streams
+            else ()
+        )
         for stream, cursor_type in streams:
             pieces = ledger.retire_coverage(
                 connection,
                 stream,
                 cursor_type,
-                above=self._end_below(one, cursor_type),
                 low=partition.low,
                 high=partition.high or "",
+                held=list(held),
                 retirement_id=retirement_id,
             )
             covered.append({"stream": stream, "type": cursor_type, "pieces": pieces})
@@ -351,23 +373,6 @@ class Retention:
                 "keep": self._options.keep_detached,
             },
         )
-
-    def _end_below(self, one: Due, cursor_type: str) -> str | None:
-        """Where the nearest partition below ends, which stays."""
-        ends = [
-            below.partition.high
-            for below in one.place.below
-            if below.oid != one.branch.oid and below.partition.high is not None
-        ]
-        found: str | None = scalar(
-            self._connection,
-            sql.SQL(
-                "SELECT max(high::{t})::text FROM unnest(%(highs)s::text[]) AS p (high)"
-                " WHERE high::{t} <= %(low)s::{t}"
-            ).format(t=cursor_type_sql(cursor_type)),
-            {"highs": ends, "low": one.branch.partition.low},
-        )
-        return found
 
     def _require_unmoved(self, one: Due) -> None:
         """Under the locks: the partition is the one that was looked at, with what hangs on it."""
@@ -413,11 +418,10 @@ def drop_retired(connection: Connection, retirement_id: str, kept: TableName) ->
 
 
 def _held(name: str, load: Mapping[str, Any]) -> Left:
-    return Left(
-        name,
-        f"load {load['load_id']} of stream {load['stream']} is {load['state']}, not finished, and may write into it",
-        busy=True,
-    )
+    why = f"load {load['load_id']} of stream {load['stream']} is {load['state']}, not finished, and may write into it"
+    if load["state"] == LoadState.STARTED:
+        why += f"; if nobody works on it any more, it no longer counts once it has lain still for {DEAD_AFTER.days} days"
+    return Left(name, why, busy=True)
 
 
 def _shown(partition: Partition) -> str:

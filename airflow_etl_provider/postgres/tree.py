@@ -49,6 +49,38 @@ class Branch:
             if branch.strategy == "r" and branch.column == column:
                 yield branch
 
+    def ranges_held(self, column: str, *, without: int) -> set[tuple[str | None, str | None]]:
+        """The ranges of *column* that tables with rows, from here down, are attached for; ``None`` is no end.
+
+        Of a table that goes by no range of it that is everything. DEFAULT partitions, which nothing belongs
+        in, hold nothing.
+
+        :param without: leave out this table, and what is below it.
+        """
+        return set(self._ranges_held(column, without, None, None))
+
+    def _ranges_held(
+        self, column: str, without: int, low: str | None, high: str | None
+    ) -> Iterator[tuple[str | None, str | None]]:
+        if self.strategy is None:
+            yield low, high
+        by_range = self.strategy == "r" and self.column == column
+        for below in self.below:
+            part = below.partition
+            if below.oid == without:
+                continue
+            if not by_range:
+                is_rest = part.is_default and (low, high) == (None, None)
+                if not (is_rest and not any(below.ranges_of(column))):
+                    yield from below._ranges_held(column, without, low, high)
+            elif not part.is_default:
+                yield from below._ranges_held(
+                    column,
+                    without,
+                    low if part.low is None else part.low,
+                    high if part.high is None else part.high,
+                )
+
 
 def read_tree(connection: psycopg.Connection[Any], target: Table) -> Branch:
     """All of *target*.

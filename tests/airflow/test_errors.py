@@ -392,7 +392,7 @@ class TestSuites:
         refused(shop, dag, ("no table public.ordres",), task="check")
 
     def test_no_privilege(self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Validate alone on a table that may not be read."""
+        """Validate alone on a table that may not be read; the GRANT that would help is written out."""
         monkeypatch.setenv("AIRFLOW_CONN_SHOP", uri(shop, shop.source.name, stranger, "guess-me"))
         with shop.dag() as dag:
             QualityValidationOperator(
@@ -403,7 +403,39 @@ class TestSuites:
                     {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "id"}}
                 ],
             )
-        refused(shop, dag, ("public.orders", "SELECT on the table"), task="check")
+        says = (
+            f"role {stranger} may not read public.orders",
+            "permission denied",
+            f"GRANT SELECT ON public.orders TO {stranger}",
+        )
+        refused(shop, dag, says, task="check")
+
+    def test_no_privilege_on_the_schema(
+        self, shop: Shop, stranger: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The table's privilege alone does not help, and the one that is missing is named."""
+        role = sql.Identifier(stranger)
+        shop.source.run(
+            sql.SQL(
+                "CREATE SCHEMA shut; CREATE TABLE shut.orders AS SELECT 1 AS id; GRANT SELECT ON shut.orders TO {}"
+            ).format(role)
+        )
+        monkeypatch.setenv("AIRFLOW_CONN_SHOP", uri(shop, shop.source.name, stranger, "guess-me"))
+        with shop.dag() as dag:
+            QualityValidationOperator(
+                task_id="check",
+                conn_id="shop",
+                table="shut.orders",
+                expectations=[
+                    {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "id"}}
+                ],
+            )
+        says = (
+            f"role {stranger} may not read shut.orders",
+            "permission denied",
+            f"What to do: GRANT USAGE ON SCHEMA shut TO {stranger}",
+        )
+        refused(shop, dag, says, task="check")
 
     @pytest.mark.parametrize(
         "batch",

@@ -45,6 +45,11 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 GROUP BY i.indexrelid
 HAVING bool_and(a.attname IS NOT NULL AND o.opcdefault AND coalesce(k.collation_oid, 0) = a.attcollation)
 
+-- name: may_read
+SELECT has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'), current_user::text
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+
 -- name: hides_rows
 SELECT row_security_active(c.oid), current_user::text
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

@@ -30,7 +30,7 @@ VALUES (%(load_id)s, %(fence)s, %(stream)s, %(target)s, %(kind)s, 'started', %(d
         %(run_type)s, %(map_index)s, %(try_number)s, %(clear_number)s, %(window_low)s, %(window_high)s,
         %(window_type)s, %(bounds)s, %(moves_watermark)s, %(watermark_low)s, %(replays)s)
 ON CONFLICT (load_id) DO UPDATE
-SET state = 'started', error = NULL, try_number = excluded.try_number, fence = excluded.fence,
+SET state = 'started', error = NULL, started_at = clock_timestamp(), try_number = excluded.try_number, fence = excluded.fence,
     window_low = excluded.window_low, window_high = excluded.window_high, window_type = excluded.window_type,
     bounds = excluded.bounds, watermark_low = excluded.watermark_low, moves_watermark = excluded.moves_watermark
 WHERE etl.loads.state IN ('started', 'failed')

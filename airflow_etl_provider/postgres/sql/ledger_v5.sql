@@ -36,4 +36,29 @@ CREATE TABLE etl.analyzed_tables (
 COMMENT ON TABLE etl.analyzed_tables IS
     'When maintenance last renewed the statistics of a partitioned table as a whole. counters: by oid of its partitions, how many rows had been written into them, and how many they held.';
 
+-- The new tables belong to whom the ledger belongs to, whoever runs this, and who may work with it may go on.
+DO $$
+DECLARE
+    made   text;
+    owner  oid;
+    one    record;
+BEGIN
+    SELECT relowner INTO owner FROM pg_class WHERE oid = 'etl.loads'::regclass;
+    FOREACH made IN ARRAY ARRAY['retired_partitions', 'analyzed_tables'] LOOP
+        IF owner <> (SELECT relowner FROM pg_class WHERE oid = format('etl.%I', made)::regclass) THEN
+            EXECUTE format('ALTER TABLE etl.%I OWNER TO %I', made, pg_get_userbyid(owner));
+        END IF;
+        FOR one IN
+            SELECT acl.privilege_type AS privilege, acl.is_grantable,
+                   CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE format('%I', pg_get_userbyid(acl.grantee)) END AS role
+            FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS acl
+            WHERE c.oid = 'etl.loads'::regclass AND acl.grantee <> c.relowner
+        LOOP
+            EXECUTE format('GRANT %s ON etl.%I TO %s', one.privilege, made, one.role)
+                 || CASE WHEN one.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END;
+        END LOOP;
+    END LOOP;
+END
+$$;
+
 INSERT INTO etl.schema_version (version) VALUES (5);

@@ -41,13 +41,21 @@ WHERE con.confrelid = ANY (%(oids)s::oid[]) AND con.contype = 'f' AND con.conpar
 ORDER BY 1
 
 -- name: unfinished
--- Loads that may still write into the table. A failed or rejected one that has left nothing to go on from does not.
+-- Loads that may still write into the table. A failed or rejected one that has left nothing to go on from does not,
+-- and one that lies still in its beginning, without a session, is dead.
 SELECT l.load_id::text AS load_id, l.stream, l.state, l.staging, l.window_low, l.window_high, l.window_type, l.bounds,
        coalesce(l.manifest ->> 'cursor',
                 (SELECT e.manifest ->> 'cursor' FROM etl.loads AS e
                  WHERE e.stream = l.stream AND e.state = 'published' AND e.manifest IS NOT NULL
                  ORDER BY e.seq DESC LIMIT 1)) AS cursor,
-       to_regclass(l.staging) IS NOT NULL AS is_staged
+       to_regclass(l.staging) IS NOT NULL AS is_staged, l.started_at,
+       -- Of others' sessions a role may see no more than the process.
+       l.state = 'started'
+       AND greatest(l.started_at, (SELECT max(s.loaded_at) FROM etl.load_slices AS s WHERE s.load_id = l.load_id))
+           < clock_timestamp() - %(patience)s
+       AND NOT EXISTS (SELECT FROM etl.sessions AS s JOIN pg_stat_activity AS a USING (pid)
+                       WHERE s.load_id = l.load_id AND s.side = 'target'
+                         AND coalesce(a.backend_start = s.backend_start, true)) AS is_dead
 FROM etl.loads AS l
 WHERE l.target = %(target)s
   AND (l.state IN ('started', 'staged', 'validated')
@@ -73,30 +81,85 @@ CROSS JOIN LATERAL (
 WHERE s.target = %(target)s AND covering.cursor = %(column)s
 ORDER BY s.stream
 
--- name: range_to_retire
--- From where the range below ends, or from where the stream begins, whichever is later.
-SELECT cut.low::text AS low, cut.high::text AS high, cut.low < cut.high AS any, cut.bounds
-FROM (
-    SELECT greatest(coalesce(s.origin::{t}, seen.lowest), %(above)s::{t}, seen.retired) AS low,
-           %(high)s::{t} AS high, seen.bounds
-    FROM etl.streams AS s
-    CROSS JOIN LATERAL (
-        SELECT min(c.low::{t}) AS lowest, min(c.bounds) AS bounds,
-               max(c.high::{t}) FILTER (WHERE c.retired_at IS NOT NULL AND c.high::{t} <= %(low)s::{t}) AS retired
-        FROM etl.coverage AS c WHERE c.stream = s.stream
-    ) AS seen
-    WHERE s.stream = %(stream)s AND coalesce(s.origin::{t}, seen.lowest) IS NOT NULL
-) AS cut
+-- name: ranges_to_retire
+-- What of a range no other partition holds. Where none holds its lower end, from where the next one below ends, or from
+-- where the stream begins, whichever is later.
+WITH held AS (
+    SELECT h.low::{t} AS low, h.high::{t} AS high FROM unnest(%(lows)s::text[], %(highs)s::text[]) AS h (low, high)
+), below AS (
+    SELECT CASE WHEN EXISTS (SELECT FROM held WHERE coalesce(low <= %(low)s::{t}, true)
+                                                AND coalesce(high > %(low)s::{t}, true))
+                THEN %(low)s::{t}
+                ELSE (SELECT high FROM held WHERE high <= %(low)s::{t} ORDER BY high DESC LIMIT 1) END AS ends
+), cut AS (
+    SELECT greatest(coalesce(s.origin::{t}, (SELECT c.low::{t} FROM etl.coverage AS c WHERE c.stream = s.stream
+                                             ORDER BY c.low::{t} LIMIT 1)),
+                    below.ends,
+                    (SELECT c.high::{t} FROM etl.coverage AS c
+                     WHERE c.stream = s.stream AND c.retired_at IS NOT NULL AND c.high::{t} <= %(low)s::{t}
+                     ORDER BY c.high::{t} DESC LIMIT 1)) AS low,
+           %(high)s::{t} AS high,
+           (SELECT min(c.bounds) FROM etl.coverage AS c WHERE c.stream = s.stream) AS bounds
+    FROM etl.streams AS s CROSS JOIN below
+    WHERE s.stream = %(stream)s
+      AND (s.origin IS NOT NULL OR EXISTS (SELECT FROM etl.coverage AS c WHERE c.stream = s.stream))
+), inside AS (
+    SELECT coalesce(held.low, cut.low) AS low, coalesce(held.high, cut.high) AS high
+    FROM held CROSS JOIN cut
+    WHERE coalesce(held.low < cut.high, true) AND coalesce(held.high > cut.low, true)
+), beginning AS (
+    SELECT low FROM cut UNION SELECT high FROM inside
+)
+SELECT beginning.low::text AS low,
+       coalesce((SELECT i.low FROM inside AS i WHERE i.low > beginning.low ORDER BY i.low LIMIT 1), cut.high)::text AS high,
+       cut.bounds
+FROM beginning CROSS JOIN cut
+WHERE beginning.low < cut.high
+  AND NOT EXISTS (SELECT FROM inside AS i WHERE i.low <= beginning.low AND i.high > beginning.low)
+ORDER BY beginning.low
 
 -- name: give_coverage_back
+-- Whichever retirement has taken it: of a range that is in several partitions the last one that went did, and the
+-- first that returns brings it back.
+WITH told AS (
+    SELECT %(retirement_id)s::uuid AS retirement_id, %(pieces)s::jsonb AS pieces
+    UNION ALL
+    SELECT r.retirement_id, t.pieces
+    FROM etl.retired_partitions AS r
+    CROSS JOIN LATERAL jsonb_to_recordset(r.coverage) AS t (stream text, pieces jsonb)
+    WHERE r.retirement_id <> %(retirement_id)s AND t.stream = %(stream)s
+      AND r.retirement_id IN (SELECT c.load_id FROM etl.coverage AS c
+                              WHERE c.stream = %(stream)s AND c.retired_at IS NOT NULL)
+), back AS (
+    SELECT greatest(p.low::{t}, c.low::{t}, CASE WHEN c.load_id <> %(retirement_id)s THEN %(low)s::{t} END) AS low,
+           least(p.high::{t}, c.high::{t}, CASE WHEN c.load_id <> %(retirement_id)s THEN %(high)s::{t} END) AS high,
+           p.bounds, p.load_id
+    FROM told
+    JOIN etl.coverage AS c ON c.load_id = told.retirement_id
+    CROSS JOIN LATERAL jsonb_to_recordset(told.pieces) AS p (low text, high text, bounds text, load_id uuid)
+    WHERE c.stream = %(stream)s AND c.retired_at IS NOT NULL
+)
 INSERT INTO etl.coverage (stream, low, high, bounds, load_id)
-SELECT c.stream, greatest(p.low::{t}, c.low::{t})::text, least(p.high::{t}, c.high::{t})::text, p.bounds, p.load_id
-FROM jsonb_to_recordset(%(pieces)s) AS p (stream text, low text, high text, bounds text, load_id uuid)
-JOIN etl.coverage AS c ON c.stream = p.stream AND p.low::{t} < c.high::{t} AND p.high::{t} > c.low::{t}
-WHERE c.stream = %(stream)s AND c.load_id = %(retirement_id)s AND c.retired_at IS NOT NULL
+SELECT %(stream)s, low::text, high::text, bounds, load_id FROM back WHERE low < high
+
+-- name: keep_rest_retired
+-- What others have taken beside the range that returns stays theirs.
+INSERT INTO etl.coverage (stream, low, high, bounds, load_id, retired_at)
+SELECT c.stream, rest.low, rest.high, c.bounds, c.load_id, c.retired_at
+FROM etl.coverage AS c
+CROSS JOIN LATERAL (VALUES (c.low, %(low)s::text), (%(high)s::text, c.high)) AS rest (low, high)
+WHERE c.stream = %(stream)s AND c.retired_at IS NOT NULL AND c.load_id <> %(retirement_id)s
+  AND coalesce(c.low::{t} < %(high)s::{t}, true) AND coalesce(c.high::{t} > %(low)s::{t}, true)
+  AND rest.low::{t} < rest.high::{t}
 
 -- name: forget_retired_coverage
-DELETE FROM etl.coverage WHERE stream = %(stream)s AND load_id = %(retirement_id)s AND retired_at IS NOT NULL
+DELETE FROM etl.coverage AS c
+WHERE c.stream = %(stream)s AND c.retired_at IS NOT NULL
+  AND (c.load_id = %(retirement_id)s
+       OR coalesce(c.low::{t} < %(high)s::{t}, true) AND coalesce(c.high::{t} > %(low)s::{t}, true))
+
+-- name: bound
+SELECT bound FROM etl.retired_partitions WHERE retirement_id = %(retirement_id)s
 
 -- name: retire
 INSERT INTO etl.retired_partitions (retirement_id, target, parent, partition, bound, kept, names, coverage, rows, bytes,

@@ -21,6 +21,7 @@ from tests.builders import (
     MARCH,
     fill,
     in_background,
+    login,
     reader,
     simple,
     wait_until,
@@ -267,6 +268,30 @@ class TestVersions:
         assert done.dropped == ()
         assert len(done.busy) == 2
         assert all("does not own" in item.stays for item in done.busy)
+
+    def test_a_role_that_may_not_write_the_ledger(self, pipe, warehouse18, previous):
+        """It owns the tables: what it lacks is said, and what would help."""
+        grants = (
+            "GRANT USAGE, CREATE ON SCHEMA etl_staging TO {role}; GRANT USAGE ON SCHEMA etl TO {role};"
+            "GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA etl TO {role};"
+            "REVOKE UPDATE ON etl.retired_partitions FROM {role}"
+        )
+        with login(warehouse18, grants) as role:
+            for name, _ in previous:
+                warehouse18.run(f"ALTER TABLE etl_staging.{name} OWNER TO {role['user']}")
+            with connect(warehouse18.endpoint(**role)) as connection:
+                done = clean(
+                    connection, CleanOptions(), stop=threading.Event(), log=RecordedEvents()
+                )
+            for name, _ in previous:
+                warehouse18.run(f"ALTER TABLE etl_staging.{name} OWNER TO CURRENT_USER")
+        assert done.dropped == ()
+        assert len(done.busy) == 2
+        for item in done.busy:
+            assert "permission denied for table retired_partitions" in item.stays
+            assert (
+                f"GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA etl TO {role['user']}" in item.stays
+            )
 
 
 class TestAfterAPublish:

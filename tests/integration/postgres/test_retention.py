@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from uuid6 import uuid7
 
 from airflow_etl_provider.cli.warehouse import coverage_of, gaps_in, stream_of
 from airflow_etl_provider.core.errors import (
@@ -24,7 +25,11 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
-from airflow_etl_provider.postgres.ledger import ensure_ledger
+from airflow_etl_provider.postgres.ledger import (
+    ensure_ledger,
+    restore_coverage,
+    retire_coverage,
+)
 from airflow_etl_provider.postgres.maintenance import maintain
 from airflow_etl_provider.postgres.restore import restore
 from airflow_etl_provider.postgres.session import connect
@@ -44,7 +49,7 @@ from tests.builders import (
 from tests.integration.postgres.test_altered_meanwhile import NOW, day
 
 MAY = datetime(2013, 5, 1, tzinfo=UTC)
-JAN, FEB, MAR, APR = (f"2013-0{month}-01 00:00:00+00" for month in (1, 2, 3, 4))
+JAN, FEB, MAR, APR, MAY_ = (f"2013-0{month}-01 00:00:00+00" for month in (1, 2, 3, 4, 5))
 SHORT = {"lock_budget": timedelta(milliseconds=100), "lock_deadline": timedelta(milliseconds=300)}
 
 
@@ -108,6 +113,15 @@ def seen(pipe):
         ("retired" if one["retired"] else "covered", one["low"], one["high"]) for one in covered
     ]
     return spans, gaps_in(stream, covered)
+
+
+def died(database, manifest, *, days):
+    """Let a load have begun *days* ago, and nothing have been heard of it since."""
+    database.run(
+        "UPDATE etl.loads SET state = 'started', staged_at = NULL, validated_at = NULL,"
+        " started_at = clock_timestamp() - make_interval(days => %s) WHERE load_id = %s",
+        (days, manifest.load_id),
+    )
 
 
 def over(database):
@@ -185,6 +199,16 @@ class TestHowOld:
         )
         assert maintained(warehouse18, keep_partitions=3).retired == ()
         assert names(maintained(warehouse18, keep_partitions=2)) == ["a.t_2013_01"]
+
+    @pytest.mark.parametrize("dry_run", [False, True])
+    def test_what_the_same_run_makes_counts(self, pipe, warehouse18, dry_run):
+        """The next run finds nothing to do, and looking says what doing does."""
+        options = {"partition": PartitionSpec("ts", Every.MONTH), "ahead": 2, "keep_partitions": 2}
+        looked = maintained(warehouse18, dry_run=True, **options)
+        assert names(looked) == ["a.t_2013_01", "a.t_2013_02"]
+        if not dry_run:
+            assert names(maintained(warehouse18, **options)) == names(looked)
+            assert maintained(warehouse18, **options).retired == ()
 
     def test_a_partition_without_a_start_is_as_old_as_its_end(self, pipe, warehouse18):
         warehouse18.run(
@@ -330,6 +354,200 @@ class TestCoverage:
         assert seen(pipe) == ([("covered", JAN, FEB)], [])
 
 
+BRANCHES = {
+    "h0": ("01", "02", "03", "04"),
+    "h1": ("01", "02", "03", "04"),
+    # By quarter.
+    "h2": ("01", "04"),
+}
+
+
+def branched(source, warehouse, *branches, **changes):
+    """By hash of the key, and below that by time: a range of time is in several partitions."""
+    source.run("CREATE TABLE t (id bigint PRIMARY KEY, ts timestamptz NOT NULL, v text)")
+    warehouse.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz NOT NULL, v text) PARTITION BY HASH (id)"
+    )
+    for number, branch in enumerate(branches):
+        warehouse.run(
+            f"CREATE TABLE a.{branch} PARTITION OF a.t FOR VALUES WITH (MODULUS {len(branches)}, REMAINDER {number})"
+            " PARTITION BY RANGE (ts)"
+        )
+        months = BRANCHES[branch]
+        for month, following in zip(months, [*months[1:], "05"], strict=True):
+            warehouse.run(
+                f"CREATE TABLE a.{branch}_{month} PARTITION OF a.{branch}"
+                f" FOR VALUES FROM ('2013-{month}-01Z') TO ('2013-{following}-01Z')"
+            )
+    fill(source, JANUARY, MAY, 120)
+    pipe = Pipeline(source, warehouse, partition=None, origin=JANUARY, **changes)
+    for low, high in ((JANUARY, FEBRUARY), (FEBRUARY, MARCH), (MARCH, APRIL), (APRIL, MAY)):
+        pipe.load(low, high)
+    return pipe
+
+
+class TestCoverageOfSeveralPartitions:
+    """A range stays covered as long as a partition of it is attached, and is so again with the first that returns."""
+
+    SPEC = PartitionSpec("ts", Every.MONTH)
+
+    def retire(self, database, moment, **options):
+        return maintained(database, keep=back_to(moment), partition=self.SPEC, **options)
+
+    @pytest.mark.parametrize("order", [("h0", "h1"), ("h1", "h0")])
+    def test_both_go_and_both_return(self, source, warehouse, order):
+        pipe = branched(source, warehouse, "h0", "h1")
+        rows, coverage = pipe.rows(), pipe.coverage()
+        assert names(self.retire(warehouse, MARCH)) == ["a.h0_01", "a.h0_02", "a.h1_01", "a.h1_02"]
+        assert seen(pipe) == ([("retired", JAN, MAR), ("covered", MAR, MAY_)], [])
+        for month, spans in (
+            ("02", [("retired", JAN, FEB), ("covered", FEB, MAY_)]),
+            ("01", [("covered", JAN, MAY_)]),
+        ):
+            for branch in order:
+                restored(warehouse, f"a.{branch}_{month}")
+                assert seen(pipe) == (spans, [])
+        assert pipe.rows() == rows
+        assert pipe.coverage() == coverage
+        assert pipe.position() == MAY_
+
+    def test_one_that_stays_keeps_it(self, source18, warehouse18):
+        """Its rows are there, and the ledger goes on to know which load has read them."""
+        pipe = branched(source18, warehouse18, "h0", "h1")
+        coverage = pipe.coverage()
+        warehouse18.run("CREATE VIEW a.w AS SELECT * FROM a.h1_01")
+        assert names(self.retire(warehouse18, FEBRUARY)) == ["a.h0_01"]
+        assert pipe.coverage() == coverage
+        warehouse18.run("DROP VIEW a.w")
+        assert names(self.retire(warehouse18, FEBRUARY)) == ["a.h1_01"]
+        assert seen(pipe) == ([("retired", JAN, FEB), ("covered", FEB, MAY_)], [])
+
+    def test_one_that_returns_and_goes_again(self, source18, warehouse18):
+        pipe = branched(source18, warehouse18, "h0", "h1")
+        coverage = pipe.coverage()
+        self.retire(warehouse18, FEBRUARY)
+        restored(warehouse18, "a.h0_01")
+        assert pipe.coverage() == coverage
+        assert names(self.retire(warehouse18, FEBRUARY)) == ["a.h0_01"]
+        assert seen(pipe)[0][0] == ("retired", JAN, FEB)
+        restored(warehouse18, "a.h1_01")
+        assert pipe.coverage() == coverage
+
+    def test_one_that_is_dropped_for_good(self, source18, warehouse18):
+        """What was loaded is known all the same when the other one returns."""
+        pipe = branched(source18, warehouse18, "h0", "h1")
+        coverage = pipe.coverage()
+        self.retire(warehouse18, FEBRUARY)
+        warehouse18.run(
+            "UPDATE etl.retired_partitions SET drop_after = clock_timestamp() WHERE partition = 'a.h1_01'"
+        )
+        assert len(cleaned(warehouse18).dropped) == 1
+        restored(warehouse18, "a.h0_01")
+        assert pipe.coverage() == coverage
+
+    def test_months_beside_quarters(self, source18, warehouse18):
+        """What the wider one alone still holds stays covered; it takes the range along, and brings back all of it."""
+        pipe = branched(source18, warehouse18, "h0", "h2")
+        coverage = pipe.coverage()
+        assert names(self.retire(warehouse18, MARCH)) == ["a.h0_01", "a.h0_02"]
+        assert pipe.coverage() == coverage
+        warehouse18.run("CREATE VIEW a.w AS SELECT * FROM a.h0_03")
+        assert names(self.retire(warehouse18, APRIL)) == ["a.h2_01"]
+        assert seen(pipe) == ([("retired", JAN, MAR), ("covered", MAR, MAY_)], [])
+        restored(warehouse18, "a.h0_02")
+        assert seen(pipe) == (
+            [("retired", JAN, FEB), ("covered", FEB, MAY_)],
+            [],
+        )
+        restored(warehouse18, "a.h2_01")
+        assert pipe.coverage() == coverage
+        restored(warehouse18, "a.h0_01")
+        assert pipe.coverage() == coverage
+
+    def test_a_table_of_no_range_holds_everything_and_default_nothing(self, source18, warehouse18):
+        """Rows of any time may be in the one; in the other nothing belongs."""
+        pipe = branched(source18, warehouse18, "h0", "h1")
+        coverage = pipe.coverage()
+        warehouse18.run(
+            "CREATE TABLE a.rest PARTITION OF a.h0 DEFAULT; ALTER TABLE a.t DETACH PARTITION a.h1; DROP TABLE a.h1;"
+            "CREATE TABLE a.h1 PARTITION OF a.t FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+        )
+        assert names(self.retire(warehouse18, FEBRUARY)) == ["a.h0_01"]
+        assert pipe.coverage() == coverage
+        warehouse18.run("DROP TABLE a.h1")
+        assert names(self.retire(warehouse18, MARCH)) == ["a.h0_02"]
+        assert seen(pipe)[0] == [("retired", JAN, MAR), ("covered", MAR, MAY_)]
+
+    @pytest.mark.parametrize(
+        ("cursor_type", "low", "middle", "high"),
+        [
+            ("timestamp with time zone", JAN, FEB, MAR),
+            ("timestamp without time zone", "2013-01-01 00:00:00", "2013-02-01 00:00:00", "2013-03-01 00:00:00"),
+            ("date", "2013-01-01", "2013-02-01", "2013-03-01"),
+            ("integer", "9", "10", "11"),
+            ("numeric", "9.5", "10.25", "11"),
+            ("text", "B", "a", "b"),
+            ("uuid", *(f"0000000{n}-0000-0000-0000-000000000000" for n in (1, 2, 3))),
+        ],
+    )  # fmt: skip
+    def test_ranges_of_any_type(self, warehouse, cursor_type, low, middle, high):
+        """What a wider partition still holds of them stays."""
+        begin_ledger(warehouse)
+        load, gone = str(uuid7()), str(uuid7())
+        warehouse.run(
+            "INSERT INTO etl.streams (stream, target, kind) VALUES ('s', 'a.t', 'events')"
+        )
+        warehouse.run(
+            "INSERT INTO etl.coverage (stream, low, high, bounds, load_id) VALUES ('s', %s, %s, '[)', %s)",
+            (low, high, load),
+        )
+        rows = "SELECT low, high, load_id::text, retired_at IS NULL FROM etl.coverage ORDER BY retired_at"
+        with connect(warehouse.endpoint()) as connection:
+            known = {"low": None, "high": high, "held": [(middle, None)], "retirement_id": gone}
+            pieces = retire_coverage(connection, "s", cursor_type, **known)
+            assert warehouse.run(rows) == [(low, middle, gone, False), (middle, high, load, True)]
+            connection.execute(
+                "INSERT INTO etl.retired_partitions (retirement_id, target, parent, partition, bound, kept, names,"
+                " coverage, rows, bytes, why, actor, drop_after)"
+                " VALUES (%s, 'a.t', 'a.t', 'a.p', %s, 'x.y', '[]', '[]', 0, 0, '', '', now())",
+                (gone, f"FOR VALUES FROM (MINVALUE) TO ('{middle}')"),
+            )
+            restore_coverage(connection, "s", cursor_type, gone, pieces)
+        assert sorted(warehouse.run(rows)) == sorted(
+            [(low, middle, load, True), (middle, high, load, True)]
+        )
+
+    def test_a_hole_below_goes_with_the_last(self, source18, warehouse18):
+        """What no load covers under the range is missing until then."""
+        pipe = branched(source18, warehouse18, "h0", "h1")
+        for branch in ("h0", "h1"):
+            warehouse18.run(f"DROP TABLE a.{branch}_01")
+        warehouse18.run("DELETE FROM etl.coverage WHERE low = %s", (JAN,))
+        warehouse18.run("CREATE VIEW a.w AS SELECT * FROM a.h1_02")
+        assert names(self.retire(warehouse18, MARCH)) == ["a.h0_02"]
+        assert seen(pipe) == ([("covered", FEB, MAY_)], [(JAN, FEB)])
+        warehouse18.run("DROP VIEW a.w")
+        self.retire(warehouse18, MARCH)
+        assert seen(pipe) == ([("retired", JAN, MAR), ("covered", MAR, MAY_)], [])
+        restored(warehouse18, "a.h0_02")
+        assert seen(pipe) == ([("retired", JAN, FEB), ("covered", FEB, MAY_)], [])
+
+    def test_what_was_loaded_since_stays_with_its_load(self, source18, warehouse18):
+        pipe = branched(source18, warehouse18, "h0", "h1")
+        self.retire(warehouse18, FEBRUARY)
+        for branch in ("h0", "h1"):
+            warehouse18.run(
+                f"CREATE TABLE a.{branch}_new PARTITION OF a.{branch} FOR VALUES FROM ('2013-01-01Z') TO ('2013-01-05Z')"
+            )
+        other = replace(pipe, store=MemoryWatermarkStore())
+        again = other.load(JANUARY, day(5))
+        for branch in ("h0", "h1"):
+            warehouse18.run(f"DROP TABLE a.{branch}_new")
+        restored(warehouse18, "a.h0_01")
+        assert seen(pipe) == ([("covered", JAN, MAY_)], [])
+        assert pipe.coverage()[0][2] == again.load_id
+
+
 class TestUnfinishedLoads:
     """Never a partition that one of them touches."""
 
@@ -381,6 +599,46 @@ class TestUnfinishedLoads:
         assert (names(done), [left.what for left in done.left]) == (["a.jan"], ["a.feb"])
         pipe.publish(manifest)
         assert warehouse18.value("SELECT count(*) FROM a.feb") == 1
+
+    def test_but_one_that_died_long_ago(self, pipe, warehouse18):
+        """Its task was killed and never tried again: it shall not hold retention up for ever."""
+        manifest = pipe.staged(JANUARY, day(5))
+        died(warehouse18, manifest, days=6)
+        (left,) = maintained(warehouse18, keep=back_to(FEBRUARY)).left
+        assert left.busy
+        assert "once it has lain still for 7 days" in left.why
+        died(warehouse18, manifest, days=8)
+        log = RecordedEvents()
+        assert names(maintained(warehouse18, log=log, keep=back_to(FEBRUARY))) == ["a.t_2013_01"]
+        passed = [fields for event, fields in log.events if event == "dead load passed over"]
+        assert [(one["load_id"], one["stream"]) for one in passed] == [(manifest.load_id, "t")]
+
+    @pytest.mark.parametrize("is_alive", [True, False])
+    def test_a_long_one_whose_session_is_at_work(self, pipe, warehouse18, is_alive):
+        """The session, not another that has got its process id since."""
+        manifest = pipe.staged(JANUARY, day(5))
+        died(warehouse18, manifest, days=8)
+        with warehouse18.connect() as other:
+            other.execute(
+                "INSERT INTO etl.sessions (load_id, side, pid, backend_start)"
+                " SELECT %s, 'target', pid, backend_start - make_interval(hours => %s)"
+                " FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+                (manifest.load_id, 0 if is_alive else 1),
+            )
+            done = maintained(warehouse18, keep=back_to(FEBRUARY))
+        assert names(done) == ([] if is_alive else ["a.t_2013_01"])
+        assert [left.busy for left in done.left] == ([True] if is_alive else [])
+
+    def test_one_that_is_tried_again_is_young_again(self, pipe, warehouse18):
+        manifest = pipe.staged(JANUARY, day(5))
+        died(warehouse18, manifest, days=8)
+        warehouse18.run("DROP TABLE " + str(manifest.staging))
+        pipe.extract(JANUARY, day(5), load_id=manifest.load_id, try_number=2)
+        warehouse18.run(
+            "UPDATE etl.loads SET state = 'started' WHERE load_id = %s", (manifest.load_id,)
+        )
+        (left,) = maintained(warehouse18, keep=back_to(FEBRUARY)).left
+        assert manifest.load_id in left.why
 
     def test_one_that_begins_meanwhile(self, pipe, warehouse18):
         """Streams are held while a partition goes, and loads looked at once more."""
