@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from airflow_etl_provider.cli.main import main
+from airflow_etl_provider.core.dead_letters import DeadLimits
+from airflow_etl_provider.core.errors import QualityGateFailed
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.quality.report import ExpectationResult, Report
 from airflow_etl_provider.quality.suite import Severity
@@ -149,6 +151,39 @@ def test_a_page_that_cannot_be_written(
         data["error"]
         == f"--html: {tmp_path}/no/x.html cannot be written: No such file or directory"
     )
+
+
+def test_a_page_that_was_open_to_others_is_so_no_longer(
+    ask: Ask, batch: tuple[Pipeline, Manifest], tmp_path: Path
+) -> None:
+    """Whoever wrote the file that is replaced."""
+    audited(*batch, success=False)
+    page = tmp_path / "x.html"
+    page.write_text("longer than nothing")
+    page.chmod(0o644)
+    assert ask(batch[1].load_id, "--html", str(page))[0] == 1
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert SECRET in page.read_text(encoding="utf-8")
+
+
+def test_a_load_that_lost_too_many_rows_was_rejected_whatever_its_expectations_say(
+    ask: Ask, batch: tuple[Pipeline, Manifest]
+) -> None:
+    """Its report is one of warnings, and its verdict is not."""
+    pipeline, manifest = batch
+    present = {
+        "type": "expect_column_values_to_be_null",
+        "kwargs": {"column": "v"},
+        "severity": "warning",
+        "on_fail": "quarantine",
+    }
+    with pytest.raises(QualityGateFailed):
+        pipeline.audit(manifest, [present], DeadLimits(0.5))
+    code, text = ask(manifest.load_id, people=True)
+    assert code == 1
+    assert "30 of 30 rows would be set aside" in text
+    assert "rejected" in next(line for line in text.splitlines() if line.startswith("audit of"))
+    assert ask(manifest.load_id)[1]["verdict"] == "rejected"
 
 
 def test_an_audit_that_was_waived_says_by_whom(ask: Ask, batch: tuple[Pipeline, Manifest]) -> None:

@@ -247,6 +247,19 @@ def test_more_than_may_be_set_aside_rejects_the_batch_as_a_whole(source, warehou
         pipe.publish(extracted)
 
 
+def test_two_expectations_of_one_name_count_together(source18, warehouse18):
+    """Of one type about one column, for different rows: no count stands for the other's."""
+    pipe = flawed(source18, warehouse18)
+    early, late = (
+        {**V_PRESENT, "kwargs": {"column": "v", "row_condition": f'col("id") {which} 20'}}
+        for which in ("<", ">")
+    )
+    early["kwargs"]["condition_parser"] = late["kwargs"]["condition_parser"] = "great_expectations"
+    pipe.audit(pipe.extract(JANUARY, MARCH), [early, late])
+    ((_, told),) = [event for event in pipe.log.events if event[0] == "rows set aside"]
+    assert sum(told["reasons"].values()) == 2
+
+
 def test_rows_that_could_not_be_converted_count_too(source, warehouse):
     source.run(
         "CREATE TABLE t (id bigint, ts timestamptz, v text);"
