@@ -24,10 +24,11 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.maintenance import MaintenanceOptions
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.replay import ReplayRequest
+from airflow_etl_provider.core.replay import Findings, ReplayRequest
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.core.settle import SettleOptions
 from airflow_etl_provider.postgres.maintenance import maintain
+from airflow_etl_provider.postgres.replay import PostgresReplay
 from airflow_etl_provider.postgres.restore import restore
 from airflow_etl_provider.postgres.rewind import rewind
 from airflow_etl_provider.postgres.session import connect
@@ -35,7 +36,18 @@ from airflow_etl_provider.postgres.stream_checks import StreamFacts
 from airflow_etl_provider.quality.report import ExpectationResult, Report
 from airflow_etl_provider.quality.suite import Suite
 from airflow_etl_provider.testing import RecordedEvents
-from tests.builders import EVERY_ROW, FEBRUARY, JANUARY, MARCH, Pipeline, fill, run_info, simple
+from tests.builders import (
+    EVERY_ROW,
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    Pipeline,
+    fill,
+    in_background,
+    run_info,
+    simple,
+    wait_until,
+)
 from tests.integration.postgres.test_quarantine import (
     NOT_NULL,
     UNIQUE_V,
@@ -611,6 +623,36 @@ def test_two_replays_at_once_bring_each_row_back_once(source18, warehouse18):
     assert warehouse18.value("SELECT count(*) FROM a.t") == 60
     assert pipe.letters("status") == [("replayed",)] * 2
     assert pipe.replay(values={"v": "late"}).replayed == 0
+
+
+@pytest.mark.parametrize("step", ["settle", "give_up", "fail"])
+def test_every_step_takes_the_streams_row_first(source18, warehouse18, step):
+    """So that none of them waits for another that waits for it."""
+    pipe = flawed(source18, warehouse18)
+    published(pipe, JANUARY, MARCH)
+    area = PostgresReplay(warehouse18.endpoint("etl:test"))
+    ((origin, ids),), _ = area.pending("t", None)
+    request = ReplayRequest("t", run_info("replay", "manual", task_id="replay"))
+    manifest = area.stage(request, origin, ids, str(uuid7())).manifest
+    assert manifest is not None
+    now = datetime.now(UTC)
+    empty = Report(manifest.load_id, "none", str(manifest.staging), 2, (), now, now)
+    do = {
+        "settle": lambda: area.settle(manifest, Findings(empty, (), ())),
+        "give_up": lambda: area.give_up(manifest, "told to"),
+        "fail": lambda: area.fail("t", ids, "told to"),
+    }[step]
+    waiting = "SELECT pid FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    with warehouse18.connect() as other:
+        other.execute("BEGIN")
+        other.execute("SELECT FROM etl.streams FOR UPDATE")
+        with in_background(do) as running:
+            wait_until(lambda: running.done() or warehouse18.run(waiting), "a wait for the stream")
+            other.execute("SELECT FROM etl.loads FOR UPDATE NOWAIT")
+            other.execute("SELECT FROM etl.dead_letters FOR UPDATE NOWAIT")
+            assert not running.done()
+            other.execute("COMMIT")
+    running.result()
 
 
 def test_a_load_that_is_published_meanwhile_wins(source18, warehouse18):
