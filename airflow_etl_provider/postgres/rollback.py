@@ -23,6 +23,7 @@ from airflow_etl_provider.core.errors import (
     EtlError,
     StateError,
     Stopped,
+    TerminalError,
 )
 from airflow_etl_provider.core.load import (
     Load,
@@ -321,9 +322,16 @@ class _Rollback:
         load = _require(self._connection, self._load.load_id, self._options)
         if load.state is LoadState.ROLLED_BACK:
             return _already(self._connection, load)
-        looked_at[:] = self._returns()
-        for found in looked_at:
-            self._prepare(found)
+        try:
+            looked_at[:] = self._returns()
+            for found in looked_at:
+                self._prepare(found)
+        except TerminalError:
+            # What was found may be what another rollback of the load left a moment ago.
+            load = _require(self._connection, self._load.load_id, self._options)
+            if load.state is LoadState.ROLLED_BACK:
+                return _already(self._connection, load)
+            raise
         locking.ask_autovacuum_to_leave(
             self._connection, self._target, [found.current.oid for found in looked_at]
         )

@@ -20,6 +20,7 @@ from airflow_etl_provider.core.errors import (
     TransientError,
 )
 from airflow_etl_provider.core.load import Strategy
+from airflow_etl_provider.postgres import rollback as rollback_module
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
 from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
 from airflow_etl_provider.postgres.session import connect
@@ -139,6 +140,23 @@ def test_two_at_once(pipe):
     ):
         pass
     assert {one.result().already, two.result().already} == {False, True}
+    assert pipe.rows() == before
+
+
+def test_one_that_finds_the_other_done_while_it_looks(pipe, monkeypatch):
+    """The version that came back is gone from where it was kept; that is no error."""
+    before, load = twice(pipe)
+    look, others = rollback_module._Rollback._return, []
+
+    def later(self, *args):
+        if not others:
+            others.append(None)
+            others.append(rolled_back(pipe, load))
+        return look(self, *args)
+
+    monkeypatch.setattr(rollback_module._Rollback, "_return", later)
+    assert rolled_back(pipe, load).already
+    assert not others[1].already
     assert pipe.rows() == before
 
 
