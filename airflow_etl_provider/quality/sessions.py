@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.core.errors import CatalogError, ConnectionLost, EtlError, Stopped
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.quality.report import printable
 
 if TYPE_CHECKING:
@@ -143,9 +144,13 @@ def require_readable(sessions: AuditSessions, schema: str, table: str) -> None:
             remedy="stage the load again; a staged table that was cleaned up is gone.",
         )
     if not (facts.usage and facts.readable):
+        role = printable(quoted(facts.role))
+        within = (
+            "" if facts.usage else f"GRANT USAGE ON SCHEMA {printable(quoted(schema))} TO {role}; "
+        )
         raise CatalogError(
             f"role {printable(facts.role)} may not read {name}",
-            remedy="grant it USAGE on the schema and SELECT on the table.",
+            remedy=f"{within}GRANT SELECT ON {printable(str(TableName(schema, table)))} TO {role}",
         )
     if facts.filtered:
         raise CatalogError(

@@ -388,7 +388,7 @@ def test_missing_privilege_is_named(role: str, pg_conninfo: dict[str, str]) -> N
     auditor = GreatExpectationsAuditor(pg_conninfo | {"user": role}, APPLICATION)
     with pytest.raises(CatalogError, match=r"role reader may not read etl_staging\.flights") as got:
         audit(auditor, not_null("id"))
-    assert "SELECT on the table" in str(got.value)
+    assert "GRANT SELECT ON etl_staging.flights TO reader" in str(got.value)
 
 
 def test_hidden_rows_are_no_audit(
