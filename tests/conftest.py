@@ -7,7 +7,7 @@ from tests import airflow_environment  # isort: skip  # noqa: F401  (before anyt
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from airflow_etl_provider.postgres.session import Endpoint
 from demo.embedded import EmbeddedPostgres, bin_directory
 from tests.crash import REPORT, SEED
+from tests.folders import server_folder
 
 VERSIONS = (18, 16, 15)
 
@@ -86,47 +87,55 @@ class Database:
         return self.run(statement, params)[0][0]
 
 
+@dataclass(frozen=True)
+class Servers:
+    """The servers that were asked for, by version; their data lies in *folder*."""
+
+    folder: Path
+    started: dict[int, EmbeddedPostgres] = field(default_factory=dict)
+
+
 @pytest.fixture(scope="session")
-def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, EmbeddedPostgres]]:
-    started: dict[int, EmbeddedPostgres] = {}
-    yield started
-    for server in started.values():
-        server.stop("immediate")
+def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with server_folder(tmp_path_factory.mktemp("servers")) as folder:
+        servers = Servers(folder)
+        yield servers
+        for server in servers.started.values():
+            server.stop("immediate")
 
 
-def _server(
-    version: int, started: dict[int, EmbeddedPostgres], factory: pytest.TempPathFactory
-) -> EmbeddedPostgres:
+def _server(version: int, servers: Servers) -> EmbeddedPostgres:
+    started = servers.started
     if version not in started:
         found = programs(version)
         if found is None:
             not_run(f"PostgreSQL {version}")
             pytest.skip(f"PostgreSQL {version} is not installed")
         server = EmbeddedPostgres(
-            factory.mktemp(f"postgres{version}") / "data",
+            servers.folder / f"postgres{version}" / "data",
             bin_dir=found,
-            settings={"fsync": "off", "synchronous_commit": "off", "log_min_messages": "fatal"},
+            settings={
+                "fsync": "off",
+                "full_page_writes": "off",
+                "synchronous_commit": "off",
+                "max_wal_size": "256MB",
+                "log_min_messages": "fatal",
+            },
         )
         started[version] = server.start()
     return started[version]
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda version: f"pg{version}")
-def any_server(
-    request: pytest.FixtureRequest,
-    _servers: dict[int, EmbeddedPostgres],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> EmbeddedPostgres:
+def any_server(request: pytest.FixtureRequest, _servers: Servers) -> EmbeddedPostgres:
     """Each supported PostgreSQL in turn."""
-    return _server(request.param, _servers, tmp_path_factory)
+    return _server(request.param, _servers)
 
 
 @pytest.fixture(scope="session")
-def server(
-    _servers: dict[int, EmbeddedPostgres], tmp_path_factory: pytest.TempPathFactory
-) -> EmbeddedPostgres:
+def server(_servers: Servers) -> EmbeddedPostgres:
     """PostgreSQL 18."""
-    return _server(18, _servers, tmp_path_factory)
+    return _server(18, _servers)
 
 
 def new_database(server: EmbeddedPostgres, prefix: str) -> Database:
@@ -175,6 +184,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["not_run"], output["crash_report"] = list(_NOT_RUN), dict(REPORT)
+        output["reads"] = dict(_READS)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -182,6 +192,8 @@ def pytest_testnodedown(node: Any) -> None:
     output = getattr(node, "workeroutput", {})
     _NOT_RUN.extend(output.get("not_run", []))
     REPORT.update(output.get("crash_report", {}))
+    for what, waits in output.get("reads", {}).items():
+        reads_beside(what, waits)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
