@@ -23,7 +23,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import ClassVar
 
@@ -172,17 +173,51 @@ _OF_THE_ROWS = (
 )
 
 
+#: How libraries call it when somebody they talk to is away or slow; the database API of Python (PEP 249) has the
+#: last two for what is not the caller's fault.
+_OUTAGES = re.compile(
+    "(Timeout|TimeoutError|TimeoutException|ConnectionError|ConnectError|NetworkError|TransportError|ProtocolError"
+    "|MaxRetryError|ServiceUnavailable|ServiceUnavailableError|TooManyRequests|OperationalError|InterfaceError)$"
+)
+
+
 def class_of_python(error: BaseException) -> ErrorClass | None:
-    """The class of an error of Python's own; ``None`` of one that says nothing by its type.
+    """The class of an error of Python's own, or of a library; ``None`` of one that says nothing by its type.
 
     What depends on the machine or the network is transient, what the code cannot do at all is fatal, and
-    what an operation says of its operands is about the data.
+    what an operation says of its operands is about the data, unless it was raised because of an outage:
+    whose rows those are is not known then.
     """
+    told = _told(error)
+    if isinstance(getattr(error, "error_class", None), ErrorClass) or told is ErrorClass.FATAL:
+        return told
+    if any(_told(each) is ErrorClass.TRANSIENT for each in _behind(error)):
+        return ErrorClass.TRANSIENT
+    return told
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """The errors because of which, or while handling which, *error* was raised."""
+    seen = {id(error)}
+    current: BaseException | None = error
+    while current is not None:
+        context = None if current.__suppress_context__ else current.__context__
+        current = current.__cause__ or context
+        if current is None or id(current) in seen:
+            return
+        seen.add(id(current))
+        yield current
+
+
+def _told(error: BaseException) -> ErrorClass | None:
+    """The class that the type of *error* tells."""
     told = getattr(error, "error_class", None)
     if isinstance(told, ErrorClass):
         return told
     if isinstance(error, (*_MISSING, *_OF_THE_CODE)):
         return ErrorClass.FATAL
-    if isinstance(error, _OF_THE_MOMENT):
+    if isinstance(error, _OF_THE_MOMENT) or any(
+        _OUTAGES.search(kind.__name__) for kind in type(error).__mro__
+    ):
         return ErrorClass.TRANSIENT
     return ErrorClass.DATA if isinstance(error, _OF_THE_ROWS) else None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import floor
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE
+from airflow_etl_provider.core.dead_letters import DeadLimits, listed
 from airflow_etl_provider.core.errors import (
     ConfigurationError,
     DataError,
@@ -30,7 +30,7 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 #: Rows of one Arrow record batch.
 BATCH_ROWS = 50_000
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 
 Made = TypeVar("Made")
 Judge = Callable[[BaseException], ErrorClass | None]
@@ -47,25 +47,6 @@ class OnError(StrEnum):
     FAIL = "fail"
     SET_ASIDE_BATCH = "set_aside_batch"
     SET_ASIDE_ROW = "set_aside_row"
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLimit:
-    """How many rows may be set aside before the load fails instead: a share of the batch, and a number."""
-
-    share: float = MAX_DEAD_SHARE
-    rows: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ConfigurationError(f"max_dead_share is a share from 0 to 1, not {self.share}")
-        if self.rows is not None and self.rows < 0:
-            raise ConfigurationError(f"max_dead_rows counts rows, {self.rows} is not a count")
-
-    def of(self, total: int) -> int:
-        """The most rows that may go of a batch of *total*."""
-        share = floor(self.share * total)
-        return share if self.rows is None else min(share, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +71,7 @@ class ByCallable:
     :param function: takes a ``pyarrow.RecordBatch`` and gives one, or an iterable of them.
     :param name: how logs, errors and the ledger call it.
     :param as_text: columns that it takes and gives in PostgreSQL's text form.
+    :param limits: how many rows may be set aside, those of extract included.
     :param judge: the classes of errors that it may raise.
     """
 
@@ -97,7 +79,7 @@ class ByCallable:
     name: str
     on_error: OnError = OnError.FAIL
     batch_rows: int = BATCH_ROWS
-    limit: DeadLimit = field(default_factory=DeadLimit)
+    limits: DeadLimits = field(default_factory=DeadLimits)
     as_text: tuple[str, ...] = ()
     judge: Judge = class_of_python
 
@@ -263,8 +245,10 @@ def sift(
 
 
 def as_ours(error: Exception, found: ErrorClass, name: str) -> EtlError:
-    """An error of a callable as one of ours; its text may hold values of rows and is left out."""
-    if isinstance(error, EtlError):
+    """An error of a callable as one of ours; the text of what the callable raised may hold values of rows, and is
+    left out.
+    """
+    if isinstance(error, EtlError) and not _foreign_frames(error):
         return error
     what = f"{name} raised {reason_of(error)}"
     if found is ErrorClass.TRANSIENT:
@@ -282,28 +266,35 @@ def reason_of(error: BaseException) -> str:
     """The class of an error and where the callable raised it; never its text, which may quote a row."""
     kind = type(error)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_PACKAGE)
-    ]
+    frames = _foreign_frames(error)
     if not frames:
         # Raised by this package, whose words hold no values.
         return error.what if isinstance(error, EtlError) else name
     return f"{name} ({Path(frames[0].filename).name}:{frames[0].lineno} in {frames[0].name})"
 
 
-def too_many(name: str, dead: Mapping[str, int], limit: int, total: int) -> DataError:
+def _foreign_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_PACKAGE)
+    ]
+
+
+def too_many(
+    name: str, reasons: Mapping[str, int], before: int, rows: int, broken: str
+) -> DataError:
     """The error for more rows set aside than allowed.
 
-    :param dead: how many rows by reason, as far as they were counted.
+    :param reasons: how many rows by reason, as far as they were counted.
+    :param before: how many rows extract had set aside.
+    :param rows: of the batch, those included.
+    :param broken: which limit, as part of a sentence.
     """
-    reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in _most(dead))
+    earlier = f", beside {before:,} that were before" if before else ""
     return DataError(
-        f"{name} would set aside more than {limit:,} of {total:,} rows; up to there {reasons}",
-        remedy="mend the callable or the rows, or raise max_dead_share or max_dead_rows; nothing was set aside",
+        f"{name} would set aside {sum(reasons.values()):,} or more of {rows:,} rows{earlier}, and {broken}; up to there "
+        f"{listed(reasons)}",
+        remedy="mend the callable or the rows, or allow more with max_dead_share and max_dead_rows; nothing was set "
+        "aside",
     )
-
-
-def _most(dead: Mapping[str, int]) -> Sequence[tuple[str, int]]:
-    return sorted(dead.items(), key=lambda each: -each[1])[:3]

@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow_etl_provider.core.columns import Treatment
 from airflow_etl_provider.core.errors import DataError
+from airflow_etl_provider.dbapi.copytext import escaped
 from airflow_etl_provider.dbapi.driver import Row
 from airflow_etl_provider.dbapi.flavour import MOST_ROWS
 from airflow_etl_provider.dbapi.mysql_columns import DATES, Column, plain
@@ -92,7 +93,7 @@ class RowPlan:
             if b"\0" in line:
                 fields = zip(line.split(b"\t"), columns, strict=True)
                 said = [f"column {name}: {_NUL}" for field, name in fields if b"\0" in field]
-                remark = "; ".join(said).replace("\\", "\\\\").encode()
+                remark = escaped(["; ".join(said)])[0].encode()
                 line = line.replace(b"\0", "\ufffd".encode())
             lines.append(line + b"\t" + remark)
         return b"\n".join(lines) + b"\n"

@@ -170,7 +170,7 @@ def _load(
             task_id=f"transform{suffix}",
             batch=extract.output,
             filled_by_publish=list(target.filled_by_publish),
-            **_transform(stream.transform),
+            **{**limits, **_transform(stream.transform)},
         )
         extract >> staged
     validate = QualityValidationOperator(

@@ -210,9 +210,13 @@ def _set_aside(stream: Stream) -> Iterator[str]:
         *(["that fail an expectation marked below"] if audited else []),
     ]
     if rows:
-        share = MAX_DEAD_SHARE if stream.max_dead_share is None else stream.max_dead_share
-        most = "" if stream.max_dead_rows is None else f" or {stream.max_dead_rows:,} rows"
+        share, most = _limits(stream.max_dead_share, stream.max_dead_rows)
         yield f"| set aside | rows {' and '.join(rows)}; more than {share:.1%}{most} fail the load |"
+
+
+def _limits(share: float | None, rows: int | None) -> tuple[float, str]:
+    """The share that may be set aside, and the number of rows as the end of a sentence."""
+    return MAX_DEAD_SHARE if share is None else share, "" if rows is None else f" or {rows:,} rows"
 
 
 def _quarantines(expectation: Mapping[str, Any]) -> bool:
@@ -231,8 +235,10 @@ def _transform(stream: Stream) -> Iterator[str]:
     on_error = transform.on_error or OnError.FAIL
     told = f"`{transform.python}`; {_ON_ERROR[on_error]}"
     if on_error is not OnError.FAIL:
-        share = MAX_DEAD_SHARE if transform.max_dead_share is None else transform.max_dead_share
-        rows = "" if transform.max_dead_rows is None else f" or {transform.max_dead_rows:,} rows"
+        share, rows = _limits(
+            stream.max_dead_share if transform.max_dead_share is None else transform.max_dead_share,
+            stream.max_dead_rows if transform.max_dead_rows is None else transform.max_dead_rows,
+        )
         told += f", and more than {share:.1%}{rows} fail the load"
     yield f"| transform | {told} |"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE
+from airflow_etl_provider.core.dead_letters import MAX_DEAD_SHARE, DeadLimits
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.suggest import nearest
@@ -18,7 +18,6 @@ from airflow_etl_provider.core.transform import (
     BATCH_ROWS,
     ByCallable,
     BySql,
-    DeadLimit,
     OnError,
     TransformRequest,
     transform,
@@ -26,6 +25,7 @@ from airflow_etl_provider.core.transform import (
 from airflow_etl_provider.hooks.errors import airflow_errors, class_of
 from airflow_etl_provider.hooks.etl_postgres import EtlPostgresHook
 from airflow_etl_provider.lineage.datasets import transform_lineage
+from airflow_etl_provider.operators.metrics import count_dead_letters
 from airflow_etl_provider.operators.run import (
     Stopper,
     application_name,
@@ -70,8 +70,9 @@ class TransformOperator(BaseOperator):
     :param on_error: what an exception of the callable does that is about data: ``fail`` the load; ``set_aside_batch``
         puts the rows of that call to the dead letters; ``set_aside_row`` only those that raise by themselves,
         found by halving. Transient errors are retried, errors of the code stop the load, whatever this says.
-    :param max_dead_share: the largest share of the batch that may be set aside before the load fails instead.
-    :param max_dead_rows: the largest number of rows, beside the share.
+    :param max_dead_share: largest share of the rows that were read (0 to 1) that may be set aside, those of extract
+        included; with more the load fails.
+    :param max_dead_rows: how many rows may be set aside at most.
     :param batch_rows: rows of one record batch; the last ones, and batches of wide rows, are smaller.
     :param as_text: columns that the callable gets and gives as PostgreSQL's text, for values that Arrow cannot
         hold, such as infinity.
@@ -133,6 +134,9 @@ class TransformOperator(BaseOperator):
                 partial(transform, request, area=area, stop=self._stopper, log=event_log(__name__)),
                 self._stopper.stop,
             )
+            made = self._manifest.transformed
+            if made is not None and made.set_aside:
+                count_dead_letters(batch.stream, area.reasons(batch.load_id))
         return self._manifest.as_json()
 
     def on_kill(self) -> None:
@@ -151,7 +155,7 @@ class TransformOperator(BaseOperator):
                 remedy="give one of sql, sql_file and python_callable",
             )
         on_error = choice(OnError, self.on_error, "on_error")
-        limit = DeadLimit(self.max_dead_share, self.max_dead_rows)
+        limits = DeadLimits(self.max_dead_share, self.max_dead_rows)
         if self.python_callable is None:
             if on_error is not OnError.FAIL or self.as_text:
                 raise ConfigurationError(
@@ -165,7 +169,7 @@ class TransformOperator(BaseOperator):
             name=_name_of(self.python_callable),
             on_error=on_error,
             batch_rows=self.batch_rows,
-            limit=limit,
+            limits=limits,
             as_text=tuple(self.as_text),
             judge=class_of,
         )

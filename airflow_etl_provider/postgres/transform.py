@@ -13,9 +13,9 @@ from airflow_etl_provider.core.load import Load, Manifest
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.transform import BySql, TransformRequest
-from airflow_etl_provider.postgres import ledger
+from airflow_etl_provider.postgres import dead_letters, ledger
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.rebatch import Rebatch
+from airflow_etl_provider.postgres.rebatch import LETTER, Rebatch
 from airflow_etl_provider.postgres.session import Endpoint, connect, end_sessions
 from airflow_etl_provider.postgres.staging import drop_staging, exists
 from airflow_etl_provider.postgres.transform_python import by_callable
@@ -62,6 +62,15 @@ class PostgresTransforms:
             ledger.forget_sessions(watching, current.load_id)
             _drop_replaced(watching, made)
         return made
+
+    def reasons(self, load_id: str) -> dict[str, int]:
+        """Why rows were set aside by a transform, with their numbers."""
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"counting what load {load_id} set aside"),
+        ):
+            found = dead_letters.reasons(connection, load_id)
+        return {reason: rows for reason, rows in found.items() if reason.startswith(LETTER)}
 
     def fail(self, load_id: str, error: str) -> None:
         with (

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from tempfile import SpooledTemporaryFile, TemporaryFile
 from typing import Any
 
@@ -63,7 +64,9 @@ def by_callable(rebatch: Rebatch, how: ByCallable) -> Manifest:
     columns = [ArrowColumn(c.name, c.type, c.name in how.as_text) for c in staged]
     with ExitStack() as stack:
         stack.enter_context(translated_errors(rebatch.what))
-        reading = stack.enter_context(_transaction(rebatch.endpoint, read_only=True))
+        # However long a callable takes for one block: the server must not take that for a host that fell silent.
+        patient = replace(rebatch.endpoint, settings={"tcp_user_timeout": "0"})
+        reading = stack.enter_context(_transaction(patient, read_only=True))
         writing = stack.enter_context(_transaction(rebatch.endpoint, read_only=False))
         for connection in (reading, writing):
             rebatch.name_session(_session(connection))
@@ -273,7 +276,7 @@ class Letters:
     def __init__(self, rebatch: Rebatch, how: ByCallable) -> None:
         self._rebatch = rebatch
         self._name = how.name
-        self._limit = how.limit.of(rebatch.batch.rows)
+        self._limits = how.limits
         self._reasons: Counter[str] = Counter()
         self._file = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (closed by __exit__)
 
@@ -288,8 +291,11 @@ class Letters:
         for record in records:
             self._file.write(json.dumps([record, reason]) + "\n")
             self._reasons[reason] += 1
-        if self._reasons.total() > self._limit:
-            raise too_many(self._name, self._reasons, self._limit, self._rebatch.batch.rows)
+        before = self._rebatch.batch.rows_dead
+        rows = before + self._rebatch.batch.rows
+        broken = self._limits.exceeded(before + self._reasons.total(), rows)
+        if broken is not None:
+            raise too_many(self._name, self._reasons, before, rows, broken)
 
     def __iter__(self) -> Iterator[Letter]:
         self._file.seek(0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
+from airflow_etl_provider.operators import metrics
 from demo.embedded import EmbeddedPostgres
 from tests.airflow.runs import Airflow, TaskLog
 from tests.airflow.shop import Shop
@@ -112,3 +113,15 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, airflow: Airflow) -> list[in
 
 
 __all__ = ["airflow_environment"]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, dict[str, str]]]:
+    """What was sent to Airflow's stats interface by us."""
+    found: list[tuple[str, int, dict[str, str]]] = []
+
+    def incr(name: str, count: int = 1, *, tags: dict[str, str]) -> None:
+        found.append((name, count, tags))
+
+    monkeypatch.setattr(metrics.stats, "incr", incr)
+    return found

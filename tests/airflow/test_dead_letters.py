@@ -10,7 +10,6 @@ from airflow.sdk import Param
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.factories import build_pipeline
-from airflow_etl_provider.operators import metrics
 from airflow_etl_provider.operators.dead_letters import DeadLetterReplayOperator
 from airflow_etl_provider.operators.validate import QualityValidationOperator
 from tests.airflow.runs import Ran
@@ -18,18 +17,6 @@ from tests.airflow.shop import NOT_NULL, ROW_CONTENT, Shop, month
 
 QUARANTINE: list[dict[str, Any]] = [{**NOT_NULL[0], "on_fail": "quarantine"}]
 REASON = "expect_column_values_to_not_be_null(note)"
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, dict[str, str]]]:
-    """What was sent to Airflow's stats interface by us."""
-    found: list[tuple[str, int, dict[str, str]]] = []
-
-    def incr(name: str, count: int = 1, *, tags: dict[str, str]) -> None:
-        found.append((name, count, tags))
-
-    monkeypatch.setattr(metrics.stats, "incr", incr)
-    return found
 
 
 def said(ran: Ran) -> str:

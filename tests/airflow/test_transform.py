@@ -201,7 +201,9 @@ class TestSql:
 
 
 class TestPython:
-    def test_rows_that_raise_are_set_aside(self, shop: Shop) -> None:
+    def test_rows_that_raise_are_set_aside(
+        self, shop: Shop, counted: list[tuple[str, int, dict[str, str]]]
+    ) -> None:
         """50 of 1,000: in the dead letters with the row, in logs and XCom only their number."""
         dag = transformed(shop, python_callable=even, on_error="set_aside_row", batch_rows=128)
         ran = shop.airflow.run(dag, month(1))
@@ -213,6 +215,7 @@ class TestPython:
         )
         assert count == 50
         assert reason.startswith("transform: ValueError (test_transform.py:")
+        assert counted == [("etl.dead_letters", 50, {"stream": shop.stream, "reason": reason})]
         assert ROW_CONTENT not in text_of(ran)
         (done,) = [line for line in ran.log if line["event"] == "batch transformed"]
         assert (done["rows_in"], done["rows_out"], done["rows_set_aside"]) == (1000, 950, 50)
@@ -225,7 +228,7 @@ class TestPython:
         )  # fmt: skip
         ran = shop.airflow.run(dag, month(1))
         assert [state for task, state in ran.tries if task == "transform"] == ["failed"]
-        assert "more than 10 of 1,000 rows" in ran.error("transform")
+        assert "of 1,000 rows, and at most 1.00% may be (max_dead_share)" in ran.error("transform")
         assert ROW_CONTENT not in text_of(ran)
 
     def test_a_transient_error_is_retried(self, shop: Shop) -> None:
@@ -394,6 +397,12 @@ class TestYaml:
         assert (task.on_error, task.max_dead_rows, task.max_dead_share) == ("set_aside_row", 5, 0.5)
         assert (task.batch_rows, task.as_text) == (10, ["at"])
         assert module not in sys.modules
+        # What the stream says of all of its steps holds for the transform too, unless it says otherwise itself.
+        of_stream = pipeline(
+            sums, transform={"python": f"{module}:add"}, max_dead_share=0.25, max_dead_rows=7
+        )
+        task = build_pipeline(of_stream).get_task("transform")
+        assert (task.max_dead_rows, task.max_dead_share) == (7, 0.25)
 
     def test_rows_without_a_cursor_are_transformed_when_they_are_swept(self, shop: Shop) -> None:
         """The sweep is a load of its own, and what is made of a row does not depend on its way."""

@@ -9,11 +9,14 @@ import threading
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
+import httpx
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
+import pymysql
 import pytest
 
+from airflow_etl_provider.core.dead_letters import DeadLimits
 from airflow_etl_provider.core.errors import (
     ConfigurationError,
     ContractError,
@@ -26,7 +29,8 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import Kind
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.request import StageAs, WindowMode
-from airflow_etl_provider.core.transform import DeadLimit, OnError
+from airflow_etl_provider.core.transform import OnError
+from airflow_etl_provider.postgres import session
 from tests.builders import (
     FEBRUARY,
     JANUARY,
@@ -324,6 +328,27 @@ def picky(batch):
     return batch
 
 
+def chained(error, behind):
+    error.__cause__ = behind
+    return error
+
+
+def test_a_callable_that_takes_long_is_not_taken_for_a_host_that_fell_silent(staged, monkeypatch):
+    """More than the network holds is waiting to be read meanwhile."""
+    pipe, _ = staged
+    pipe.source.run("UPDATE t SET v = repeat('x', 200000)")
+    batch = pipe.extract()
+    monkeypatch.setitem(session._SETTINGS, "tcp_user_timeout", "500")
+    slept = []
+
+    def slow(rows):
+        if not slept:
+            slept.append(threading.Event().wait(4))
+        return rows
+
+    assert pipe.transform(batch, slow, batch_rows=1).rows == 100
+
+
 class TestErrors:
     def test_fail_names_class_and_place_and_no_value(self, staged):
         pipe, batch = staged
@@ -338,7 +363,7 @@ class TestErrors:
     def test_rows_that_raise_are_set_aside_and_the_rest_passes(self, staged):
         """33 of 100: found by halving, recorded with the text of the row, published without them."""
         pipe, batch = staged
-        made = pipe.transform(batch, picky, on_error=ROW, limit=DeadLimit(0.5), batch_rows=40)
+        made = pipe.transform(batch, picky, on_error=ROW, limits=DeadLimits(0.5), batch_rows=40)
         assert (made.rows, made.transformed.set_aside) == (67, 33)
         found = letters(pipe)
         assert len(found) == 33
@@ -356,7 +381,7 @@ class TestErrors:
         """Halves are handed on in the order of their rows."""
         pipe = whole(source18, warehouse18, "id int", "")
         source18.run("INSERT INTO t SELECT i FROM generate_series(1, 50) AS i")
-        made = pipe.transform(pipe.extract(), picky, on_error=ROW, limit=DeadLimit(1))
+        made = pipe.transform(pipe.extract(), picky, on_error=ROW, limits=DeadLimits(1))
         rows = warehouse18.run(f"SELECT id FROM {made.staging} ORDER BY ctid")
         assert [row[0] for row in rows] == [i for i in range(1, 51) if i % 3]
 
@@ -374,21 +399,33 @@ class TestErrors:
         assert [record["id"] for record, *_ in letters(pipe)] == [str(i) for i in range(11, 21)]
 
     @pytest.mark.parametrize(
-        ("limit", "most"), [(DeadLimit(), 10), (DeadLimit(1, 5), 5), (DeadLimit(0.32), 32), (DeadLimit(1, 0), 0)]
+        ("limit", "most"), [(DeadLimits(), 10), (DeadLimits(1, 5), 5), (DeadLimits(0.32), 32), (DeadLimits(1, 0), 0)]
     )  # fmt: skip
     def test_more_than_may_be_fails_the_load(self, staged, limit, most):
         """The figures and reasons are told; nothing is set aside, and nothing is lost."""
         pipe, batch = staged
         with pytest.raises(
-            DataError, match=rf"more than {most} of 100 rows.*ValueError .*: {most + 1}"
+            DataError, match=rf"{most + 1} or more of 100 rows.*ValueError .* \({most + 1} rows\)"
         ):
-            pipe.transform(batch, picky, on_error=ROW, limit=limit)
+            pipe.transform(batch, picky, on_error=ROW, limits=limit)
         assert letters(pipe) == []
         assert pipe.left_in_staging() == {batch.staging.name}
 
+    def test_what_extract_has_set_aside_counts_too(self, staged):
+        """The limit is the load's, not the step's."""
+        pipe, batch = staged
+        pipe.warehouse.run(
+            "UPDATE etl.loads SET rows_dead = 20, manifest = jsonb_set(manifest, '{rows_dead}', '20')"
+        )
+        with pytest.raises(
+            DataError, match="of 120 rows, beside 20 that were before, and at most 40"
+        ):
+            pipe.transform(batch, picky, on_error=ROW, limits=DeadLimits(0.4))
+        assert pipe.transform(batch, picky, on_error=ROW, limits=DeadLimits(0.45)).rows == 67
+
     def test_as_many_as_may_be_pass(self, staged):
         pipe, batch = staged
-        assert pipe.transform(batch, picky, on_error=ROW, limit=DeadLimit(0.33)).rows == 67
+        assert pipe.transform(batch, picky, on_error=ROW, limits=DeadLimits(0.33)).rows == 67
 
     def test_a_broken_callable_is_not_tried_on_every_row(self, staged):
         """Where everything raises, it ends as soon as there are too many."""
@@ -399,7 +436,7 @@ class TestErrors:
             calls.append(rows.num_rows)
             raise AttributeError("xyzzy")
 
-        with pytest.raises(DataError, match="more than 10 of 100"):
+        with pytest.raises(DataError, match=r"of 100 rows, and at most 10\.00% may be"):
             pipe.transform(batch, broken, on_error=ROW)
         assert len(calls) < 50
 
@@ -413,7 +450,10 @@ class TestErrors:
             (ImportError("xyzzy"), TransformFailed),
             (FileNotFoundError("xyzzy"), TransformFailed),
             (pa.ArrowNotImplementedError("xyzzy"), TransformFailed),
-            (ConfigurationError("no such rate"), ConfigurationError),
+            (ConfigurationError("xyzzy has no rate"), TransformFailed),
+            (chained(RuntimeError("xyzzy"), httpx.ConnectError("xyzzy")), TransientError),
+            (chained(ValueError("xyzzy"), httpx.ReadTimeout("xyzzy")), TransientError),
+            (pymysql.err.OperationalError(2013, "xyzzy"), TransientError),
         ],
         ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",
     )
@@ -425,7 +465,7 @@ class TestErrors:
             raise error
 
         with pytest.raises(kind) as refused:
-            pipe.transform(batch, raises, on_error=ROW, limit=DeadLimit(1))
+            pipe.transform(batch, raises, on_error=ROW, limits=DeadLimits(1))
         assert "xyzzy" not in str(refused.value)
         assert letters(pipe) == []
 
@@ -458,7 +498,7 @@ class TestErrors:
             "(1, 1.5), (2, 1.555), (3, NULL)",
             "id int, n numeric(5,2)",
         )
-        made = pipe.transform(pipe.extract(), same, on_error=ROW, limit=DeadLimit(0.5))
+        made = pipe.transform(pipe.extract(), same, on_error=ROW, limits=DeadLimits(0.5))
         assert made.rows == 2
         ((record, reason, *_),) = letters(pipe)
         assert record == {"id": "2", "n": "1.555"}
@@ -486,7 +526,7 @@ class TestErrors:
         pipe = whole(
             source18, warehouse18, "id int, v text", "(3, 'x'), (3, 'x'), (1, 'y')", keys=("id",)
         )
-        pipe.transform(pipe.extract(), picky, on_error=ROW, limit=DeadLimit(1))
+        pipe.transform(pipe.extract(), picky, on_error=ROW, limits=DeadLimits(1))
         assert [(record, ordinal, key) for record, _, _, _, ordinal, key in letters(pipe)] == [
             ({"id": "3", "v": "x"}, 0, "3"),
             ({"id": "3", "v": "x"}, 1, "3"),
@@ -495,7 +535,7 @@ class TestErrors:
     def test_a_clear_sets_aside_anew(self, staged):
         """The callable was mended: letters of before are gone with what they were letters of."""
         pipe, batch = staged
-        pipe.transform(batch, picky, on_error=ROW, limit=DeadLimit(1))
+        pipe.transform(batch, picky, on_error=ROW, limits=DeadLimits(1))
         pipe.warehouse.run(
             "INSERT INTO etl.dead_letters (stream, load_id, record, row_hash, ordinal, reason, error_class, status, expectation)"
             " SELECT stream, load_id, '{}', 'audit', 0, 'x', 'data', 'held', 'expect_x' FROM etl.dead_letters LIMIT 1;"
@@ -522,10 +562,10 @@ class TestInterrupted:
             return picky(rows)
 
         with pytest.raises(TransientError):
-            pipe.transform(batch, dies, on_error=ROW, limit=DeadLimit(1), batch_rows=10)
+            pipe.transform(batch, dies, on_error=ROW, limits=DeadLimits(1), batch_rows=10)
         assert pipe.left_in_staging() == {batch.staging.name}
         assert letters(pipe) == []
-        made = pipe.transform(batch, picky, on_error=ROW, limit=DeadLimit(1), try_number=2)
+        made = pipe.transform(batch, picky, on_error=ROW, limits=DeadLimits(1), try_number=2)
         assert (made.rows, len(letters(pipe))) == (67, 33)
 
     def test_a_stop_ends_it_between_two_calls(self, staged):
@@ -587,7 +627,7 @@ from psycopg.conninfo import conninfo_to_dict
 import pyarrow as pa, pyarrow.compute as pc, pyarrow.csv
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.load import RunInfo
-from airflow_etl_provider.core.transform import ByCallable, DeadLimit, OnError, TransformRequest, transform
+from airflow_etl_provider.core.transform import ByCallable, OnError, TransformRequest, transform
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.postgres.transform import PostgresTransforms
 

@@ -93,6 +93,62 @@ def test_errors_of_python_are_classed_by_their_type(error, found):
     assert class_of_python(error) is found
 
 
+def raised(error: BaseException, behind: BaseException, *, how: str) -> BaseException:
+    """*error* as it is caught when it was raised because of *behind*, or while that was handled."""
+    try:
+        try:
+            raise behind
+        except type(behind):
+            if how == "because":
+                raise error from behind
+            if how == "instead":
+                raise error from None
+            raise error  # noqa: B904  (Python notes by itself what was being handled)
+    except type(error) as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("ReadTimeout", ErrorClass.TRANSIENT),
+        ("ServerTimeoutError", ErrorClass.TRANSIENT),
+        ("EndpointConnectionError", ErrorClass.TRANSIENT),
+        ("ClientConnectorError", None),
+        ("OperationalError", ErrorClass.TRANSIENT),
+        ("InterfaceError", ErrorClass.TRANSIENT),
+        ("IntegrityError", None),
+    ],
+)
+def test_errors_of_libraries_are_classed_by_what_they_are_called(name, found):
+    """Their own, and those that are derived from them."""
+    library = type(name, (Exception,), {})
+    assert class_of_python(library()) is found
+    assert class_of_python(type("Ours", (library,), {})()) is found
+
+
+@pytest.mark.parametrize("how", ["because", "meanwhile", "instead"])
+@pytest.mark.parametrize(
+    ("error", "alone"), [(ValueError(), ErrorClass.DATA), (RuntimeError(), None)]
+)
+def test_what_an_outage_leads_to_is_an_outage(error, alone, how):
+    """Unless who raises says that the one is not because of the other."""
+    found = class_of_python(raised(error, ConnectionResetError(), how=how))
+    assert found is (alone if how == "instead" else ErrorClass.TRANSIENT)
+
+
+def test_what_says_what_it_is_wins():
+    error = raised(errors.DataError("x"), TimeoutError(), how="because")
+    assert class_of_python(error) is ErrorClass.DATA
+    assert class_of_python(raised(ImportError(), TimeoutError(), how="because")) is ErrorClass.FATAL
+
+
+def test_a_circle_of_causes_ends():
+    first, second = ValueError(), RuntimeError()
+    first.__cause__, second.__cause__ = second, first
+    assert class_of_python(first) is ErrorClass.DATA
+
+
 def test_the_tree_in_the_docstring_is_the_tree():
     drawn = {
         line.strip("│├└─ ").split()[0]

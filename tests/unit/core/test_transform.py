@@ -15,7 +15,6 @@ from airflow_etl_provider.core.errors import (
     class_of_python,
 )
 from airflow_etl_provider.core.transform import (
-    DeadLimit,
     OnError,
     Passed,
     SetAside,
@@ -69,7 +68,7 @@ def test_the_batch_goes_as_a_whole():
         (OnError.FAIL, Exception, DataError),
         (OnError.SET_ASIDE_ROW, ConnectionError, TransientError),
         (OnError.SET_ASIDE_BATCH, NameError, TransformFailed),
-        (OnError.SET_ASIDE_ROW, ConfigurationError, ConfigurationError),
+        (OnError.SET_ASIDE_ROW, ConfigurationError, TransformFailed),
     ],
 )
 def test_the_class_decides_and_no_text_is_told(on_error, error, kind):
@@ -96,24 +95,3 @@ def test_a_reason_names_class_and_place():
     assert reason.endswith(" in test_a_reason_names_class_and_place)")
     assert "Odd (test_transform.py:" in reason
     assert reason_of(KeyError("xyzzy")) == "KeyError"
-
-
-@pytest.mark.parametrize(
-    ("limit", "total", "most"),
-    [
-        (DeadLimit(), 99, 9),
-        (DeadLimit(), 0, 0),
-        (DeadLimit(0.0), 10**9, 0),
-        (DeadLimit(1.0), 7, 7),
-        (DeadLimit(1.0, 3), 7, 3),
-        (DeadLimit(0.5, 100), 10, 5),
-    ],
-)
-def test_the_smaller_limit_counts(limit, total, most):
-    assert limit.of(total) == most
-
-
-@pytest.mark.parametrize("wrong", [{"share": -0.1}, {"share": 10}, {"rows": -1}])
-def test_a_limit_that_is_none_is_refused(wrong):
-    with pytest.raises(ConfigurationError):
-        DeadLimit(**wrong)
