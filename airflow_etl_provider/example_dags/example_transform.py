@@ -1,6 +1,7 @@
 """Departures and the age of planes: transforms between staging and audit, by SQL and by Python.
 
-Needs the connections ``etl_source`` (with ``public.flights`` of the demo) and ``etl_warehouse``, and there::
+Needs the connections ``etl_source`` (with ``public.flights`` and ``public.planes`` of the demo) and ``etl_warehouse``
+(with ``analytics.airlines``), and there::
 
     CREATE TABLE analytics.departures (
         time_hour timestamptz NOT NULL, carrier text NOT NULL, airline text, flight int NOT NULL, delay int,
