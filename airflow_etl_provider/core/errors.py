@@ -180,6 +180,9 @@ _OUTAGES = re.compile(
     "|MaxRetryError|ServiceUnavailable|ServiceUnavailableError|TooManyRequests|OperationalError|InterfaceError)$"
 )
 
+#: What a server of HTTP answers, beside its own faults, to those who should come again.
+_TRY_AGAIN = (408, 425, 429)
+
 
 def class_of_python(error: BaseException) -> ErrorClass | None:
     """The class of an error of Python's own, or of a library; ``None`` of one that says nothing by its type.
@@ -197,7 +200,11 @@ def class_of_python(error: BaseException) -> ErrorClass | None:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The errors because of which, or while handling which, *error* was raised."""
+    """The errors because of which, or while handling which, *error* was raised, or of which it is a group."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield each
+            yield from _behind(each)
     seen = {id(error)}
     current: BaseException | None = error
     while current is not None:
@@ -219,5 +226,8 @@ def _told(error: BaseException) -> ErrorClass | None:
     if isinstance(error, _OF_THE_MOMENT) or any(
         _OUTAGES.search(kind.__name__) for kind in type(error).__mro__
     ):
+        return ErrorClass.TRANSIENT
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and (status >= 500 or status in _TRY_AGAIN):
         return ErrorClass.TRANSIENT
     return ErrorClass.DATA if isinstance(error, _OF_THE_ROWS) else None

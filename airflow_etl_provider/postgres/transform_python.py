@@ -65,7 +65,8 @@ def by_callable(rebatch: Rebatch, how: ByCallable) -> Manifest:
     with ExitStack() as stack:
         stack.enter_context(translated_errors(rebatch.what))
         # However long a callable takes for one block: the server must not take that for a host that fell silent.
-        patient = replace(rebatch.endpoint, settings={"tcp_user_timeout": "0"})
+        settings = {**rebatch.endpoint.settings, "tcp_user_timeout": "0"}
+        patient = replace(rebatch.endpoint, settings=settings)
         reading = stack.enter_context(_transaction(patient, read_only=True))
         writing = stack.enter_context(_transaction(rebatch.endpoint, read_only=False))
         for connection in (reading, writing):

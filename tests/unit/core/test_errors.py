@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 
+import httpx
 import pytest
 
 from airflow_etl_provider.core import errors
@@ -125,6 +126,22 @@ def test_errors_of_libraries_are_classed_by_what_they_are_called(name, found):
     library = type(name, (Exception,), {})
     assert class_of_python(library()) is found
     assert class_of_python(type("Ours", (library,), {})()) is found
+
+
+@pytest.mark.parametrize(
+    ("status", "found"), [(503, ErrorClass.TRANSIENT), (429, ErrorClass.TRANSIENT), (404, None)]
+)
+def test_what_a_server_answers_decides(status, found):
+    request = httpx.Request("GET", "http://rates")
+    response = httpx.Response(status, request=request)
+    error = httpx.HTTPStatusError("x", request=request, response=response)
+    assert class_of_python(error) is found
+
+
+def test_a_group_with_an_outage_is_one():
+    outage = ExceptionGroup("x", [ValueError(), ExceptionGroup("y", [TimeoutError()])])
+    assert class_of_python(outage) is ErrorClass.TRANSIENT
+    assert class_of_python(ExceptionGroup("x", [ValueError()])) is None
 
 
 @pytest.mark.parametrize("how", ["because", "meanwhile", "instead"])
