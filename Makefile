@@ -22,8 +22,9 @@ demo: $(VENV)/.demo
 ui: $(VENV)/.demo
 	$(BIN)/python -m demo ui
 
+# In the order of the folders: the long tests of airflow, crash and e2e begin first, the many short ones fill the rest.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
