@@ -27,7 +27,6 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import (
     Load,
     LoadState,
-    PublishedPartition,
     Strategy,
     StreamPosition,
 )
@@ -52,8 +51,8 @@ from airflow_etl_provider.postgres.partitions import (
     refuse_unswappable,
 )
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.releasing import foreign_keys_in, release_version
 from airflow_etl_provider.postgres.rewind import lock_stream, move_position
-from airflow_etl_provider.postgres.swap import release
 from airflow_etl_provider.postgres.twin import (
     Index,
     build_index,
@@ -196,7 +195,7 @@ def rollback(
             lock_ms=round(done.lock_ms, 1),
             watermark=done.position.position,
         )
-        _release(connection, done, log)
+        _release(connection, done, options, log)
     return done
 
 
@@ -247,15 +246,24 @@ def _already(connection: Connection, load: Load) -> RolledBack:
     )
 
 
-def _release(connection: Connection, done: RolledBack, log: EventLog) -> None:
+def _release(
+    connection: Connection, done: RolledBack, options: RollbackOptions, log: EventLog
+) -> None:
     """Let go of the rows that the versions taken back refer to."""
     for name, kept in done.kept.items():
-        part = PublishedPartition(name, "", 0, 0, 0, kept, 0.0)
+        if kept is None:
+            continue
         try:
             with translated_errors(f"dropping foreign keys of {kept}"):
-                release(connection, done.load_id, part)
+                release_version(
+                    connection,
+                    TableName.parse(kept),
+                    done.load_id,
+                    name,
+                    budget=options.lock_budget,
+                )
         except EtlError as error:
-            # The load is rolled back; until the version goes, what it refers to cannot be deleted.
+            # The load is rolled back; until the janitor comes, what the version refers to cannot be deleted.
             log("foreign keys of a kept version stay", table=kept, reason=error.what)
 
 
@@ -388,7 +396,7 @@ class _Rollback:
             kept=TableName(
                 STAGING_SCHEMA, f"{shortened(name, room=20)}_{short_id(self._load.load_id)}_rb"
             ),
-            foreign_keys=(rebuild or {}).get("foreign_keys", {}),
+            foreign_keys=foreign_keys_in(rebuild),
         )
 
     def _table(self, table: TableName) -> dict[str, Any] | None:
