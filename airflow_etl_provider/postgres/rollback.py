@@ -44,7 +44,7 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Place
 from airflow_etl_provider.postgres.leaves import Leaf, read_leaves
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
-from airflow_etl_provider.postgres.mending import RELOAD, add_validated, mend, validate
+from airflow_etl_provider.postgres.mending import RELOAD, mend, mend_foreign_keys, validate
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
     refuse_dependents,
@@ -450,7 +450,9 @@ class _Rollback:
             )
         mend(connection, found.previous, place.parent, found.current.oid)
         try:
-            self._mend_foreign_keys(found)
+            mend_foreign_keys(
+                connection, found.previous, place.parent.oid, found.foreign_keys, log=self._log
+            )
             with connection.transaction():
                 for number, (index, own) in enumerate(self._indexes(found)):
                     if own is None:
@@ -474,51 +476,6 @@ class _Rollback:
                 f"rows of {found.previous} do not fit {self._target.name} as it is now: {error.diag.message_primary}",
                 remedy=f"mend the table's rows, or {RELOAD}",
             ) from None
-
-    def _mend_foreign_keys(self, found: _Return) -> None:
-        """Add without a scan, then validate under a lock that stops nobody."""
-        connection, table = self._connection, found.previous
-        known = {
-            definition.removesuffix(" NOT VALID"): name
-            for name, definition in connection.execute(
-                queries("catalog")["foreign_keys_of"], {"schema": table.schema, "name": table.name}
-            )
-        }
-        wanted = dict(
-            connection.execute(
-                queries("twin")["foreign_keys"], {"oid": found.place.parent.oid}
-            ).fetchall()
-        )
-        for name, definition in wanted.items():
-            if definition in known:
-                validate(connection, table, known[definition])
-            else:
-                add_validated(connection, table, name, definition)
-        for name, definition in found.foreign_keys.items():
-            if definition in known or definition in wanted.values():
-                continue
-            try:
-                add_validated(connection, table, name, definition)
-            except (
-                psycopg.errors.IntegrityError,
-                psycopg.errors.UndefinedTable,
-                psycopg.errors.UndefinedColumn,
-                psycopg.errors.InvalidForeignKey,
-            ):
-                self._drop_if_there(table, name)
-                self._log(
-                    "a foreign key that the target no longer has was not given back",
-                    table=str(table),
-                    name=name,
-                )
-
-    def _drop_if_there(self, table: TableName, name: str) -> None:
-        with self._connection.transaction():
-            self._connection.execute(
-                sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
-                    statements.ident(table), sql.Identifier(name)
-                )
-            )
 
     def _indexes(self, found: _Return) -> list[tuple[Index, Index | None]]:
         """The indexes that the partition must have, each with the one of the version that is the same."""
@@ -635,9 +592,7 @@ class _Rollback:
         ]
         steps += statements.move(final, found.kept)
         steps += [
-            sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(
-                statements.ident(found.previous), sql.Identifier(name)
-            )
+            statements.drop_column(found.previous, name)
             for (name,) in connection.execute(
                 queries("rollback")["columns_to_drop"],
                 {"parent": found.place.parent.oid, "oid": found.oid},
