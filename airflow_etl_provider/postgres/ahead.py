@@ -128,23 +128,15 @@ class _Making:
     def make(self, period: Period, *, dry_run: bool) -> TableName | None:
         """The partition that was made; ``None`` where there is one.
 
-        :raises CatalogError: the period is cut otherwise, its rows are in DEFAULT, or its name is taken.
+        :raises CatalogError: the period is cut otherwise, its rows are in DEFAULT, or its name is taken, or one of
+            what hangs on it.
         :raises LockBudgetExceeded: readers held the table up to the deadline.
         """
         connection, place, spec = self._connection, self._place, self._spec
         existing = [branch.partition for branch in place.below]
         habit = naming(connection, place, spec, existing, self._column_type)
         part = range_for(habit, spec, period, self._column_type)
-        found = holding(connection, place, part, self._column_type)
-        if found and not (
-            len(found) == 1 and same_range(connection, found[0], part, self._column_type)
-        ):
-            bounds = "; ".join(f"{one.table} {one.bound}" for one in found)
-            raise CatalogError(
-                f"{part.low} to {part.high} is cut otherwise: {bounds}",
-                remedy="let partition.every and partition.timezone say how the table is really partitioned",
-            )
-        if found:
+        if self._is_there(part):
             return None
         name = TableName(place.name.schema, part.name)
         refuse_default_rows(connection, place, spec.column, [part])
@@ -164,6 +156,9 @@ class _Making:
                     stop=self._stop,
                     log=self._log,
                 )
+                if not made:
+                    # Whoever was first may have cut it otherwise.
+                    self._is_there(part)
             except (EtlError, psycopg.Error):
                 # Without the partition its rows shall go to DEFAULT as before.
                 let_into_default(connection, place, statements.excluding_name(part), log=self._log)
@@ -171,6 +166,19 @@ class _Making:
         if made:
             self._log("partition made", table=str(place.name), partition=str(name))
         return name if made else None
+
+    def _is_there(self, part: PartitionRange) -> bool:
+        """:raises CatalogError: the range is cut otherwise, or something else has the name of its partition."""
+        found = holding(self._connection, self._place, part, self._column_type)
+        if found and not (
+            len(found) == 1 and same_range(self._connection, found[0], part, self._column_type)
+        ):
+            bounds = "; ".join(f"{one.table} {one.bound}" for one in found)
+            raise CatalogError(
+                f"{part.low} to {part.high} is cut otherwise: {bounds}",
+                remedy="let partition.every and partition.timezone say how the table is really partitioned",
+            )
+        return bool(found)
 
     def _attach(
         self, name: TableName, part: PartitionRange, create: Sequence[sql.Composed]
@@ -184,7 +192,15 @@ class _Making:
             [part],
             lock_timeout_ms=round(budget.total_seconds() * 1000),
         )
-        return attach_empty(self._connection, self._place, name, part, create, lock_budget=budget)
+        return attach_empty(
+            self._connection,
+            self._place,
+            name,
+            part,
+            create,
+            self._column_type,
+            lock_budget=budget,
+        )
 
     def _sibling(self) -> Branch | None:
         """The newest partition, which the new one shall resemble."""
@@ -207,9 +223,9 @@ class _Making:
     def _create(
         self, name: TableName, parent: TableName, sibling: Branch | None
     ) -> list[sql.Composed]:
-        """The statements for a table like *sibling*, with all that is partitioned below it.
+        """The statements for a table like *sibling*, with all that is partitioned below it, by the same bounds.
 
-        :raises CatalogError: what is below it goes by the same column, so that its bounds are those of its time.
+        Those hold for any time: of a table that goes by the same column further down nothing is made ahead.
         """
         if sibling is None or sibling.strategy is None:
             return [statements.create_partition(name, parent)]

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from airflow_etl_provider.core.errors import ConfigurationError, Stopped
+from airflow_etl_provider.core.errors import ConfigurationError, EtlError, Stopped
 from airflow_etl_provider.core.load import LoadState
 from airflow_etl_provider.core.names import TableName, quoted, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
@@ -26,6 +26,7 @@ from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.releasing import release_retired, release_version
 from airflow_etl_provider.postgres.staging import drop_views
 
 Connection = psycopg.Connection[Any]
@@ -124,10 +125,15 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What a load says about a table; without ``why`` it still needs it."""
+    """What a load or a retirement says about a table; without ``why`` it still needs it.
+
+    ``kept_of`` is the partition of which the table is a version, or that it was.
+    """
 
     load_id: str
     why: str | None
+    kept_of: str | None = None
+    is_retired: bool = False
 
 
 def clean(
@@ -143,8 +149,9 @@ def clean(
     Staged tables of loads that are published, abandoned, superseded or rolled back go at once, those of
     rejected and failed ones after ``keep_failed``; replaced versions beyond any of the limits; retired
     partitions once the time is over that retention gave them. Never an
-    attached partition, a table of a load that is not finished, or one outside the staging schema. No table
-    is waited for longer than an instant.
+    attached partition, a table of a load that is not finished, or one outside the staging schema. Versions and
+    partitions that are kept let go of the rows that they refer to, where somebody was in the way of that before.
+    No table is waited for longer than an instant.
 
     :param connection: in autocommit; its ``lock_timeout`` is set.
     :param dry_run: drop nothing, and say what would go.
@@ -163,16 +170,19 @@ def clean(
     for table in tables.values():
         mine = claims.get(table.name.name, [])
         why = _verdict(mine)
-        if why is None:
-            continue
-        leftover = Leftover(table.name, tuple(sorted({c.load_id for c in mine})), why, table.bytes)
+        leftover = Leftover(
+            table.name, tuple(sorted({c.load_id for c in mine})), why or "", table.bytes
+        )
         if dry_run:
-            dropped.append(leftover)
+            dropped += [] if why is None else [leftover]
             continue
         if stop.is_set():
             raise Stopped(
                 f"cleaning was stopped on request; {len(dropped)} tables are gone, the rest stays"
             )
+        _release(connection, table, mine, log=log)
+        if why is None:
+            continue
         with translated_errors(f"dropping {table.name}"):
             gone, stays = _drop(connection, table, leftover, options)
         if gone:
@@ -208,6 +218,7 @@ def clean_versions(
     if options.keep_bytes is not None:
         sizes = {name: _size(connection, found[name].oid) or 0 for name in names}
     for name, claim in _version_claims(versions, sizes, options):
+        _release(connection, found[name], [claim], log=log)
         if claim.why is None:
             continue
         leftover = Leftover(found[name].name, (claim.load_id,), claim.why, None)
@@ -316,14 +327,44 @@ def _version_claims(
         else:
             total += sizes[name]
         kept[partition] = kept.get(partition, 0) + 1
-        yield name, _Claim(row["load_id"], why)
+        yield name, _Claim(row["load_id"], why, partition)
 
 
 def _retired_claims(retired: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, _Claim]]:
     """What retention says about each partition that it took out."""
     for row in retired:
         why = f"partition {row['partition']}, retired: {row['why']}" if row["is_over"] else None
-        yield TableName.parse(row["kept"]).name, _Claim(row["retirement_id"], why)
+        claim = _Claim(row["retirement_id"], why, row["partition"], is_retired=True)
+        yield TableName.parse(row["kept"]).name, claim
+
+
+def _release(
+    connection: Connection, table: _Table, claims: Sequence[_Claim], *, log: EventLog
+) -> None:
+    """Let go of the rows that a kept table refers to; also before it goes, since DROP locks all that at once.
+
+    Not of a table that a load has staged: it may go on with it.
+    """
+    if any(claim.kept_of is None for claim in claims):
+        return
+    for claim in claims:
+        try:
+            with translated_errors(f"dropping foreign keys of {table.name}"):
+                if claim.is_retired:
+                    count = release_retired(connection, table.name, claim.load_id, budget=_PATIENCE)
+                else:
+                    count = release_version(
+                        connection,
+                        table.name,
+                        claim.load_id,
+                        claim.kept_of or "",
+                        budget=_PATIENCE,
+                    )
+        except EtlError as error:
+            log("foreign keys of a kept table stay", table=str(table.name), reason=error.what)
+        else:
+            if count:
+                log("foreign keys of a kept table dropped", table=str(table.name), keys=count)
 
 
 def _size(connection: Connection, oid: int) -> int | None:

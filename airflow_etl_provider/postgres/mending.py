@@ -6,6 +6,7 @@ without writing a row: readers with an older snapshot would find a table that wa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from psycopg.rows import dict_row
 from airflow_etl_provider.core.errors import ContractError
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.ports import EventLog
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Relation, Table, scalar
@@ -144,6 +146,58 @@ def add_validated(connection: Connection, table: TableName, name: str, definitio
                 + sql.SQL(" NOT VALID")
             )
     validate(connection, table, name)
+
+
+def mend_foreign_keys(
+    connection: Connection,
+    table: TableName,
+    parent: int,
+    recorded: Mapping[str, str],
+    *,
+    add: Callable[[Connection, TableName, str, str], None] = add_validated,
+    log: EventLog,
+) -> None:
+    """Give *table* the foreign keys of *parent* (oid), and those *recorded* that were its own.
+
+    One of its own that no longer holds, or refers to what is gone, is logged and left out.
+
+    :param add: gives it one, validated.
+    :raises psycopg.errors.IntegrityError: rows refer to what is gone, by a key of the parent.
+    """
+    known = {
+        definition.removesuffix(" NOT VALID"): name
+        for name, definition in connection.execute(
+            queries("catalog")["foreign_keys_of"], {"schema": table.schema, "name": table.name}
+        )
+    }
+    wanted = dict(connection.execute(queries("twin")["foreign_keys"], {"oid": parent}).fetchall())
+    for name, definition in wanted.items():
+        if definition in known:
+            validate(connection, table, known[definition])
+        else:
+            add(connection, table, name, definition)
+    for name, definition in recorded.items():
+        if definition in known or definition in wanted.values():
+            continue
+        try:
+            add(connection, table, name, definition)
+        except (
+            psycopg.errors.IntegrityError,
+            psycopg.errors.UndefinedTable,
+            psycopg.errors.UndefinedColumn,
+            psycopg.errors.InvalidForeignKey,
+        ):
+            with connection.transaction():
+                connection.execute(
+                    sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
+                        statements.ident(table), sql.Identifier(name)
+                    )
+                )
+            log(
+                "a foreign key that the target no longer has was not given back",
+                table=str(table),
+                name=name,
+            )
 
 
 def validate(connection: Connection, table: TableName, name: str) -> None:

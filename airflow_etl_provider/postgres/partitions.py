@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
+from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, EtlError
 from airflow_etl_provider.core.habit import Example, Habit
 from airflow_etl_provider.core.load import Manifest, PartitionRange
 from airflow_etl_provider.core.names import TableName, quoted
@@ -28,7 +28,6 @@ from airflow_etl_provider.postgres.catalog import (
     scalar,
 )
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
-from airflow_etl_provider.postgres.errors import sqlstate_of
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import problems
 
@@ -39,8 +38,13 @@ _LOSES_FOREIGN_KEYS = frozenset(
     for minor in range(mended)
 )
 
-#: Duplicate table, duplicate object (its type), a partition that would overlap another, and the catalog's own index.
-_MADE_MEANWHILE = ("42P07", "42710", "42P17", "23505")
+#: What is met by whoever makes a table that another session has made, or makes at this moment; and by whoever meets a
+#: table or type of that name which has nothing to do with it.
+_NAME_TAKEN = (
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.UniqueViolation,
+)
 
 
 def expected_partitions(
@@ -138,25 +142,31 @@ def make_missing_partitions(
         in_attempts = locking.patiently(
             connection, target, options, what=f"making partition {name}", stop=stop, log=log
         )
-        exclude_from_default(
-            connection,
-            target,
-            spec.column,
-            [part],
-            lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
-            in_attempts=in_attempts,
-        )
-        refuse_taken(connection, name, target)
-
-        if attach_empty(
-            connection,
-            target,
-            name,
-            part,
-            [statements.create_partition(name, target.name)],
-            lock_budget=options.lock_budget,
-            in_attempts=in_attempts,
-        ):
+        try:
+            exclude_from_default(
+                connection,
+                target,
+                spec.column,
+                [part],
+                lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
+                in_attempts=in_attempts,
+            )
+            refuse_taken(connection, name, target)
+            is_made = attach_empty(
+                connection,
+                target,
+                name,
+                part,
+                [statements.create_partition(name, target.name)],
+                column_type,
+                lock_budget=options.lock_budget,
+                in_attempts=in_attempts,
+            )
+        except (EtlError, psycopg.Error):
+            # Without the partition its rows shall go to DEFAULT as before.
+            let_into_default(connection, target, statements.excluding_name(part), log=log)
+            raise
+        if is_made:
             made.append(name)
     return made
 
@@ -167,13 +177,17 @@ def attach_empty(
     name: TableName,
     part: PartitionRange,
     create: Sequence[sql.Composed],
+    column_type: str,
     *,
     lock_budget: timedelta,
     in_attempts: locking.Attempts = locking.once,
 ) -> bool:
-    """Run *create*, which makes the empty table *name*, and attach that; ``False``: another was first.
+    """Run *create*, which makes the empty table *name* and what hangs on it, and attach that.
 
     Never ``PARTITION OF``, which would lock out every reader of the parent.
+
+    :returns: ``False``: another was first, and *part* has a partition by now, maybe of another cut.
+    :raises CatalogError: something else has the name of one of these tables; nothing was made.
     """
 
     def make(_: int) -> None:
@@ -190,11 +204,27 @@ def attach_empty(
 
     try:
         in_attempts(make)
-    except psycopg.Error as error:
-        if sqlstate_of(error) not in _MADE_MEANWHILE:
-            raise
+    except (*_NAME_TAKEN, psycopg.errors.InvalidObjectDefinition) as error:
+        met = error
+    else:
+        return True
+    if holding(connection, parent, part, column_type):
         return False
-    return True
+    if not _is_name(met):
+        raise met
+    raise CatalogError(
+        f"partition {name} of {parent.name} cannot be made: {met.diag.message_primary}",
+        remedy=f"rename or drop what has that name in schema {name.schema} and is no part of {parent.name}, "
+        "then try again",
+    )
+
+
+def _is_name(error: psycopg.Error) -> bool:
+    """Whether a name was taken; of the unique indexes only the catalog's own speak of names."""
+    return isinstance(error, _NAME_TAKEN) and (
+        not isinstance(error, psycopg.errors.UniqueViolation)
+        or error.diag.schema_name == "pg_catalog"
+    )
 
 
 def naming(
@@ -498,6 +528,9 @@ def let_into_default(
             with connection.transaction():
                 connection.execute("SET LOCAL lock_timeout = '1s'")
                 connection.execute(step)
+        except psycopg.errors.UndefinedObject:
+            # Somebody else has taken it back between the look and now.
+            continue
         except psycopg.errors.LockNotAvailable:
             log(
                 "DEFAULT keeps out rows whose partition could not be attached, until the next run attaches it",

@@ -32,10 +32,11 @@ from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
+from airflow_etl_provider.postgres.releasing import release_version
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
 from airflow_etl_provider.postgres.survey import survey
-from airflow_etl_provider.postgres.swap import Swap, release, staged_tables
+from airflow_etl_provider.postgres.swap import Swap, staged_tables
 from airflow_etl_provider.postgres.swap_merge import SwapMerge, filled_tables
 
 log = structlog.get_logger(__name__)
@@ -148,7 +149,13 @@ class PostgresPublisher:
                     for partition in published.partitions:
                         if partition.previous is not None:
                             # Again, should an earlier try have died before it came to this.
-                            release(connection, published.load_id, partition)
+                            release_version(
+                                connection,
+                                TableName.parse(partition.previous),
+                                published.load_id,
+                                partition.name,
+                                budget=options.lock_budget,
+                            )
                     if published.partitions:
                         clean_versions(
                             connection,

@@ -7,7 +7,7 @@ attached, and the coverage of its range is what it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,14 @@ from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, range_of, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.mending import add_validated, mend, validate
+from airflow_etl_provider.postgres.mending import add_validated, mend, mend_foreign_keys, validate
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
     let_into_default,
     refuse_taken,
 )
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.releasing import foreign_keys_in
 from airflow_etl_provider.postgres.retiring import Moved
 from airflow_etl_provider.postgres.tree import Branch, read_tree
 from airflow_etl_provider.postgres.twin import (
@@ -79,6 +80,9 @@ def restore(
 ) -> Restored:
     """Attach a retired partition again, under its old name.
 
+    It gets what the table has got since, and loses the columns that the table has dropped, with their values. A
+    foreign key of its own is given back where it still holds.
+
     :param connection: in autocommit; its ``lock_timeout`` is set.
     :raises StateError: none is kept under that name, or its range has a partition again.
     :raises CatalogError: rows of its range are in DEFAULT by now, or its table is gone.
@@ -117,6 +121,14 @@ def _kept(connection: Connection, partition: TableName) -> dict[str, Any]:
         f"no retired partition {partition} is kept{nearest(str(partition), names)}",
         remedy="what was dropped can only be loaded again: SELECT * FROM etl.retired_partitions tells what is kept",
     )
+
+
+def _add_at_once(connection: Connection, table: TableName, name: str, definition: str) -> None:
+    """As :func:`add_validated`, for a partitioned table, which takes no foreign key that is not valid."""
+    known = {"schema": table.schema, "name": table.name, "constraint": name}
+    if not scalar(connection, queries("catalog")["has_constraint"], known):
+        with connection.transaction():
+            connection.execute(add_constraint(table, name, definition.removesuffix(" NOT VALID")))
 
 
 class _Restore:
@@ -207,11 +219,14 @@ class _Restore:
         connection = self._connection
         mend(connection, self._kept, place, place.oid)
         try:
-            foreign = connection.execute(
-                queries("twin")["foreign_keys"], {"oid": place.oid}
-            ).fetchall()
-            for name, definition in foreign:
-                self._add_foreign_key(name, definition)
+            mend_foreign_keys(
+                connection,
+                self._kept,
+                place.oid,
+                foreign_keys_in(self._row["rebuild"]),
+                add=add_validated if self._is_leaf() else _add_at_once,
+                log=self._log,
+            )
             with connection.transaction():
                 for number, (index, own) in enumerate(self._indexes(place)):
                     if own is None:
@@ -229,14 +244,6 @@ class _Restore:
                 f"rows of {self._kept} do not fit {self._target.name} as it is now: {error.diag.message_primary}",
                 remedy="mend the table's rows, then restore it again",
             ) from None
-
-    def _add_foreign_key(self, name: str, definition: str) -> None:
-        if self._is_leaf():
-            add_validated(self._connection, self._kept, name, definition)
-        elif not self._has(name):
-            # A partitioned table takes none that is not valid.
-            with self._connection.transaction():
-                self._connection.execute(add_constraint(self._kept, name, definition))
 
     def _indexes(self, place: Branch) -> list[tuple[Index, Index | None]]:
         """The indexes that it must have, each with the one that it has."""
@@ -256,7 +263,8 @@ class _Restore:
 
     def _attach(self, place: Branch) -> Restored:
         connection, row = self._connection, self._row
-        steps = statements.script(self._steps(place))
+        gone = self._columns_to_drop(place)
+        steps = statements.script(self._steps(place, gone))
         default = [one.name for one in place.below if one.partition.is_default]
         with connection.transaction():
             until = time.monotonic() + self._options.lock_budget.total_seconds()
@@ -300,6 +308,13 @@ class _Restore:
             if self._stop.is_set():
                 raise Stopped(f"restoring {self._final} was stopped; nothing was changed")
         lock_ms = (time.monotonic() - (locked or until)) * 1000
+        if gone:
+            self._log(
+                "columns that the table no longer has go",
+                table=str(self._target.name),
+                partition=str(self._final),
+                columns=gone,
+            )
         return Restored(
             self._final,
             self._target.name,
@@ -307,9 +322,10 @@ class _Restore:
             lock_ms,
         )
 
-    def _steps(self, place: Branch) -> list[sql.Composable]:
+    def _steps(self, place: Branch, gone: Sequence[str]) -> list[sql.Composable]:
         """The catalog changes, in order; written before any lock is taken."""
         steps: list[sql.Composable] = [
+            *(statements.drop_column(self._kept, name) for name in gone),
             # The server's own rendering.
             statements.attach_as(place.name, self._kept, sql.SQL(self._row["bound"])),
             statements.drop_constraint(self._kept, statements.BOUND_CHECK),
@@ -332,11 +348,21 @@ class _Restore:
                 )
             }
             steps += [
-                statements.rename_index(table.was.schema, new, old)
+                # One over a column that goes is gone by then.
+                statements.rename_index(table.was.schema, new, old, if_there=bool(gone))
                 for new, old in table.indexes.items()
                 if new in there and old not in taken
             ]
         return steps
+
+    def _columns_to_drop(self, place: Branch) -> list[str]:
+        """What the table has dropped since; ATTACH takes no column more."""
+        return [
+            name
+            for (name,) in self._connection.execute(
+                queries("rollback")["columns_to_drop"], {"parent": place.oid, "oid": self._oid()}
+            )
+        ]
 
     def _oid(self) -> int:
         found: int = scalar(

@@ -33,6 +33,7 @@ from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.locking import Deadline, PartitionMoved
 from airflow_etl_provider.postgres.partitions import let_in_again
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.releasing import release_retired
 from airflow_etl_provider.postgres.retention import Due
 from airflow_etl_provider.postgres.tree import Branch, read_tree
 
@@ -298,9 +299,13 @@ class Retention:
             kept=str(kept),
             why=one.why,
         )
-        # What a reader of it still holds up is done by the janitor.
-        with suppress(psycopg.errors.LockNotAvailable):
-            release_retired(connection, retirement_id, kept)
+        # What a reader of it, or of what it refers to, still holds up is done by the janitor.
+        with suppress(
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.QueryCanceled,
+            psycopg.errors.DeadlockDetected,
+        ):
+            release_retired(connection, kept, retirement_id, budget=self._options.lock_budget)
             if not self._options.keep_detached:
                 drop_retired(connection, retirement_id, kept)
                 return Retired(branch.name, _shown(partition), None, rows, size)
@@ -387,25 +392,6 @@ class Retention:
         below = {row[0] for row in rows} | {one.branch.oid}
         if not attached or below != set(one.oids):
             raise PartitionMoved(f"{one.branch.name} was changed by somebody else meanwhile")
-
-
-def release_retired(connection: Connection, retirement_id: str, kept: TableName) -> None:
-    """Drop the foreign keys of a retired partition, which would hold the rows they refer to; they are recorded."""
-    keys = connection.execute(
-        queries("catalog")["foreign_keys_of"], {"schema": kept.schema, "name": kept.name}
-    ).fetchall()
-    if not keys:
-        return
-    with connection.transaction():
-        for name, _ in keys:
-            connection.execute(statements.drop_constraint(kept, name))
-        connection.execute(
-            queries("retention")["set_rebuild"],
-            {
-                "retirement_id": retirement_id,
-                "rebuild": Jsonb({"foreign_keys": dict(keys)}),
-            },
-        )
 
 
 def drop_retired(connection: Connection, retirement_id: str, kept: TableName) -> None:

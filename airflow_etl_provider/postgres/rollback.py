@@ -28,7 +28,6 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import (
     Load,
     LoadState,
-    PublishedPartition,
     Strategy,
     StreamPosition,
 )
@@ -46,15 +45,15 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Place
 from airflow_etl_provider.postgres.leaves import Leaf, read_leaves
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
-from airflow_etl_provider.postgres.mending import RELOAD, add_validated, mend, validate
+from airflow_etl_provider.postgres.mending import RELOAD, mend, mend_foreign_keys, validate
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
     refuse_dependents,
     refuse_unswappable,
 )
 from airflow_etl_provider.postgres.queries import queries
+from airflow_etl_provider.postgres.releasing import foreign_keys_in, release_version
 from airflow_etl_provider.postgres.rewind import lock_stream, move_position
-from airflow_etl_provider.postgres.swap import release
 from airflow_etl_provider.postgres.twin import (
     Index,
     build_index,
@@ -197,7 +196,7 @@ def rollback(
             lock_ms=round(done.lock_ms, 1),
             watermark=done.position.position,
         )
-        _release(connection, done, log)
+        _release(connection, done, options, log)
     return done
 
 
@@ -248,15 +247,24 @@ def _already(connection: Connection, load: Load) -> RolledBack:
     )
 
 
-def _release(connection: Connection, done: RolledBack, log: EventLog) -> None:
+def _release(
+    connection: Connection, done: RolledBack, options: RollbackOptions, log: EventLog
+) -> None:
     """Let go of the rows that the versions taken back refer to."""
     for name, kept in done.kept.items():
-        part = PublishedPartition(name, "", 0, 0, 0, kept, 0.0)
+        if kept is None:
+            continue
         try:
             with translated_errors(f"dropping foreign keys of {kept}"):
-                release(connection, done.load_id, part)
+                release_version(
+                    connection,
+                    TableName.parse(kept),
+                    done.load_id,
+                    name,
+                    budget=options.lock_budget,
+                )
         except EtlError as error:
-            # The load is rolled back; until the version goes, what it refers to cannot be deleted.
+            # The load is rolled back; until the janitor comes, what the version refers to cannot be deleted.
             log("foreign keys of a kept version stay", table=kept, reason=error.what)
 
 
@@ -396,7 +404,7 @@ class _Rollback:
             kept=TableName(
                 STAGING_SCHEMA, f"{shortened(name, room=20)}_{short_id(self._load.load_id)}_rb"
             ),
-            foreign_keys=(rebuild or {}).get("foreign_keys", {}),
+            foreign_keys=foreign_keys_in(rebuild),
         )
 
     def _table(self, table: TableName) -> dict[str, Any] | None:
@@ -450,7 +458,9 @@ class _Rollback:
             )
         mend(connection, found.previous, place.parent, found.current.oid)
         try:
-            self._mend_foreign_keys(found)
+            mend_foreign_keys(
+                connection, found.previous, place.parent.oid, found.foreign_keys, log=self._log
+            )
             with connection.transaction():
                 for number, (index, own) in enumerate(self._indexes(found)):
                     if own is None:
@@ -474,51 +484,6 @@ class _Rollback:
                 f"rows of {found.previous} do not fit {self._target.name} as it is now: {error.diag.message_primary}",
                 remedy=f"mend the table's rows, or {RELOAD}",
             ) from None
-
-    def _mend_foreign_keys(self, found: _Return) -> None:
-        """Add without a scan, then validate under a lock that stops nobody."""
-        connection, table = self._connection, found.previous
-        known = {
-            definition.removesuffix(" NOT VALID"): name
-            for name, definition in connection.execute(
-                queries("catalog")["foreign_keys_of"], {"schema": table.schema, "name": table.name}
-            )
-        }
-        wanted = dict(
-            connection.execute(
-                queries("twin")["foreign_keys"], {"oid": found.place.parent.oid}
-            ).fetchall()
-        )
-        for name, definition in wanted.items():
-            if definition in known:
-                validate(connection, table, known[definition])
-            else:
-                add_validated(connection, table, name, definition)
-        for name, definition in found.foreign_keys.items():
-            if definition in known or definition in wanted.values():
-                continue
-            try:
-                add_validated(connection, table, name, definition)
-            except (
-                psycopg.errors.IntegrityError,
-                psycopg.errors.UndefinedTable,
-                psycopg.errors.UndefinedColumn,
-                psycopg.errors.InvalidForeignKey,
-            ):
-                self._drop_if_there(table, name)
-                self._log(
-                    "a foreign key that the target no longer has was not given back",
-                    table=str(table),
-                    name=name,
-                )
-
-    def _drop_if_there(self, table: TableName, name: str) -> None:
-        with self._connection.transaction():
-            self._connection.execute(
-                sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
-                    statements.ident(table), sql.Identifier(name)
-                )
-            )
 
     def _indexes(self, found: _Return) -> list[tuple[Index, Index | None]]:
         """The indexes that the partition must have, each with the one of the version that is the same."""
@@ -635,9 +600,7 @@ class _Rollback:
         ]
         steps += statements.move(final, found.kept)
         steps += [
-            sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(
-                statements.ident(found.previous), sql.Identifier(name)
-            )
+            statements.drop_column(found.previous, name)
             for (name,) in connection.execute(
                 queries("rollback")["columns_to_drop"],
                 {"parent": found.place.parent.oid, "oid": found.oid},

@@ -282,6 +282,10 @@ def drop_constraint(table: TableName, name: str) -> sql.Composed:
     return sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(ident(table), sql.Identifier(name))
 
 
+def drop_column(table: TableName, name: str) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(ident(table), sql.Identifier(name))
+
+
 def range_clause(partition: PartitionRange) -> sql.Composed:
     """What ATTACH says of a partition by RANGE."""
     return sql.SQL("FOR VALUES FROM ({}) TO ({})").format(
@@ -327,9 +331,9 @@ def move(table: TableName, to: TableName) -> list[sql.Composed]:
     return steps + moves if leaves else moves + steps
 
 
-def rename_index(schema: str, old: str, new: str) -> sql.Composed:
-    return sql.SQL("ALTER INDEX {} RENAME TO {}").format(
-        sql.Identifier(schema, old), sql.Identifier(new)
+def rename_index(schema: str, old: str, new: str, *, if_there: bool = False) -> sql.Composed:
+    return sql.SQL("ALTER INDEX {}{} RENAME TO {}").format(
+        sql.SQL("IF EXISTS " if if_there else ""), sql.Identifier(schema, old), sql.Identifier(new)
     )
 
 

@@ -18,7 +18,6 @@ from airflow_etl_provider.core.load import (
     Manifest,
     PartitionRange,
     Published,
-    PublishedPartition,
     Strategy,
 )
 from airflow_etl_provider.core.names import TableName, shortened
@@ -66,29 +65,6 @@ def staged_tables(manifest: Manifest) -> list[TableName]:
         TableName(STAGING_SCHEMA, f"{name}_p{number}") for number in range(len(manifest.partitions))
     ]
     return [manifest.staging, *filled]
-
-
-def release(
-    connection: psycopg.Connection[Any], load_id: str, partition: PublishedPartition
-) -> None:
-    """Drop the foreign keys of a replaced version, which would still hold the rows they refer to.
-
-    What they were is recorded with the load, for a rollback.
-    """
-    previous = TableName.parse(partition.previous or "")
-    with connection.transaction():
-        keys = connection.execute(
-            queries("catalog")["foreign_keys_of"],
-            {"schema": previous.schema, "name": previous.name},
-        ).fetchall()
-        for name, _ in keys:
-            connection.execute(
-                sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
-                    statements.ident(previous), sql.Identifier(name)
-                )
-            )
-        if keys:
-            ledger.record_rebuild(connection, load_id, partition.name, dict(keys))
 
 
 class Swap:

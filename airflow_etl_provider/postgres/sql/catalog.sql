@@ -202,11 +202,13 @@ WHERE i.indrelid = %(oid)s
 ORDER BY c.relname
 
 -- name: foreign_keys_of
+-- Of a table that is nobody's partition.
 SELECT con.conname::text, pg_get_constraintdef(con.oid)
 FROM pg_constraint AS con
 JOIN pg_class AS c ON c.oid = con.conrelid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND con.contype = 'f' AND con.conparentid = 0
+  AND NOT c.relispartition
 ORDER BY 1
 
 -- name: referencing_foreign_keys

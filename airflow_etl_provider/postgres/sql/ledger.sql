@@ -190,7 +190,11 @@ VALUES (%(load_id)s, %(partition)s, %(bound)s, %(rows)s, %(rows_before)s, %(byte
 UPDATE etl.load_partitions SET lock_ms = %(lock_ms)s WHERE load_id = %(load_id)s
 
 -- name: set_rebuild
-UPDATE etl.load_partitions SET rebuild = %(rebuild)s WHERE load_id = %(load_id)s AND partition = %(partition)s
+-- Keys are dropped one by one: those that were recorded before stay.
+UPDATE etl.load_partitions
+SET rebuild = jsonb_build_object('foreign_keys',
+                                 coalesce(rebuild -> 'foreign_keys', '{}') || (%(rebuild)s::jsonb -> 'foreign_keys'))
+WHERE load_id = %(load_id)s AND partition = %(partition)s
 
 -- name: partitions_of_load
 SELECT partition, bound, rows, rows_before, bytes, previous, lock_ms

@@ -10,6 +10,7 @@ from uuid6 import uuid7
 from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.names import short_id
 from airflow_etl_provider.core.partition import Every, PartitionSpec, plus_months
+from airflow_etl_provider.postgres import ahead as module
 from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import (
     FEBRUARY,
@@ -216,6 +217,57 @@ class TestDefault:
         filled.run("INSERT INTO a.t VALUES (3, clock_timestamp(), 'x')")
 
 
+class TestNamesThatAreTaken:
+    """Of what hangs on the partition: said, and DEFAULT goes on to take its rows."""
+
+    CHECKS = TestDefault.CHECKS
+
+    @pytest.fixture
+    def listed(self, source, warehouse):
+        before, this = months(1, before=1)
+        name = f"a.t_{before:%Y_%m}"
+        warehouse.run(
+            f"{TABLE}; CREATE TABLE {name} PARTITION OF a.t FOR VALUES FROM ('{before}Z') TO ('{this}Z')"
+            f" PARTITION BY LIST (v); CREATE TABLE {name}_x PARTITION OF {name} FOR VALUES IN ('x');"
+            "CREATE TABLE a.rest PARTITION OF a.t DEFAULT; INSERT INTO a.t VALUES (1, '1999-01-01Z', 'x')"
+        )
+        return warehouse
+
+    @pytest.mark.parametrize("what", ["TABLE {} (x int)", "TYPE {} AS ENUM ('x')"])
+    def test_it_is_left_and_named(self, listed, what):
+        """A table of that name that is nobody's partition, or a type."""
+        taken = f"{labels(1)[0]}_x"
+        listed.run("CREATE " + what.format(f"a.{taken}"))
+        done = ahead(listed, 1)
+        assert made(done) == labels(2)[1:]
+        (left,) = done.left
+        assert not left.busy
+        assert f'"{taken}" already exists' in left.why
+        assert f"a.{labels(1)[0]} of a.t" in left.why
+        assert "rename or drop" in left.why
+        assert listed.value(self.CHECKS) == 1
+        listed.run("INSERT INTO a.t VALUES (2, clock_timestamp(), 'x')")
+
+    def test_while_it_is_being_made(self, listed):
+        """By a session that attaches it nowhere: what the server says is about its own catalog then."""
+        taken = f"a.{labels(1)[0]}_x"
+        with listed.connect() as other:
+            other.execute("BEGIN")
+            other.execute(f"CREATE TABLE {taken} (x int)")
+            with in_background(lambda: ahead(listed, 1)) as work:
+                wait_until(
+                    lambda: listed.value(
+                        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'transactionid'"
+                    ),
+                    "it waits for the other",
+                )
+                other.execute("COMMIT")
+        done = work.result()
+        assert made(done) == labels(2)[1:]
+        assert not done.left[0].busy
+        assert listed.value(self.CHECKS) == 1
+
+
 class TestOthersAtWork:
     def test_two_at_once(self, warehouse18):
         """Each partition is made once, and neither fails."""
@@ -250,6 +302,26 @@ class TestOthersAtWork:
         assert publishing.result().rows_inserted == 1
         assert making.result().left == ()
         assert attached(warehouse18) == [f"a.{label}" for label in labels(3)]
+
+    def test_another_cut_that_comes_meanwhile(self, warehouse18, monkeypatch):
+        """It is left and named as one that was there before, and keeps nothing out of DEFAULT."""
+        this, following = months(2)
+        warehouse18.run(
+            f"{TABLE}; CREATE TABLE a.rest PARTITION OF a.t DEFAULT; INSERT INTO a.t VALUES (1, '1999-01-01Z', 'x')"
+        )
+        attach = module.attach_empty
+
+        def first(*args, **kwargs):
+            warehouse18.run(
+                f"CREATE TABLE IF NOT EXISTS a.half PARTITION OF a.t FOR VALUES FROM ('{this}Z') TO ('{this.replace(day=15)}Z')"
+            )
+            return attach(*args, **kwargs)
+
+        monkeypatch.setattr(module, "attach_empty", first)
+        done = ahead(warehouse18, 1)
+        assert made(done) == [f"t_{following:%Y_%m}"]
+        assert "a.half" in done.left[0].why
+        assert warehouse18.value(TestDefault.CHECKS) == 1
 
     def test_another_cut_is_left_and_named(self, warehouse18):
         this, following = months(2)

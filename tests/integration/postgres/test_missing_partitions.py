@@ -8,10 +8,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from airflow_etl_provider.core.errors import LockBudgetExceeded
+from airflow_etl_provider.core.errors import CatalogError, LockBudgetExceeded
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.postgres import partitions as module
 from tests.builders import (
     FEBRUARY,
     JANUARY,
@@ -129,6 +130,52 @@ def test_a_reader_of_default_is_waited_for_up_to_the_deadline(source18, warehous
 
         pipe.publish(manifest, strategy=strategy, log=log)
     assert warehouse18.value("SELECT count(*) FROM a.t_2013_01") == 5
+
+
+KEPT_OUT = "SELECT count(*) FROM pg_constraint WHERE conname LIKE 'etl_not_%%'"
+
+
+def test_default_takes_rows_again_where_a_writer_of_a_dimension_outlasts_the_deadline(
+    source18, warehouse18
+):
+    """What could not be attached keeps no row out of DEFAULT."""
+    pipe = with_default(source18, warehouse18)
+    warehouse18.run(
+        "CREATE TABLE a.dim (v text PRIMARY KEY); INSERT INTO a.dim SELECT DISTINCT v FROM a.t;"
+        "ALTER TABLE a.t ADD FOREIGN KEY (v) REFERENCES a.dim"
+    )
+    source18.run("UPDATE t SET v = ''")
+    manifest = pipe.staged(JANUARY, JANUARY + timedelta(days=5))
+    short = {
+        "lock_budget": timedelta(milliseconds=50),
+        "lock_deadline": timedelta(milliseconds=300),
+    }
+    with (
+        reader(warehouse18, "UPDATE a.dim SET v = v"),
+        pytest.raises(LockBudgetExceeded, match=r"a\.t_2013_01"),
+    ):
+        pipe.publish(manifest, strategy=DELETE_INSERT, **short)
+    assert warehouse18.value(KEPT_OUT) == 0
+    pipe.publish(manifest, strategy=DELETE_INSERT)
+    assert warehouse18.value(KEPT_OUT) == 1
+
+
+def test_a_name_that_comes_meanwhile_is_not_taken_for_the_partition(
+    source18, warehouse18, monkeypatch
+):
+    """A table of its name that nobody attaches: said, and DEFAULT goes on to take the rows."""
+    pipe = with_default(source18, warehouse18)
+    manifest = pipe.staged(JANUARY, JANUARY + timedelta(days=5))
+    attach = module.attach_empty
+
+    def first(*args, **kwargs):
+        warehouse18.run("CREATE TABLE a.t_2013_01 (x int)")
+        return attach(*args, **kwargs)
+
+    monkeypatch.setattr(module, "attach_empty", first)
+    with pytest.raises(CatalogError, match=r"a\.t_2013_01, which exists"):
+        pipe.publish(manifest, strategy=DELETE_INSERT)
+    assert warehouse18.value(KEPT_OUT) == 0
 
 
 def test_they_belong_to_the_owner_of_the_table(source18, warehouse18):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from uuid6 import uuid7
@@ -72,14 +72,14 @@ def maintained(database, *, table="a.t", stop=None, log=None, dry_run=False, **o
         )
 
 
-def restored(database, partition, **options):
+def restored(database, partition, *, log=None, **options):
     with connect(database.endpoint()) as connection:
         return restore(
             connection,
             TableName.parse(partition),
             MaintenanceOptions(**options),
             stop=threading.Event(),
-            log=RecordedEvents(),
+            log=log or RecordedEvents(),
         )
 
 
@@ -995,6 +995,91 @@ class TestRestore:
         restored(warehouse, "a.t_2013_01")
         assert warehouse.run("SELECT DISTINCT later FROM a.t") == [(3,)]
         assert names(maintained(warehouse, keep=back_to(FEBRUARY))) == ["a.t_2013_01"]
+
+    def test_a_column_that_was_dropped_meanwhile(self, source, warehouse):
+        """It goes from the partition, too, with the indexes and keys over it; the others have their old names."""
+        pipe = simple(source, warehouse)
+        warehouse.run(
+            "CREATE TABLE a.dim (w int PRIMARY KEY); INSERT INTO a.dim VALUES (1);"
+            "ALTER TABLE a.t ADD w int DEFAULT 1 REFERENCES a.dim; CREATE INDEX ON a.t (w); CREATE INDEX ON a.t (v)"
+        )
+        fill(source, JANUARY, MARCH, 60)
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        maintained(warehouse, keep=timedelta(days=1))
+        warehouse.run("ALTER TABLE a.t DROP w; DROP TABLE a.dim")
+        log = RecordedEvents()
+        restored(warehouse, "a.t_2013_01", log=log)
+        assert pipe.rows() == pipe.source_rows()
+        assert [name for name, *_ in indexes(warehouse)] == [
+            "a.t_2013_01_pkey",
+            "a.t_2013_01_v_idx",
+        ]
+        told = {"table": "a.t", "partition": "a.t_2013_01", "columns": ["w"]}
+        assert ("columns that the table no longer has go", told) in log.events
+
+    def test_a_column_that_was_dropped_from_what_hangs_on_it(self, warehouse):
+        warehouse.run(
+            "CREATE SCHEMA a; CREATE TABLE a.t (id int, ts date, w int) PARTITION BY RANGE (ts);"
+            + ";".join(
+                f"CREATE TABLE a.m{m} PARTITION OF a.t FOR VALUES FROM ('2013-0{m}-01') TO ('2013-0{m + 1}-01')"
+                f" PARTITION BY HASH (id); CREATE TABLE a.m{m}_0 PARTITION OF a.m{m} FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+                for m in (1, 2)
+            )
+            + "; INSERT INTO a.t VALUES (1, '2013-01-05', 1), (2, '2013-02-05', 2)"
+        )
+        begin_ledger(warehouse)
+        assert names(maintained(warehouse, keep=timedelta(days=1))) == ["a.m1"]
+        warehouse.run("ALTER TABLE a.t DROP w")
+        restored(warehouse, "a.m1")
+        assert warehouse.run("SELECT * FROM a.m1_0") == [(1, date(2013, 1, 5))]
+
+    def test_a_foreign_key_of_its_own(self, source, warehouse):
+        """Given back as it was; one whose rows are gone by now is said to be missing, and the partition is back."""
+        pipe = simple(source, warehouse)
+        fill(source, JANUARY, MARCH, 60)
+        source.run("UPDATE t SET v = 'x'")
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        warehouse.run(
+            "CREATE TABLE a.dim (v text PRIMARY KEY); INSERT INTO a.dim VALUES ('x');"
+            "ALTER TABLE a.t_2013_01 ADD CONSTRAINT mine FOREIGN KEY (v) REFERENCES a.dim"
+        )
+        keys = "SELECT conname::text, convalidated FROM pg_constraint WHERE contype = 'f' AND conrelid = 'a.t_2013_01'::regclass"
+        for _ in range(2):
+            maintained(warehouse, keep=timedelta(days=1))
+            restored(warehouse, "a.t_2013_01")
+            assert warehouse.run(keys) == [("mine", True)]
+        maintained(warehouse, keep=timedelta(days=1))
+        warehouse.run("DELETE FROM a.dim")
+        log = RecordedEvents()
+        restored(warehouse, "a.t_2013_01", log=log)
+        assert warehouse.run(keys) == []
+        assert "a foreign key that the target no longer has was not given back" in log.names()
+
+    def test_a_foreign_key_that_it_was_not_let_go_of(self, source, warehouse):
+        """A reader was in the way when it went: it has its key once, not twice."""
+        pipe = simple(source, warehouse)
+        warehouse.run(
+            "CREATE TABLE a.dim (v text PRIMARY KEY); INSERT INTO a.dim VALUES ('x');"
+            "ALTER TABLE a.t ADD CONSTRAINT dims FOREIGN KEY (v) REFERENCES a.dim"
+        )
+        fill(source, JANUARY, MARCH, 60)
+        source.run("UPDATE t SET v = 'x'")
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        maintained(warehouse, keep=timedelta(days=1))
+        (kept,) = pipe.left_in_staging()
+        warehouse.run(
+            f"ALTER TABLE etl_staging.{kept} ADD CONSTRAINT otherwise FOREIGN KEY (v) REFERENCES a.dim"
+        )
+        restored(warehouse, "a.t_2013_01")
+        assert (
+            warehouse.value(
+                "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'a.t_2013_01'::regclass"
+            )
+            == 1
+        )
 
     def test_several_with_what_hangs_on_them(self, warehouse):
         warehouse.run(
