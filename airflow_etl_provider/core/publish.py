@@ -76,7 +76,8 @@ class PublishOptions:
     :param readers_on_standby: streaming standbys have readers, whom the replay of a swap stops or cancels:
         ``auto`` does not swap.
     :param keep_versions: replaced versions of a partition that stay, detached, for a rollback.
-    :param keep_previous: how long they stay at most; looked at after every publish into the table.
+    :param keep_previous: how long they stay at most; looked at by the janitor, and after every publish that exchanges
+        partitions of the table: one that writes in place makes no version, and leaves those there are to the janitor.
     :param keep_bytes: what those of all partitions may take on disk together, in bytes; the newest stay.
     """
 
