@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.errors import ContractError
 from airflow_etl_provider.core.load import Manifest
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import EventLog
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.postgres import statements
@@ -49,6 +49,25 @@ def mend(connection: Connection, table: TableName, parent: Relation, like: int) 
             f"rows of {table} do not fit {parent.name} as it is now: {error.diag.message_primary}",
             remedy=f"mend the table's rows, or {RELOAD}",
         ) from None
+
+
+def refuse_renamed(connection: Connection, table: TableName, parent: Relation) -> None:
+    """Refuse a kept *table* of which nobody can tell whether *parent* dropped a column of it or renamed it.
+
+    Otherwise what the parent dropped goes, and what it got is added.
+
+    :raises ContractError: it has a column that the parent has not, and lacks one of the same type.
+    """
+    pairs = _ask(connection, "renamed", table, parent, parent.oid)
+    if not pairs:
+        return
+    old, new = quoted(pairs[0]["old"]), quoted(pairs[0]["new"])
+    raise ContractError(
+        f"{parent.name} no longer has column {old}, which {table} has, and has {new} of the same type: was it renamed, "
+        "or dropped and another one added?",
+        remedy=f"if it was renamed: ALTER TABLE {table} RENAME COLUMN {old} TO {new}; if its values are to go: ALTER "
+        f"TABLE {table} DROP COLUMN {old}; then try again",
+    )
 
 
 def differences(connection: Connection, table: TableName, parent: Relation) -> list[str]:

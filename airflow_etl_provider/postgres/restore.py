@@ -29,7 +29,13 @@ from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, range_of, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.mending import add_validated, mend, mend_foreign_keys, validate
+from airflow_etl_provider.postgres.mending import (
+    add_validated,
+    mend,
+    mend_foreign_keys,
+    refuse_renamed,
+    validate,
+)
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
     let_into_default,
@@ -195,6 +201,7 @@ class _Restore:
         if again:
             raise self._taken(f"{again[0]}")
         refuse_taken(self._connection, self._final, place)
+        refuse_renamed(self._connection, self._kept, place)
         column = place.column or ""
         condition = sql.SQL("{} IS NOT NULL AND {}").format(
             sql.Identifier(column), statements.in_range(column, *range_of(self._row["bound"]))

@@ -45,7 +45,13 @@ from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Place
 from airflow_etl_provider.postgres.leaves import Leaf, read_leaves
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
-from airflow_etl_provider.postgres.mending import RELOAD, mend, mend_foreign_keys, validate
+from airflow_etl_provider.postgres.mending import (
+    RELOAD,
+    mend,
+    mend_foreign_keys,
+    refuse_renamed,
+    validate,
+)
 from airflow_etl_provider.postgres.partitions import (
     keep_out_of_default,
     refuse_dependents,
@@ -449,6 +455,7 @@ class _Rollback:
         connection = self._connection
         refuse_dependents(connection, [found.current])
         place = found.place
+        refuse_renamed(connection, found.previous, place.parent)
         if not found.current.is_default:
             keep_out_of_default(
                 connection,

@@ -1018,6 +1018,21 @@ class TestRestore:
         told = {"table": "a.t", "partition": "a.t_2013_01", "columns": ["w"]}
         assert ("columns that the table no longer has go", told) in log.events
 
+    def test_a_column_that_may_have_been_renamed_meanwhile(self, source18, warehouse18):
+        """Its values are not thrown away on a guess."""
+        pipe = simple(source18, warehouse18)
+        fill(source18, JANUARY, MARCH, 60)
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        maintained(warehouse18, keep=timedelta(days=1))
+        warehouse18.run("ALTER TABLE a.t RENAME v TO w")
+        with pytest.raises(ContractError, match="was it renamed") as refused:
+            restored(warehouse18, "a.t_2013_01")
+        warehouse18.run((refused.value.remedy or "").partition(": ")[2].partition(";")[0])
+        restored(warehouse18, "a.t_2013_01")
+        warehouse18.run("ALTER TABLE a.t RENAME w TO v")
+        assert pipe.rows() == pipe.source_rows()
+
     def test_a_column_that_was_dropped_from_what_hangs_on_it(self, warehouse):
         warehouse.run(
             "CREATE SCHEMA a; CREATE TABLE a.t (id int, ts date, w int) PARTITION BY RANGE (ts);"

@@ -318,6 +318,19 @@ class TestWhatHappenedMeanwhile:
         rolled_back(pipe, load)
         assert pipe.warehouse.value("SELECT count(*) FROM a.t") == 31
 
+    def test_a_column_that_may_have_been_renamed(self, pipe):
+        """Nobody but its owner can tell, and its values are not thrown away on a guess."""
+        before, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t RENAME v TO w")
+        with pytest.raises(ContractError, match="was it renamed") as refused:
+            rolled_back(pipe, load)
+        rename = (refused.value.remedy or "").partition(": ")[2].partition(";")[0]
+        assert rename.endswith("RENAME COLUMN v TO w")
+        pipe.warehouse.run(rename)
+        rolled_back(pipe, load)
+        pipe.warehouse.run("ALTER TABLE a.t RENAME w TO v")
+        assert pipe.rows() == before
+
     def test_a_column_of_another_type(self, pipe):
         _, load = twice(pipe)
         pipe.warehouse.run("ALTER TABLE a.t ALTER v TYPE varchar(90)")
