@@ -13,12 +13,12 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_etl_provider.core.dead_letters import OnConversionError
+from airflow_etl_provider.core.dead_letters import DeadLimits, OnConversionError
 from airflow_etl_provider.core.load import Kind, Manifest, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
-from airflow_etl_provider.core.transform import DeadLimit, OnError
+from airflow_etl_provider.core.transform import OnError
 from airflow_etl_provider.operators.validate import QualityValidationOperator
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.testing import MemoryWatermarkStore
@@ -221,7 +221,7 @@ def run_step(order: Mapping[str, Any], pipe: Pipeline) -> Any:
         given = (
             {}
             if isinstance(case.transform, str)
-            else {"on_error": OnError.SET_ASIDE_ROW, "limit": DeadLimit(0.5), "batch_rows": 20}
+            else {"on_error": OnError.SET_ASIDE_ROW, "limits": DeadLimits(0.5), "batch_rows": 20}
         )
         batch = Manifest.from_json(order["manifest"])
         return pipe.transform(batch, case.transform, try_number=order["try"], **given).as_json()  # type: ignore[arg-type]
