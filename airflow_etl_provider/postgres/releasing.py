@@ -73,12 +73,13 @@ def _release(
     *budget* for all locks of that one key, and a table that has come back meanwhile keeps its keys.
 
     :returns: how many were dropped.
-    :raises psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled: somebody held the table, or one that it
-        refers to; the keys before that are dropped.
+    :raises psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected: somebody
+        held the table, or one that it refers to; all other keys are dropped.
     """
     keys = connection.execute(
         queries("catalog")["foreign_keys_of"], {"schema": table.schema, "name": table.name}
     ).fetchall()
+    held = None
     for number, (name, definition) in enumerate(keys):
         try:
             with connection.transaction():
@@ -88,4 +89,13 @@ def _release(
                 connection.execute(statements.drop_constraint(table, name))
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject):
             return number
+        except (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.QueryCanceled,
+            psycopg.errors.DeadlockDetected,
+        ) as error:
+            # Who reads one of them all day long shall not keep the rows of the others.
+            held = held or error
+    if held is not None:
+        raise held
     return len(keys)

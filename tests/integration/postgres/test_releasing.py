@@ -145,6 +145,21 @@ class TestTheJanitor:
         cleaned(warehouse18)
         assert keys(warehouse18, previous) == []
 
+    def test_a_reader_of_one_dimension_does_not_hold_up_the_others(self, pipe, warehouse18):
+        """Who reads it all day long would keep the rows of all that come after it."""
+        pipe.load(FEBRUARY, MARCH)
+        done = maintained(warehouse18, keep=timedelta(days=1), log=RecordedEvents())
+        kept = str(done.retired[0].kept)
+        warehouse18.run(
+            f"ALTER TABLE {kept} ADD CONSTRAINT first FOREIGN KEY (v) REFERENCES a.one,"
+            " ADD CONSTRAINT second FOREIGN KEY (v) REFERENCES a.two"
+        )
+        with reader(warehouse18, "SELECT count(*) FROM a.one"):
+            log = RecordedEvents()
+            cleaned(warehouse18, log=log)
+        assert keys(warehouse18, kept) == ["first"]
+        assert "foreign keys of a kept table stay" in log.names()
+
     def test_before_a_table_goes(self, pipe, warehouse18):
         """A drop would lock everything that it refers to at once."""
         previous, _ = replaced(pipe)
