@@ -50,11 +50,12 @@ FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND c.relkind = 'r'
 
 -- name: columns_to_drop
+-- Those that are generated from others before these.
 SELECT own.attname::text AS name FROM pg_attribute AS own
 WHERE own.attrelid = %(oid)s AND own.attnum > 0 AND NOT own.attisdropped
   AND NOT EXISTS (SELECT FROM pg_attribute AS a
                   WHERE a.attrelid = %(parent)s AND a.attname = own.attname AND NOT a.attisdropped)
-ORDER BY own.attnum
+ORDER BY own.attgenerated = '', own.attnum
 
 -- name: move_statistics
 -- Statistics objects do not follow their tables: those of the current version go aside under another name, those

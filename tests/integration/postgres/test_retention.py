@@ -1096,6 +1096,23 @@ class TestRestore:
             == 1
         )
 
+    def test_columns_of_which_one_was_generated_from_the_other(self, source, warehouse):
+        """Both are gone, with the index and the foreign key that went by them."""
+        pipe = simple(source, warehouse)
+        warehouse.run(
+            "CREATE TABLE a.dim (k int PRIMARY KEY); INSERT INTO a.dim VALUES (1);"
+            "ALTER TABLE a.t ADD k int DEFAULT 1 REFERENCES a.dim,"
+            " ADD twice int GENERATED ALWAYS AS (k * 2) STORED; CREATE INDEX ON a.t (k)"
+        )
+        fill(source, JANUARY, MARCH, 60)
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        maintained(warehouse, keep=timedelta(days=1))
+        warehouse.run("ALTER TABLE a.t DROP twice, DROP k")
+        restored(warehouse, "a.t_2013_01")
+        assert pipe.rows() == pipe.source_rows()
+        assert [name for name, *_ in indexes(warehouse)] == ["a.t_2013_01_pkey"]
+
     def test_several_with_what_hangs_on_them(self, warehouse):
         warehouse.run(
             "CREATE SCHEMA a; CREATE TABLE a.t (id int, ts date, PRIMARY KEY (id, ts)) PARTITION BY RANGE (ts);"

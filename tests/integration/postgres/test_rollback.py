@@ -331,6 +331,15 @@ class TestWhatHappenedMeanwhile:
         pipe.warehouse.run("ALTER TABLE a.t RENAME w TO v")
         assert pipe.rows() == before
 
+    def test_columns_of_which_one_was_generated_from_the_other(self, pipe):
+        pipe.warehouse.run(
+            "ALTER TABLE a.t ADD k int DEFAULT 1, ADD twice int GENERATED ALWAYS AS (k * 2) STORED"
+        )
+        _, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t DROP twice, DROP k")
+        rolled_back(pipe, load)
+        assert pipe.warehouse.value("SELECT count(*) FROM a.t") == 31
+
     def test_a_column_of_another_type(self, pipe):
         _, load = twice(pipe)
         pipe.warehouse.run("ALTER TABLE a.t ALTER v TYPE varchar(90)")
