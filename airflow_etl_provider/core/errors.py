@@ -177,7 +177,8 @@ _OF_THE_ROWS = (
 #: last two for what is not the caller's fault.
 _OUTAGES = re.compile(
     "(Timeout|TimeoutError|TimeoutException|ConnectionError|ConnectError|NetworkError|TransportError|ProtocolError"
-    "|MaxRetryError|ServiceUnavailable|ServiceUnavailableError|TooManyRequests|OperationalError|InterfaceError)$"
+    "|IncompleteRead|BadStatusLine|MaxRetryError|ServiceUnavailable|ServiceUnavailableError|TooManyRequests"
+    "|OperationalError|InterfaceError)$"
 )
 
 #: What a server of HTTP answers, beside its own faults, to those who should come again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import http.client
 import inspect
 import pickle
 
@@ -136,6 +137,15 @@ def test_what_a_server_answers_decides(status, found):
     response = httpx.Response(status, request=request)
     error = httpx.HTTPStatusError("x", request=request, response=response)
     assert class_of_python(error) is found
+
+
+@pytest.mark.parametrize(
+    "error", [http.client.IncompleteRead(b"12"), http.client.BadStatusLine("xyzzy")]
+)
+def test_an_answer_that_breaks_off_is_an_outage(error):
+    """By itself, and where a callable could not read what had come of it."""
+    assert class_of_python(error) is ErrorClass.TRANSIENT
+    assert class_of_python(raised(ValueError(), error, how="meanwhile")) is ErrorClass.TRANSIENT
 
 
 def test_a_group_with_an_outage_is_one():
