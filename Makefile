@@ -22,9 +22,8 @@ demo: $(VENV)/.demo
 ui: $(VENV)/.demo
 	$(BIN)/python -m demo ui
 
-# In the order of the folders: the long tests of airflow, crash and e2e begin first, the many short ones fill the rest.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -33,6 +32,7 @@ check: $(VENV)/.test
 	$(BIN)/python -m pytest --quiet tests/unit/test_architecture.py
 
 crash: $(VENV)/.test
+	ETL_EVERY_SERVER=1 $(BIN)/python -m pytest tests/integration/postgres --numprocesses auto --dist loadfile
 	ETL_CRASH=all $(BIN)/python -m pytest tests/crash
 	ETL_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/postgres/test_interleavings.py
 

@@ -119,15 +119,12 @@ class Point:
 
 
 class Lab:
-    """One server, the proxy before it, and launchers for two tries at once.
+    """One server, the proxy before it, and launchers for two tries at once."""
 
-    :param data: where the server keeps its data.
-    """
-
-    def __init__(self, folder: Path, data: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         settings = {"fsync": "off", "log_min_messages": "fatal", "max_connections": 60}
-        self.server = EmbeddedPostgres(data, settings=settings).start()
+        self.server = EmbeddedPostgres(folder / "data", settings=settings).start()
         self.proxy = Proxy(self.server.port)
         self.launcher = Launcher(folder, "first")
         self.other = Launcher(folder, "other")
