@@ -35,8 +35,10 @@ def read_leaves(connection: psycopg.Connection[Any], target: Table) -> list[Leaf
 
     Bounds and conditions are the server's own rendering, so RANGE, LIST and HASH are all the same here.
     """
-    with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(queries("leaves")["leaves"], {"oid": target.oid}).fetchall()
+    rows = _rows(connection, target)
+    while any(row["condition"] is None and row["bound"] != "DEFAULT" for row in rows):
+        # It is rendered as it is now: the partition was detached since the statement began.
+        rows = _rows(connection, target)
     found = []
     for row in rows:
         low, high = range_of(row["bound"]) if row["parent_oid"] == target.oid else (None, None)
@@ -65,6 +67,11 @@ def read_leaves(connection: psycopg.Connection[Any], target: Table) -> list[Leaf
             )
         )
     return found
+
+
+def _rows(connection: psycopg.Connection[Any], target: Table) -> list[dict[str, Any]]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(queries("leaves")["leaves"], {"oid": target.oid}).fetchall()
 
 
 def rows_by_leaf(

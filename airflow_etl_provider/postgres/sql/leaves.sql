@@ -1,15 +1,22 @@
 -- name: leaves
+-- Not pg_partition_tree(): that looks at the catalog as it is, the rest of the statement as it was when it began. A
+-- partition that another session makes and exchanges in between would be missing.
+WITH RECURSIVE t (relid, parentrelid) AS (
+    SELECT i.inhrelid, i.inhparent FROM pg_inherits AS i WHERE i.inhparent = %(oid)s::oid AND NOT i.inhdetachpending
+    UNION ALL
+    SELECT i.inhrelid, i.inhparent FROM t JOIN pg_inherits AS i ON i.inhparent = t.relid AND NOT i.inhdetachpending
+)
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid,
        pn.nspname::text AS parent_schema, p.relname::text AS parent_name, p.oid::bigint AS parent_oid,
        pg_get_expr(c.relpartbound, c.oid) AS bound,
        pg_get_partition_constraintdef(c.oid) AS condition,
        c.reltuples::bigint AS rows
-FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
+FROM t
 JOIN pg_class AS c ON c.oid = t.relid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_class AS p ON p.oid = t.parentrelid
 JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
-WHERE t.isleaf AND c.relkind = 'r' AND c.oid <> %(oid)s::oid
+WHERE c.relkind = 'r'
 ORDER BY n.nspname, c.relname
 
 -- name: columns

@@ -1,10 +1,15 @@
 -- name: tree
--- A table with all that is partitioned below it, parents first.
-SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name, t.parentrelid::oid::bigint AS parent,
+-- A table with all that is partitioned below it, parents first; as the statement sees it when it begins.
+WITH RECURSIVE t (relid, parentrelid, level) AS (
+    SELECT %(oid)s::oid, NULL::oid, 0
+    UNION ALL
+    SELECT i.inhrelid, i.inhparent, t.level + 1 FROM t JOIN pg_inherits AS i ON i.inhparent = t.relid AND NOT i.inhdetachpending
+)
+SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name, t.parentrelid::bigint AS parent,
        t.level, pg_get_expr(c.relpartbound, c.oid) AS bound, p.partstrat::text AS strategy,
        CASE WHEN p.partnatts = 1 THEN (SELECT a.attname::text FROM pg_attribute AS a
                                        WHERE a.attrelid = c.oid AND a.attnum = p.partattrs[0]) END AS "column"
-FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
+FROM t
 JOIN pg_class AS c ON c.oid = t.relid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table AS p ON p.partrelid = c.oid
