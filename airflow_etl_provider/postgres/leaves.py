@@ -19,6 +19,7 @@ from airflow_etl_provider.postgres.twin import Parent
 
 #: So many conditions are tried on a row at once; a table of more leaves is asked in several passes.
 _PER_PASS = 200
+_LOOKS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,11 @@ def read_leaves(connection: psycopg.Connection[Any], target: Table) -> list[Leaf
 
     Bounds and conditions are the server's own rendering, so RANGE, LIST and HASH are all the same here.
     """
-    rows = _rows(connection, target)
-    while any(row["condition"] is None and row["bound"] != "DEFAULT" for row in rows):
-        # It is rendered as it is now: the partition was detached since the statement began.
+    for _ in range(_LOOKS):
         rows = _rows(connection, target)
+        if all(row["condition"] is not None or row["bound"] == "DEFAULT" for row in rows):
+            break
+        # It is rendered as it is now: the partition was detached since the statement began.
     found = []
     for row in rows:
         low, high = range_of(row["bound"]) if row["parent_oid"] == target.oid else (None, None)

@@ -8,10 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.errors import TransientError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.postgres.queries import queries
 from tests.builders import Pipeline
 from tests.integration.postgres.test_swap_merge import NOW
 
@@ -95,3 +97,28 @@ def test_beside_the_live_schedule(source18: Any, warehouse18: Any, strategy: Str
     }
     assert pipe.left_in_staging() <= kept
     assert warehouse18.value("SELECT count(*) FROM etl.loads WHERE state <> 'published'") == 0
+
+
+def test_a_partition_that_is_exchanged_while_partitions_are_listed_is_among_them(
+    source18: Any, warehouse18: Any
+) -> None:
+    """As it was when the statement began, also where its successor is younger than that."""
+    pipe = stream(SWAP, source18, warehouse18)
+    run(pipe, SWAP, *MONTHS[:2], "backfill")
+    run(pipe, SWAP, *MONTHS[1:3], "backfill")
+    oid = warehouse18.value("SELECT 'a.t'::regclass::oid::bigint")
+
+    def listed() -> list[set[int]]:
+        """Oids of the partitions, as either statement lists them."""
+        found = []
+        for file, name in (("leaves", "leaves"), ("retention", "tree")):
+            cursor.execute(queries(file)[name], {"oid": oid})
+            found.append({row["oid"] for row in cursor if row["name"] != "t"})
+        return found
+
+    with warehouse18.connect(row_factory=dict_row) as connection, connection.cursor() as cursor:
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        before = listed()
+        run(pipe, SWAP, *MONTHS[:2], "backfill")
+        assert listed() == before
+        assert [len(oids) for oids in before] == [2, 2]
