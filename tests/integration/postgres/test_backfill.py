@@ -117,8 +117,11 @@ def test_a_partition_that_is_exchanged_while_partitions_are_listed_is_among_them
         return found
 
     with warehouse18.connect(row_factory=dict_row) as connection, connection.cursor() as cursor:
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         before = listed()
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT")
         run(pipe, SWAP, *MONTHS[:2], "backfill")
         assert listed() == before
         assert [len(oids) for oids in before] == [2, 2]
+        connection.execute("ROLLBACK")
+        assert listed() != before
