@@ -283,8 +283,8 @@ def rebuilding(lab: Lab, rows: int, rounds: int) -> None:
     _ratio("swap_merge, whole publish", ours, theirs)
 
 
-def merging(lab: Lab, rows: int, rounds: int) -> None:
-    for share in (0.01, 0.3):
+def merging(lab: Lab, rows: int, rounds: int, shares: list[float]) -> None:
+    for share in shares:
         print(f"\nmerge of {share:.0%} into a partition of {rows:,} rows, s")
         lab.prepare(rows, 10, entities=True)
         ways: dict[str, Callable[[str], list[Any]]] = {
@@ -310,14 +310,16 @@ def merging(lab: Lab, rows: int, rounds: int) -> None:
                 f"INSERT INTO a.t SELECT * FROM {s}",
             ],
         }
-        found: dict[str, list[float]] = {name: [] for name in [*ways, "merge (ours)"]}
+        ours = {"merge, by primary key": ("id", "ts"), "merge, by id alone": ("id",)}
+        found: dict[str, list[float]] = {name: [] for name in [*ways, *ours]}
         number = 0
         for _ in range(rounds):
             for name in found:
                 number += 1
+                lab.keys = ours.get(name, ("id", "ts"))
                 manifest = lab.staged(*_change(lab, share, number))
-                lab.run(lab.target, "ANALYZE " + str(manifest.staging))
                 if name in ways:
+                    lab.run(lab.target, "ANALYZE " + str(manifest.staging))
                     found[name].append(lab.timed(ways[name](str(manifest.staging))))
                 else:
                     found[name].append(lab.publish(manifest, strategy=Strategy.MERGE)[1])
@@ -364,7 +366,8 @@ def main() -> None:
             if "rebuilding" in options.only:
                 rebuilding(lab, options.rows, options.rounds)
             if "merging" in options.only:
-                merging(lab, options.rows, options.rounds)
+                merging(lab, options.rows, options.rounds, [0.01, 0.3])
+                merging(lab, options.rows * 5, options.rounds, [0.01])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
 
-from airflow_etl_provider.core.errors import ConfigurationError, StateError
+from airflow_etl_provider.core.errors import ConfigurationError, ContractError, StateError
 from airflow_etl_provider.core.names import TableName, check_stream
 from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.window import Window
@@ -247,6 +247,14 @@ class Manifest:
     def was_empty(self) -> bool:
         """Whether the window held no row, not even one that was set aside."""
         return not self.rows and not self.rows_dead
+
+    def require_rows(self, staged: int) -> None:
+        """:raises ContractError: the staged table no longer holds what was audited."""
+        if staged != self.rows:
+            raise ContractError(
+                f"{self.staging} holds {staged:,} rows, {self.rows:,} were staged and audited",
+                remedy="clear extract and downstream: the window is read and audited anew",
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Small JSON: names, counts and bounds; no row content and no secret."""

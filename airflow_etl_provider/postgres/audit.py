@@ -19,7 +19,6 @@ from airflow_etl_provider.core.window import FULL, Interval, Window, bound_text
 from airflow_etl_provider.postgres import catalog, ledger, statements
 from airflow_etl_provider.postgres.checks import INDEX_ROWS, failing_rows, judge
 from airflow_etl_provider.postgres.errors import translated_errors
-from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.partitions import expected_partitions
 from airflow_etl_provider.postgres.proven import named_privilege, refuse_hidden_rows
 from airflow_etl_provider.postgres.quarantine import (
@@ -71,7 +70,7 @@ class PostgresAuditArea:
                 require_same_batch(connection, manifest)
             if rows is None:
                 rows = catalog.scalar(connection, statements.count(manifest.staging))
-        require_same_rows(manifest, rows)
+        manifest.require_rows(rows)
 
     def faults(
         self, table: TableName, expectations: Sequence[Expectation], columns: Sequence[Column]

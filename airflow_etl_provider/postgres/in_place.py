@@ -15,8 +15,6 @@ from psycopg import sql
 
 from airflow_etl_provider.core.errors import (
     CatalogError,
-    ContractError,
-    DataError,
     LockBudgetExceeded,
     Stopped,
 )
@@ -35,9 +33,9 @@ from airflow_etl_provider.postgres.append import append
 from airflow_etl_provider.postgres.catalog import Table, missing_privileges, scalar
 from airflow_etl_provider.postgres.keyed import KeyedBatch, keys_of, same_key
 from airflow_etl_provider.postgres.leaves import read_leaves
-from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.scd2 import History
 from airflow_etl_provider.postgres.statements import ident, names, qualified
+from airflow_etl_provider.postgres.upsert import Upsert
 
 #: How often a publish is done over because others wrote the same keys meanwhile.
 _ATTEMPTS = 3
@@ -124,9 +122,10 @@ class InPlace:
                 "SELECT set_config('search_path', reset_val, true) FROM pg_settings"
                 " WHERE name = 'search_path'"
             )
-            require_same_rows(manifest, scalar(connection, statements.count(manifest.staging)))
             if strategy in _BY_KEY:
                 self._keyed.require_keys()
+            else:
+                manifest.require_rows(scalar(connection, statements.count(manifest.staging)))
             counts = apply()
             published = ledger.record_published(
                 connection,
@@ -233,44 +232,17 @@ class InPlace:
         latest, fresh = keyed.latest(), keyed.not_older()
         hard = keyed.deleted is not None and self._options.deletes is Deletes.HARD
         lives = sql.SQL("NOT ({})").format(keyed.deleted) if hard else sql.SQL("true")
-        staged = scalar(
-            self._connection,
-            sql.SQL("SELECT count(*) FROM {} AS s WHERE {}").format(latest, lives),
-        )
-        deleted = self._delete_flagged(fresh) if hard else 0
-        updated, inserted = self._write(latest, keyed.keys, fresh, lives)
-        rest, stale = staged - inserted - updated, 0
-        if rest and fresh is not None:
-            # What the batch brought is equal to it by now, so what still differs is newer.
-            stale = scalar(
-                self._connection,
-                sql.SQL(
-                    "SELECT count(*) FROM {} AS s JOIN {} AS t ON {} WHERE {} AND ({}) IS NOT TRUE"
-                    " AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
-                ).format(
-                    latest,
-                    self._table,
-                    same_key(keyed.keys),
-                    lives,
-                    fresh,
-                    qualified("t", self._columns),
-                    qualified("s", self._columns),
-                ),
-            )
-        return Counts(inserted, updated, deleted, rest - stale, stale)
+        staged = keyed.count_latest(None if not hard else lives)
+        upsert = self._upsert(keyed.keys, fresh, lives)
+        deleted = 0
+        if keyed.deleted is not None and hard:
+            deleted = upsert.delete(latest, keyed.deleted)
+            self._brake_deletes(deleted)
+        done = upsert.write(latest, staged)
+        unchanged = staged - done.inserted - done.updated - done.stale
+        return Counts(done.inserted, done.updated, deleted, unchanged, done.stale)
 
-    def _delete_flagged(self, fresh: sql.Composable | None) -> int:
-        """Delete the rows whose flag says so, unless the target's version is newer."""
-        keyed = self._keyed
-        deleted = self._run(
-            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {} AND {}").format(
-                self._table,
-                keyed.latest(),
-                same_key(keyed.keys),
-                keyed.deleted or sql.SQL("false"),
-                fresh or sql.SQL("true"),
-            )
-        )
+    def _brake_deletes(self, deleted: int) -> None:
         if deleted:
             brake(
                 self._manifest,
@@ -279,7 +251,6 @@ class InPlace:
                 lost=deleted,
                 options=self._options,
             )
-        return deleted
 
     def _replace(self) -> Counts:
         """Make the target hold exactly the batch; rows that are the same are not written."""
@@ -311,8 +282,9 @@ class InPlace:
         )
         if tuple(keys) != self._target.primary_key:
             deleted += self._run(_delete_surplus(self._table, keys))
-        updated, inserted = self._write(staged, keys, None, sql.SQL("true"))
-        return Counts(inserted, updated, deleted, manifest.rows - inserted - updated)
+        done = self._upsert(keys, None, sql.SQL("true")).write(staged, manifest.rows)
+        unchanged = manifest.rows - done.inserted - done.updated
+        return Counts(done.inserted, done.updated, deleted, unchanged)
 
     # -- their pieces -----------------------------------------------------------------------------
 
@@ -339,105 +311,18 @@ class InPlace:
             self._connection, self._manifest, self._target, self._options, self._keyed
         ).apply()
 
-    def _write(
-        self,
-        batch: sql.Composable,
-        keys: Sequence[str],
-        fresh: sql.Composable | None,
-        lives: sql.Composable,
-    ) -> tuple[int, int]:
-        """Update what changed and insert what is missing; returns how many of each."""
-        updated, taken_out = self._update(batch, keys, fresh)
-        inserted = self._insert_missing(batch, keys, lives)
-        return updated + taken_out, inserted - taken_out
-
-    def _update(
-        self, batch: sql.Composable, keys: Sequence[str], fresh: sql.Composable | None
-    ) -> tuple[int, int]:
-        """Write rows whose image differs, so that 1.0 and 1.00 do; a row may move to another partition.
-
-        Where UPDATE cannot do it, changed rows are deleted and inserted: an identity column that is
-        GENERATED ALWAYS, or rows that swap the values of a second unique column. Returns how many were
-        updated, and how many taken out for that.
-        """
-        columns = [column for column in self._target.columns if column.name in self._columns]
-        always = [column.name for column in columns if column.identity and column.name not in keys]
-        writable = [column.name for column in columns if not column.identity]
-        if always:
-            return 0, self._rewrite(batch, keys, fresh)
-        if not writable:
-            return 0, 0
-        statement = sql.SQL("UPDATE {} AS t SET {} FROM {} AS s WHERE {}").format(
+    def _upsert(
+        self, keys: Sequence[str], fresh: sql.Composable | None, lives: sql.Composable
+    ) -> Upsert:
+        return Upsert(
+            self._connection,
+            self._target,
             self._table,
-            sql.SQL(", ").join(
-                sql.SQL("{c} = s.{c}").format(c=sql.Identifier(name)) for name in writable
-            ),
-            batch,
-            self._changed(keys, fresh),
-        )
-        try:
-            with self._connection.transaction():
-                return self._run(statement), 0
-        except psycopg.errors.UniqueViolation:
-            return 0, self._rewrite(batch, keys, fresh)
-
-    def _rewrite(
-        self, batch: sql.Composable, keys: Sequence[str], fresh: sql.Composable | None
-    ) -> int:
-        """Delete changed rows, so that they are inserted as missing; refused where a foreign key hangs on them."""
-        referencing = [
-            row[0]
-            for row in self._connection.execute(
-                queries("catalog")["referencing_foreign_keys"], {"oid": self._target.oid}
-            )
-        ]
-        if referencing:
-            raise DataError(
-                f"rows of {self._target.name} swap values of a unique column, or change an identity column, and "
-                f"{', '.join(referencing)} reference them",
-                remedy="make the unique constraint DEFERRABLE, or the identity column GENERATED BY DEFAULT",
-            )
-        return self._run(
-            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {}").format(
-                self._table, batch, self._changed(keys, fresh)
-            )
-        )
-
-    def _changed(self, keys: Sequence[str], fresh: sql.Composable | None) -> sql.Composed:
-        return sql.SQL(
-            "{} AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record AND ({})"
-        ).format(
-            same_key(keys),
-            qualified("t", self._columns),
-            qualified("s", self._columns),
-            fresh or sql.SQL("true"),
-        )
-
-    def _insert_missing(
-        self, batch: sql.Composable, keys: Sequence[str], lives: sql.Composable
-    ) -> int:
-        return self._run(
-            sql.SQL(
-                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s"
-                " WHERE {} AND NOT EXISTS (SELECT FROM {} AS t WHERE {})"
-            ).format(
-                ident(self._target.name),
-                names(self._columns),
-                qualified("s", self._columns),
-                batch,
-                lives,
-                self._table,
-                same_key(keys),
-            )
-        )
-
-
-def require_same_rows(manifest: Manifest, staged: int) -> None:
-    """:raises ContractError: the staged table no longer holds what was audited."""
-    if staged != manifest.rows:
-        raise ContractError(
-            f"{manifest.staging} holds {staged:,} rows, {manifest.rows:,} were staged and audited",
-            remedy="clear extract and downstream: the window is read and audited anew",
+            self._manifest.staging,
+            self._columns,
+            keys,
+            fresh=fresh,
+            lives=lives,
         )
 
 

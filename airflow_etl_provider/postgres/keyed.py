@@ -70,16 +70,20 @@ class KeyedBatch:
     def require_keys(self) -> None:
         """Look at the keys of the batch, once.
 
+        :raises ContractError: the staged table no longer holds what was audited.
         :raises DataError: a key that is NULL, or stands twice in the batch and differs.
         """
         staging = self._manifest.staging
         nulls = sql.SQL(" OR ").join(
             sql.SQL("{} IS NULL").format(sql.Identifier(key)) for key in self.keys
         )
-        empty = scalar(
-            self._connection,
-            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(ident(staging), nulls),
-        )
+        row = self._connection.execute(
+            sql.SQL("SELECT count(*), count(*) FILTER (WHERE {}) FROM {}").format(
+                nulls, ident(staging)
+            )
+        ).fetchone()
+        staged, empty = row or (0, 0)
+        self._manifest.require_rows(staged)
         if empty:
             raise DataError(
                 f"{empty:,} rows of the batch {staging} have no value in a key column ({', '.join(self.keys)})",
@@ -126,6 +130,19 @@ class KeyedBatch:
         return sql.SQL(
             "(SELECT DISTINCT ON ({k}) * FROM {s} ORDER BY {k}, {c} DESC NULLS LAST)"
         ).format(k=names(self.keys), s=ident(self._manifest.staging), c=sql.Identifier(self.order))
+
+    def count_latest(self, where: sql.Composable | None) -> int:
+        """How many rows :meth:`latest` has, of those *where* is true for."""
+        batch = self.latest()
+        if where is None and not self._repeats:
+            return self._manifest.rows
+        found: int = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} AS s WHERE {}").format(
+                batch, where or sql.SQL("true")
+            ),
+        )
+        return found
 
     def is_after(self, latest: str | None) -> bool:
         """Whether every row of the batch is later than *latest* in cursor order, so that none can be stale."""

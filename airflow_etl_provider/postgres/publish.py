@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import structlog
@@ -33,8 +32,8 @@ from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
 from airflow_etl_provider.postgres.releasing import release_version
-from airflow_etl_provider.postgres.session import Endpoint, connect
-from airflow_etl_provider.postgres.staging import drop_staging, exists, read_position
+from airflow_etl_provider.postgres.session import Endpoint, KeptSession
+from airflow_etl_provider.postgres.staging import drop_staging, exists
 from airflow_etl_provider.postgres.survey import survey
 from airflow_etl_provider.postgres.swap import Swap, staged_tables
 from airflow_etl_provider.postgres.swap_merge import SwapMerge, filled_tables
@@ -49,11 +48,18 @@ _RACES = ("42P01", "42P07", "42710", "XX000")
 _ALTERED = ("42703", "42804")
 
 
-@dataclass(frozen=True, slots=True)
 class PostgresPublisher:
-    """The target database over *endpoint*, as publish sees it."""
+    """The target database over *endpoint*, as publish sees it; one session, which the end of a block closes."""
 
-    endpoint: Endpoint
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._session = KeptSession(endpoint)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._session.close()
 
     def publish(
         self,
@@ -65,7 +71,7 @@ class PostgresPublisher:
         log: EventLog,
     ) -> Published:
         what = f"publishing load {manifest.load_id} into {manifest.target}"
-        with connect(self.endpoint) as connection, translated_errors(what):
+        with self._session.use() as connection, translated_errors(what):
             try:
                 entered = _enter(connection, manifest, strategy, options)
                 if isinstance(entered, Published):
@@ -130,7 +136,7 @@ class PostgresPublisher:
 
     def facts(self, manifest: Manifest, options: PublishOptions) -> Facts:
         what = f"looking at {manifest.target} for load {manifest.load_id}"
-        with connect(self.endpoint) as connection, translated_errors(what):
+        with self._session.use() as connection, translated_errors(what):
             if not exists(connection, manifest.staging):
                 # Published before, or gone: publish says which.
                 return Facts()
@@ -138,7 +144,7 @@ class PostgresPublisher:
             return survey(connection, manifest, target, options)
 
     def tidy(self, published: Published, manifest: Manifest, options: PublishOptions) -> None:
-        with connect(self.endpoint) as connection:
+        with self._session.use() as connection:
             try:
                 with translated_errors("dropping replaced versions"):
                     # A reader of an old version is not waited for: it is dropped after a later publish.
@@ -178,11 +184,15 @@ class PostgresPublisher:
                 log.warning("replaced versions stay until the next publish", reason=error.what)
 
     def position(self, stream: str) -> StreamPosition:
-        return read_position(self.endpoint, stream)
+        with (
+            self._session.use() as connection,
+            translated_errors(f"reading the position of {stream}"),
+        ):
+            return ledger.position_of(connection, stream)
 
     def fail(self, load_id: str, error: str) -> None:
         with (
-            connect(self.endpoint) as connection,
+            self._session.use() as connection,
             translated_errors(f"recording the failure of {load_id}"),
         ):
             ledger.mark_failed(connection, load_id, error)

@@ -140,9 +140,11 @@ class PostgresReplay:
     def publish(
         self, manifest: Manifest, staged: Staged, *, stop: Stop, log: EventLog
     ) -> Published:
-        publisher = PostgresPublisher(self.endpoint)
-        published = publisher.publish(manifest, staged.strategy, staged.options, stop=stop, log=log)
-        publisher.tidy(published, manifest, staged.options)
+        with PostgresPublisher(self.endpoint) as publisher:
+            published = publisher.publish(
+                manifest, staged.strategy, staged.options, stop=stop, log=log
+            )
+            publisher.tidy(published, manifest, staged.options)
         return published
 
     def give_up(self, manifest: Manifest, reason: str) -> list[int] | None:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ import psycopg2
 import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
 from airflow_etl_provider.core.errors import ConfigurationError
@@ -43,6 +44,7 @@ _SETTINGS = {
     "standard_conforming_strings": "on",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
     # How soon the server gives up a client whose host fell silent; the client's half is below.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -171,6 +173,43 @@ def connect(endpoint: Endpoint, *, pooled: bool = False) -> Iterator[psycopg.Con
                 yield connection
         finally:
             _open.discard(connection)
+
+
+class KeptSession:
+    """One session on *endpoint* for several pieces of work, opened at the first and anew when it was lost.
+
+    It is in autocommit between them, and keeps what was set for a session.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._connection: psycopg.Connection[Any] | None = None
+        self._block = ExitStack()
+
+    @contextmanager
+    def use(self) -> Iterator[psycopg.Connection[Any]]:
+        """
+        :raises ConnectionLost: the server cannot be reached.
+        """
+        if self._connection is None:
+            self._connection = self._block.enter_context(connect(self._endpoint))
+        connection = self._connection
+        try:
+            with translated_errors(f"a session on {self._endpoint.label}"):
+                yield connection
+        except BaseException:
+            # Whatever it was at work on, nothing of it is left for the next piece of work.
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                connection.close()
+            raise
+        finally:
+            if connection.closed:
+                self.close()
+
+    def close(self) -> None:
+        """Close the session, if there is one; it may be used again."""
+        self._connection = None
+        self._block.close()
 
 
 def cancel_open_sessions() -> None:

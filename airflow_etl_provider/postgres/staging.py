@@ -183,7 +183,11 @@ class PostgresStaging:
         return replace(window, high=row[0]) if row is not None and row[1] else None
 
     def position(self, stream: str) -> StreamPosition:
-        return read_position(self.endpoint, stream)
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"reading the position of {stream}"),
+        ):
+            return ledger.position_of(connection, stream)
 
     def end_earlier_tries(self, load_id: str) -> list[Session]:
         with connect(self.endpoint) as connection, translated_errors("ending an earlier try"):
@@ -338,12 +342,6 @@ def _batch_of(
         ours, theirs = conversion_sent(conversion, ours, theirs)
     binary = agreement(ours, theirs, where=f"stream {request.stream}", table=request.target)
     return chosen, binary, conversion
-
-
-def read_position(endpoint: Endpoint, stream: str) -> StreamPosition:
-    """Where *stream* stands now."""
-    with connect(endpoint) as connection, translated_errors(f"reading the position of {stream}"):
-        return ledger.position_of(connection, stream)
 
 
 def exists(connection: psycopg.Connection[Any], table: TableName) -> bool:

@@ -33,7 +33,6 @@ from airflow_etl_provider.postgres.catalog import (
 )
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, Place, size_of
-from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.mending import bring_in_line
 from airflow_etl_provider.postgres.partitions import (
@@ -253,7 +252,7 @@ class Swap:
                 )
                 size = size_of(self._connection, table)
                 changes.append(Change(place, table, old, rows, before, size))
-        require_same_rows(manifest, sum(change.rows for change in changes))
+        manifest.require_rows(sum(change.rows for change in changes))
         return changes
 
     def _count_once(self, table: TableName, oid: int | None = None) -> int:
@@ -274,7 +273,7 @@ class Swap:
             # Nobody is to change it between the count and the exchange.
             self._connection.execute(statements.lock(table, "SHARE"))
         rows = sum(scalar(self._connection, statements.count(table)) for table in tables)
-        require_same_rows(self._manifest, rows)
+        self._manifest.require_rows(rows)
 
     def _refuse_older(self) -> NoReturn:
         what = (

@@ -25,7 +25,6 @@ from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Table, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Change, Exchange, size_of
-from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.keyed import KeyedBatch, same_key
 from airflow_etl_provider.postgres.leaves import (
     Leaf,
@@ -225,8 +224,8 @@ class SwapMerge:
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             self._hold_columns()
-            require_same_rows(
-                self._manifest, scalar(connection, statements.count(self._manifest.staging))
+            self._manifest.require_rows(
+                scalar(connection, statements.count(self._manifest.staging))
             )
             # A column that the table has got since, and its values, belong to what stays.
             self._target = read_table(connection, self._target.name, label=self._endpoint.label)

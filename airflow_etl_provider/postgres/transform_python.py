@@ -25,7 +25,6 @@ from airflow_etl_provider.postgres import arrow, catalog, statements
 from airflow_etl_provider.postgres.arrow import ArrowColumn, RowDecoder, RowEncoder
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.fitting import refuse
-from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.rebatch import Letter, Rebatch
 from airflow_etl_provider.postgres.session import Endpoint, connect
 
@@ -80,7 +79,7 @@ def by_callable(rebatch: Rebatch, how: ByCallable) -> Manifest:
             for lines in blocks:
                 rows += len(lines)
                 _one_block(rebatch, how, RowDecoder(columns), lines, output, letters)
-        require_same_rows(batch, rows)
+        batch.require_rows(rows)
         with writing.cursor() as cursor:
             names = output.require_table(cursor)
             # The transaction ends with the block, so nothing that can fail follows.

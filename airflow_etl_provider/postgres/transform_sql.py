@@ -14,7 +14,6 @@ from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import CatalogColumn
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.fitting import refuse, types_that_do_not_fit
-from airflow_etl_provider.postgres.in_place import require_same_rows
 from airflow_etl_provider.postgres.rebatch import Rebatch, run
 from airflow_etl_provider.postgres.select import describe, over_batch, reading_only
 from airflow_etl_provider.postgres.session import connect_for_copy, session_of
@@ -57,7 +56,7 @@ def by_sql(rebatch: Rebatch, how: BySql) -> Manifest:
         writing = stack.enter_context(connect_for_copy(rebatch.endpoint, read_only=False))
         with translated_errors(rebatch.what), reading.cursor() as cursor:
             run(cursor, statements.count(batch.staging))
-            require_same_rows(batch, (cursor.fetchone() or (0,))[0])
+            batch.require_rows((cursor.fetchone() or (0,))[0])
         with translated_errors(rebatch.what), writing.cursor() as cursor:
             for connection in (reading, writing):
                 rebatch.name_session(session_of(connection, "target"))

@@ -1,0 +1,74 @@
+"""One session for several pieces of work of a publish."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_etl_provider.core.errors import ConnectionLost, DataError
+from airflow_etl_provider.postgres.session import KeptSession
+
+
+@pytest.fixture
+def kept(warehouse18):
+    warehouse18.run("CREATE TABLE t (id int)")
+    session = KeptSession(warehouse18.endpoint("etl:kept"))
+    yield session
+    session.close()
+
+
+def pid(kept: KeptSession) -> int:
+    with kept.use() as connection:
+        return connection.info.backend_pid
+
+
+def sessions(database) -> int:
+    return database.value(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:kept'"
+    )
+
+
+def test_it_is_opened_when_it_is_needed_and_stays(warehouse18, kept):
+    assert sessions(warehouse18) == 0
+    assert pid(kept) == pid(kept)
+    assert sessions(warehouse18) == 1
+
+
+def work(kept: KeptSession, *statements: str, interrupted: bool = False) -> None:
+    with kept.use() as connection:
+        for statement in statements:
+            connection.execute(statement)
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+def test_after_it_was_lost_there_is_another(kept):
+    first = pid(kept)
+    with pytest.raises(ConnectionLost):
+        work(kept, "SELECT pg_terminate_backend(pg_backend_pid())", "SELECT 1")
+    assert pid(kept) != first
+
+
+def test_nothing_is_left_of_work_that_failed(warehouse18, kept):
+    """Not even where somebody began a transaction by hand."""
+    first = pid(kept)
+    begun = ("BEGIN", "INSERT INTO public.t VALUES (1)")
+    with pytest.raises(DataError):
+        work(kept, *begun, "SELECT 1 / 0")
+    with pytest.raises(KeyboardInterrupt):
+        work(kept, *begun, interrupted=True)
+    assert pid(kept) != first
+    assert warehouse18.value("SELECT count(*) FROM t") == 0
+
+
+def test_after_an_error_that_leaves_nothing_it_stays(kept):
+    first = pid(kept)
+    with pytest.raises(DataError):
+        work(kept, "SELECT 1 / 0")
+    assert pid(kept) == first
+
+
+def test_closed_it_is_gone_and_may_be_used_again(warehouse18, kept):
+    first = pid(kept)
+    kept.close()
+    assert sessions(warehouse18) == 0
+    assert pid(kept) != first

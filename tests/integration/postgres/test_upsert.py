@@ -1,0 +1,337 @@
+"""Upsert by key: what a batch makes of a target, by whichever way the rows are found."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from airflow_etl_provider.core.errors import DataError
+from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.postgres import upsert
+from airflow_etl_provider.postgres.catalog import read_table
+from airflow_etl_provider.postgres.session import connect
+from airflow_etl_provider.postgres.upsert import Upsert, Written
+from tests.builders import in_background, reader, wait_until
+
+COLUMNS = ("id", "place", "changed", "v", "gone")
+_DAYS = (
+    "CREATE TABLE a.one PARTITION OF a.t FOR VALUES FROM ('2013-01-01') TO ('2013-01-02');"
+    "CREATE TABLE a.two PARTITION OF a.t FOR VALUES FROM ('2013-01-02') TO ('2013-01-03');"
+    "CREATE TABLE a.rest PARTITION OF a.t DEFAULT;"
+)
+#: How the target is partitioned, and what it is keyed by besides.
+SHAPES = {
+    "plain": ("", "", ("id",)),
+    "a key that says the place": ("PARTITION BY RANGE (place)", _DAYS, ("id", "place")),
+    "a key alone": ("PARTITION BY RANGE (place)", _DAYS, ("id",)),
+    "list": (
+        "PARTITION BY LIST (v)",
+        ("CREATE TABLE a.one PARTITION OF a.t FOR VALUES IN ('a', NULL);"
+        "CREATE TABLE a.two PARTITION OF a.t DEFAULT;"),
+        ("id",),
+    ),
+    "hash": (
+        "PARTITION BY HASH (id)",
+        ("CREATE TABLE a.one PARTITION OF a.t FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+        "CREATE TABLE a.two PARTITION OF a.t FOR VALUES WITH (MODULUS 2, REMAINDER 1);"),
+        ("id",),
+    ),
+    "two levels": (
+        "PARTITION BY RANGE (place)",
+        ("CREATE TABLE a.one PARTITION OF a.t FOR VALUES FROM ('2013-01-01') TO ('2013-01-02') PARTITION BY LIST (v);"
+        "CREATE TABLE a.one_a PARTITION OF a.one FOR VALUES IN ('a');"
+        "CREATE TABLE a.one_rest PARTITION OF a.one DEFAULT;"
+        "CREATE TABLE a.rest PARTITION OF a.t DEFAULT;"),
+        ("id",),
+    ),
+}  # fmt: skip
+PLACES = [date(2013, 1, 1), date(2013, 1, 2), date(2013, 1, 3), None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the target or of the batch; of the latter it may say that it was deleted."""
+
+    id: int
+    place: date | None
+    changed: int
+    v: str | None
+    gone: bool = False
+
+    def key(self, keys: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(getattr(self, key) for key in keys)
+
+    def values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, column) for column in COLUMNS)
+
+
+def rows(keys: tuple[str, ...], gone: st.SearchStrategy[bool]) -> st.SearchStrategy[list[Row]]:
+    places = st.sampled_from(PLACES[:3] if "place" in keys else PLACES)
+    row = st.builds(
+        Row, st.integers(1, 8), places, st.integers(0, 3), st.sampled_from(["a", "b", None]), gone
+    )
+    return st.lists(row, max_size=8, unique_by=lambda row: row.key(keys))
+
+
+def expected(
+    before: list[Row], batch: list[Row], keys: tuple[str, ...]
+) -> tuple[set[Row], Written, int]:
+    """What the rule says: deletes first, then the later one of two versions counts."""
+    target = {row.key(keys): row for row in before}
+    inserted = updated = stale = deleted = 0
+    for row in batch:
+        old = target.get(row.key(keys))
+        if row.gone:
+            if old is not None and row.changed >= old.changed:
+                del target[row.key(keys)]
+                deleted += 1
+        elif old is None:
+            inserted += 1
+            target[row.key(keys)] = row
+        elif old != row and row.changed >= old.changed:
+            updated += 1
+            target[row.key(keys)] = row
+        elif old != row:
+            stale += 1
+    return set(target.values()), Written(inserted, updated, stale), deleted
+
+
+def written(
+    connection, batch: list[Row], keys: tuple[str, ...], *, deletes: bool = True
+) -> tuple[Written, int]:
+    """Write *batch*, staged as the table ``etl_staging.s``, into ``a.t``."""
+    connection.execute("TRUNCATE etl_staging.s")
+    connection.cursor().executemany(
+        "INSERT INTO etl_staging.s VALUES (%s, %s, %s, %s, %s)", [row.values() for row in batch]
+    )
+    target = read_table(connection, TableName("a", "t"), label="test")
+    table: sql.Composable = sql.Identifier("a", "t")
+    way = Upsert(
+        connection,
+        target,
+        sql.SQL("ONLY {}").format(table) if target.kind == "r" else table,
+        TableName("etl_staging", "s"),
+        COLUMNS,
+        keys,
+        fresh=sql.SQL("s.changed >= t.changed"),
+        lives=sql.SQL("NOT (s.gone)"),
+    )
+    staged = sql.Identifier("etl_staging", "s")
+    with connection.transaction():
+        deleted = way.delete(staged, sql.SQL("s.gone")) if deletes else 0
+        done = way.write(staged, sum(not row.gone for row in batch))
+    return done, deleted
+
+
+def make(database, shape: str, extra: str = "") -> tuple[str, ...]:
+    by, partitions, keys = SHAPES[shape]
+    unique = f"CREATE UNIQUE INDEX ON a.t ({', '.join(keys)})" if shape in (
+        "plain", "a key that says the place", "hash"
+    ) else "CREATE INDEX ON a.t (id)"  # fmt: skip
+    database.run(
+        "CREATE SCHEMA a; CREATE SCHEMA etl_staging;"
+        f"CREATE TABLE a.t (id int NOT NULL, place date, changed int NOT NULL, v text, gone boolean{extra}) {by};"
+        f"{partitions} {unique}; CREATE TABLE etl_staging.s (LIKE a.t)"
+    )
+    return keys
+
+
+def content(connection) -> set[Row]:
+    found = connection.execute("SELECT id, place, changed, v, gone FROM a.t").fetchall()
+    assert len(set(found)) == len(found)
+    return {Row(*row) for row in found}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_batch_of_any_rows(warehouse, monkeypatch, shape):
+    """Whether keys are looked up one by one or the planner decides, the target and the counts are the same."""
+    keys = make(warehouse, shape)
+    with connect(warehouse.endpoint()) as connection:
+
+        @settings(
+            max_examples=40, deadline=None,
+            suppress_health_check=[HealthCheck.function_scoped_fixture],
+        )  # fmt: skip
+        @given(rows(keys, st.just(False)), rows(keys, st.booleans()), st.booleans())
+        def check(before: list[Row], batch: list[Row], looked_up: bool) -> None:
+            monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0 if looked_up else 10**9)
+            connection.execute("TRUNCATE a.t")
+            connection.cursor().executemany(
+                "INSERT INTO a.t VALUES (%s, %s, %s, %s, %s)", [row.values() for row in before]
+            )
+            after, done, deleted = expected(before, batch, keys)
+            assert written(connection, batch, keys) == (done, deleted)
+            assert content(connection) == after
+
+        check()
+        assert connection.execute("SELECT to_regclass('etl_staging.s_rest')").fetchone() == (None,)
+
+
+def big(database, shape: str) -> tuple[str, ...]:
+    """A target of 30,000 rows, counted by the server."""
+    keys = make(database, shape)
+    database.run(
+        "INSERT INTO a.t SELECT i, date '2013-01-01' + i % 3, 1, 'a', false FROM generate_series(1, 30000) AS i;"
+    )
+    database.run("ANALYZE a.t")
+    return keys
+
+
+def reads(connection) -> tuple[int, set[str]]:
+    """How many rows were read by going through whole partitions, and the partitions that were asked by index."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    connection.execute("SELECT 1")
+    found = connection.execute(
+        "SELECT relname, seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE schemaname = 'a'"
+    ).fetchall()
+    return sum(read for _, read, _ in found), {name for name, _, asked in found if asked}
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked"),
+    [
+        ("plain", {"t"}),
+        ("a key that says the place", {"two", "rest"}),
+        ("a key alone", {"two", "rest"}),
+        ("hash", {"one", "two"}),
+    ],
+)
+def test_a_small_batch_does_not_read_the_whole_target(warehouse, shape, asked):
+    """Only the partitions are asked that its rows belong to, as far as they are there."""
+    keys = big(warehouse, shape)
+    with connect(warehouse.endpoint()) as connection:
+        before, _ = reads(connection)
+        batch = [Row(n, PLACES[n % 3], 2, "b") for n in range(1, 60) if n % 3]
+        assert written(connection, batch, keys, deletes=False) == (Written(updated=40), 0)
+        assert reads(connection) == (before, asked)
+
+
+@pytest.mark.parametrize("shape", ["a key that says the place", "a key alone"])
+def test_the_planner_is_left_alone_afterwards(warehouse, shape):
+    """Whoever comes later in the transaction, such as a trigger that is deferred, plans as ever."""
+    keys = big(warehouse, shape)
+    with connect(warehouse.endpoint()) as connection, connection.transaction():
+        connection.execute("SET LOCAL jit = on")
+        written(connection, [Row(1, PLACES[1], 2, "b"), Row(50000, PLACES[0], 2, "b")], keys)
+        assert connection.execute(
+            "SELECT current_setting('enable_hashjoin'), current_setting('enable_mergejoin')"
+        ).fetchone() == ("on", "on")
+
+
+@pytest.mark.parametrize(("configured", "found"), [(None, "1.1"), ("3", "3")])
+def test_the_cost_of_a_random_read_is_what_was_configured(warehouse, configured, found):
+    keys = make(warehouse, "plain", ", cost text DEFAULT current_setting('random_page_cost')")
+    if configured is not None:
+        warehouse.run(
+            sql.SQL("ALTER DATABASE {} SET random_page_cost = {}").format(
+                sql.Identifier(warehouse.name), sql.Literal(configured)
+            )
+        )
+    with connect(warehouse.endpoint()) as connection:
+        connection.execute("ALTER TABLE etl_staging.s DROP cost")
+        written(connection, [Row(1, None, 1, "a")], keys)
+        assert connection.execute("SELECT cost FROM a.t").fetchall() == [(found,)]
+        assert connection.execute("SHOW random_page_cost").fetchone() == (configured or "4",)
+
+
+class TestWhatMergeCannotDo:
+    @pytest.mark.parametrize("shape", ["plain", "a key alone"])
+    def test_rows_that_swap_the_values_of_a_second_unique_column(
+        self, warehouse, monkeypatch, shape
+    ):
+        monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
+        keys = make(warehouse, shape)
+        warehouse.run(
+            f"CREATE UNIQUE INDEX ON a.t (v{'' if shape == 'plain' else ', place'});"
+            "INSERT INTO a.t VALUES (1, '2013-01-01', 1, 'a', false), (2, '2013-01-01', 1, 'b', false)"
+        )
+        batch = [Row(1, PLACES[0], 2, "b"), Row(2, PLACES[0], 2, "a"), Row(3, PLACES[0], 2, "c")]
+        with connect(warehouse.endpoint()) as connection:
+            assert written(connection, batch, keys) == (Written(inserted=1, updated=2), 0)
+            assert content(connection) == set(batch)
+
+    def test_but_not_where_they_are_referenced(self, warehouse):
+        keys = make(warehouse, "plain")
+        warehouse.run(
+            "CREATE UNIQUE INDEX ON a.t (v); ALTER TABLE a.t ADD PRIMARY KEY (id);"
+            "INSERT INTO a.t VALUES (1, NULL, 1, 'a', false), (2, NULL, 1, 'b', false);"
+            "CREATE TABLE a.other (id int REFERENCES a.t)"
+        )
+        with connect(warehouse.endpoint()) as connection:
+            with pytest.raises(DataError, match=r"swap values of a unique column.*a\.other"):
+                written(connection, [Row(1, None, 2, "b"), Row(2, None, 2, "a")], keys)
+            assert {row.changed for row in content(connection)} == {1}
+
+    def test_a_target_with_rules(self, warehouse):
+        keys = make(warehouse, "plain")
+        warehouse.run(
+            "CREATE TABLE a.log (id int);"
+            "CREATE RULE seen AS ON DELETE TO a.t DO ALSO INSERT INTO a.log VALUES (old.id);"
+            "INSERT INTO a.t VALUES (1, NULL, 1, 'a', false)"
+        )
+        batch = [Row(1, None, 2, "b"), Row(2, None, 2, "a")]
+        with connect(warehouse.endpoint()) as connection:
+            assert written(connection, batch, keys) == (Written(inserted=1, updated=1), 0)
+            assert content(connection) == set(batch)
+
+    @pytest.mark.parametrize("shape", ["plain", "a key alone"])
+    def test_an_identity_column_that_is_always_generated(self, warehouse, monkeypatch, shape):
+        monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
+        keys = make(warehouse, shape)
+        warehouse.run(
+            "ALTER TABLE a.t ALTER changed ADD GENERATED ALWAYS AS IDENTITY;"
+            "INSERT INTO a.t OVERRIDING SYSTEM VALUE VALUES (1, '2013-01-01', 1, 'a', false)"
+        )
+        batch = [Row(1, PLACES[0], 2, "b"), Row(2, PLACES[0], 2, "a")]
+        with connect(warehouse.endpoint()) as connection:
+            assert written(connection, batch, keys) == (Written(inserted=1, updated=1), 0)
+            assert content(connection) == set(batch)
+
+
+def test_others_insert_the_same_keys_meanwhile(warehouse18):
+    """MERGE finds a key missing that another transaction is inserting: once it waited for it, it updates."""
+    keys = make(warehouse18, "plain")
+    batch = [Row(1, None, 2, "ours"), Row(2, None, 2, "ours")]
+
+    def work() -> Any:
+        with connect(warehouse18.endpoint("etl:waits")) as connection:
+            return written(connection, batch, keys)
+
+    with reader(warehouse18, "INSERT INTO a.t VALUES (1, NULL, 1, 'theirs', false)") as other:
+        with in_background(work) as writing:
+            wait_until(
+                lambda: (
+                    writing.done()
+                    or warehouse18.value(
+                        "SELECT count(*) FROM pg_stat_activity"
+                        " WHERE application_name = 'etl:waits' AND wait_event_type = 'Lock'"
+                    )
+                ),
+                "the upsert waits",
+            )
+            other.commit()
+        assert writing.result() == (Written(inserted=1, updated=1), 0)
+    assert warehouse18.run("SELECT id, v FROM a.t ORDER BY id") == [(1, "ours"), (2, "ours")]
+
+
+@pytest.mark.parametrize(
+    ("row", "waits"), [(Row(1, None, 1, "a"), False), (Row(1, None, 2, "b"), True)]
+)
+def test_rows_that_are_the_same_are_not_even_locked(warehouse, row, waits):
+    keys = make(warehouse, "plain")
+    warehouse.run("INSERT INTO a.t VALUES (1, NULL, 1, 'a', false)")
+    with (
+        reader(warehouse, "SELECT * FROM a.t FOR UPDATE"),
+        connect(warehouse.endpoint()) as connection,
+    ):
+        connection.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable) if waits else nullcontext():
+            assert written(connection, [row], keys) == (Written(), 0)
