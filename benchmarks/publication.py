@@ -20,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 from airflow_etl_provider.core.extract import extract
 from airflow_etl_provider.core.load import Kind, Manifest, Published, RunInfo, Strategy
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.ports import EventLog
 from airflow_etl_provider.core.publish import PublishOptions, publish
 from airflow_etl_provider.core.request import ExtractRequest, WindowMode
 from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
@@ -130,7 +131,9 @@ class Lab:
         PostgresAuditArea(endpoint).waive(load_id, "benchmark")
         return manifest
 
-    def publish(self, manifest: Manifest, **options: Any) -> tuple[Published, float]:
+    def publish(
+        self, manifest: Manifest, log: EventLog = _quiet, **options: Any
+    ) -> tuple[Published, float]:
         endpoint = Endpoint(conninfo_to_dict(self.target), "target", "etl:bench")
         started = time.perf_counter()
         done = publish(
@@ -140,7 +143,7 @@ class Lab:
             publisher=PostgresPublisher(endpoint),
             store=MemoryWatermarkStore(),
             stop=threading.Event(),
-            log=_quiet,
+            log=log,
         )
         return done, time.perf_counter() - started
 
@@ -267,19 +270,30 @@ def _change(lab: Lab, share: float, number: int) -> tuple[datetime, datetime]:
 
 def rebuilding(lab: Lab, rows: int, rounds: int) -> None:
     print(
-        f"\nswap_merge of 30 % into a partition of {rows:,} rows, s: whole publish against the build by hand"
+        f"\nswap_merge of 30 % into a partition of {rows:,} rows, s: ours against the build by hand"
     )
     lab.prepare(rows, 10, entities=True)
-    ours, theirs = [], []
+    ours, builds, theirs = [], [], []
     for number in range(rounds):
         manifest = lab.staged(*_change(lab, 0.3, number))
         theirs.append(lab.timed(_by_hand(str(manifest.staging))))
         lab.run(lab.target, "DROP TABLE a.by_hand")
         lab.run(lab.target, "CHECKPOINT")
-        _, seconds = lab.publish(manifest, strategy=Strategy.SWAP_MERGE)
+        built: list[float] = []
+        started = time.perf_counter()
+
+        def log(
+            event: str, *, since: float = started, to: list[float] = built, **fields: Any
+        ) -> None:
+            if event == "partitions built anew":
+                to.append(time.perf_counter() - since)
+
+        _, seconds = lab.publish(manifest, log, strategy=Strategy.SWAP_MERGE)
+        builds += built
         ours.append(seconds)
         lab.run(lab.target, "CHECKPOINT")
     _ratio("by hand: INSERT .. SELECT, indexes, CHECK, ANALYZE", theirs, theirs)
+    _ratio("swap_merge, build: from its start to the exchange", builds, theirs)
     _ratio("swap_merge, whole publish", ours, theirs)
 
 

@@ -212,9 +212,13 @@ class SwapMerge:
     def _build(self, claim: psycopg.Connection[Any]) -> list[_Built]:
         connection = self._connection
         self._drop_earlier()
-        # A staged table keeps autovacuum away, so nobody has counted it for the planner yet.
-        connection.execute(sql.SQL("ANALYZE {}").format(ident(self._manifest.staging)))
         if self._keyed is not None:
+            # A staged table keeps autovacuum away, so nobody has counted it for the planner yet.
+            connection.execute(
+                sql.SQL("ANALYZE {} ({})").format(
+                    ident(self._manifest.staging), names(self._keyed.keys)
+                )
+            )
             self._keyed.require_keys()
         leaves: list[Leaf] = []
         while (now := read_leaves(connection, self._target)) != leaves:
