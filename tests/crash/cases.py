@@ -54,6 +54,12 @@ STAR = (
     " ('theirs'); ALTER TABLE a.t ADD FOREIGN KEY (v) REFERENCES a.dim; CREATE INDEX ON a.t (v);"
     "CREATE TABLE a.other PARTITION OF a.t DEFAULT; INSERT INTO a.t VALUES (800, '2020-01-01Z', NULL, 'first', false)"
 )
+#: So many rows, counted, that the keys of a batch are looked up one by one.
+FULL = (
+    MONTHS
+    + "; CREATE TABLE a.t_2013_03 PARTITION OF a.t FOR VALUES FROM ('2013-03-01Z') TO ('2013-04-01Z');"
+    "INSERT INTO a.t SELECT i, '2013-03-01Z', NULL, 'first', false FROM generate_series(1001, 2000) AS i; ANALYZE a.t"
+)
 PLAIN = f"CREATE SCHEMA a; CREATE TABLE a.t ({_COLUMNS}, load_id uuid)"
 HISTORY = (
     f"CREATE SCHEMA a; CREATE TABLE a.t ({_COLUMNS}, valid_from timestamptz, valid_to timestamptz)"
@@ -136,6 +142,9 @@ CASES = {
     ),
     "merge": Case(
         Strategy.MERGE, MONTHS, _ENTITIES, options={"delete_flag": "gone"}, others=_OTHER_KEYS, spared="id = 20"
+    ),
+    "merge into much": Case(
+        Strategy.MERGE, FULL, _ENTITIES, options={"delete_flag": "gone"}, others=_OTHER_KEYS, spared="id = 20 OR id > 1000"
     ),
     "append": Case(
         Strategy.APPEND, PLAIN, {"partition": None}, (JANUARY, MARCH), {"load_id_column": "load_id"},
