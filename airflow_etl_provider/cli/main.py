@@ -99,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         help="staged tables of rejected and failed loads (7)",
     )
     cleaned.add_argument(
+        "--keep-unfinished",
+        type=_days,
+        default=timedelta(days=30),
+        metavar="DAYS",
+        help="staged tables of loads that nobody goes on with (30)",
+    )
+    cleaned.add_argument(
         "--keep-versions", type=_number, default=1, metavar="N", help="versions per partition (1)"
     )
     cleaned.add_argument(

@@ -117,6 +117,7 @@ def rollback(arguments: argparse.Namespace) -> Answer:
 def _options(arguments: argparse.Namespace) -> CleanOptions:
     return CleanOptions(
         keep_failed=arguments.keep_failed,
+        keep_unfinished=arguments.keep_unfinished,
         keep_versions=arguments.keep_versions,
         keep_previous=arguments.keep_previous,
         keep_bytes=arguments.keep_bytes,

@@ -38,6 +38,7 @@ class WarehouseCleanOperator(BaseOperator):
 
     :param target_conn_id: PostgreSQL connection of the warehouse. (templated)
     :param keep_failed: how long staged tables of rejected and failed loads stay.
+    :param keep_unfinished: how long those of loads stay that nobody goes on with.
     :param keep_versions: replaced versions per partition that stay for a rollback.
     :param keep_previous: how long those stay at most.
     :param keep_bytes: what all of them may take on disk together, in bytes; the newest stay.
@@ -51,6 +52,7 @@ class WarehouseCleanOperator(BaseOperator):
         *,
         target_conn_id: str,
         keep_failed: timedelta = timedelta(days=7),
+        keep_unfinished: timedelta = timedelta(days=30),
         keep_versions: int = 1,
         keep_previous: timedelta = timedelta(days=7),
         keep_bytes: int | None = None,
@@ -60,6 +62,7 @@ class WarehouseCleanOperator(BaseOperator):
         super().__init__(**kwargs)
         self.target_conn_id = target_conn_id
         self.keep_failed = keep_failed
+        self.keep_unfinished = keep_unfinished
         self.keep_versions = keep_versions
         self.keep_previous = keep_previous
         self.keep_bytes = keep_bytes
@@ -71,6 +74,7 @@ class WarehouseCleanOperator(BaseOperator):
         with airflow_errors():
             options = CleanOptions(
                 keep_failed=self.keep_failed,
+                keep_unfinished=self.keep_unfinished,
                 keep_versions=self.keep_versions,
                 keep_previous=self.keep_previous,
                 keep_bytes=self.keep_bytes,

@@ -36,6 +36,7 @@ _EVERY_VERSION: dict[str, Any] = {"load_ids": None, "names": None, "target": Non
 _FILL = re.compile(r"(.+)_p\d+")
 _OVER = (LoadState.ABANDONED, LoadState.SUPERSEDED, LoadState.ROLLED_BACK, LoadState.PUBLISHED)
 _KEPT_FOR_A_LOOK = (LoadState.REJECTED, LoadState.FAILED)
+_UNFINISHED = (LoadState.STARTED, LoadState.STAGED, LoadState.VALIDATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,15 @@ class CleanOptions:
 
     :param keep_failed: how long the staged tables of rejected and failed loads stay, to be looked at or
         gone on from.
+    :param keep_unfinished: how long those of loads stay that lie still, without a session, before they are
+        published: a retry goes on from there.
     :param keep_versions: replaced versions per partition that stay for a rollback.
     :param keep_previous: how long they stay at most.
     :param keep_bytes: what all of them may take on disk together, in bytes; the newest stay.
     """
 
     keep_failed: timedelta = timedelta(days=7)
+    keep_unfinished: timedelta = timedelta(days=30)
     keep_versions: int = 1
     keep_previous: timedelta = timedelta(days=7)
     keep_bytes: int | None = None
@@ -57,6 +61,7 @@ class CleanOptions:
     def __post_init__(self) -> None:
         for name, length in (
             ("keep_failed", self.keep_failed),
+            ("keep_unfinished", self.keep_unfinished),
             ("keep_previous", self.keep_previous),
         ):
             if length < timedelta(0):
@@ -147,9 +152,10 @@ def clean(
     """Drop what nobody needs any more.
 
     Staged tables of loads that are published, abandoned, superseded or rolled back go at once, those of
-    rejected and failed ones after ``keep_failed``; replaced versions beyond any of the limits; retired
+    rejected and failed ones after ``keep_failed``, those of loads that nobody has gone on with after
+    ``keep_unfinished``; replaced versions beyond any of the limits; retired
     partitions once the time is over that retention gave them. Never an
-    attached partition, a table of a load that is not finished, or one outside the staging schema. Versions and
+    attached partition, a table of a load that is at work, or one outside the staging schema. Versions and
     partitions that are kept let go of the rows that they refer to, where somebody was in the way of that before.
     No table is waited for longer than an instant.
 
@@ -304,6 +310,14 @@ def _over(load: Mapping[str, Any], options: CleanOptions) -> str | None:
         return f"staged by a load that is {state}"
     if state in _KEPT_FOR_A_LOOK and load["age_s"] >= options.keep_failed.total_seconds():
         return f"staged by a load that is {state} since more than {options.keep_failed}"
+    if (
+        state in _UNFINISHED
+        and not load["is_at_work"]
+        and load["age_s"] >= options.keep_unfinished.total_seconds()
+    ):
+        return (
+            f"staged by a load that lies still, {state}, since more than {options.keep_unfinished}"
+        )
     return None
 
 

@@ -15,7 +15,11 @@ SELECT l.load_id::text AS load_id, l.state, l.staging,
              WHERE jsonb_typeof(l.manifest -> 'transformed' -> 'replaced') = 'array') AS earlier,
        extract(epoch FROM clock_timestamp() - greatest(
            l.started_at, l.staged_at, l.validated_at,
-           (SELECT max(s.loaded_at) FROM etl.load_slices AS s WHERE s.load_id = l.load_id)))::float8 AS age_s
+           (SELECT max(s.loaded_at) FROM etl.load_slices AS s WHERE s.load_id = l.load_id)))::float8 AS age_s,
+       -- Of others' sessions a role may see no more than the process.
+       EXISTS (SELECT FROM etl.sessions AS s JOIN pg_stat_activity AS a USING (pid)
+               WHERE s.load_id = l.load_id AND s.side = 'target'
+                 AND coalesce(a.backend_start = s.backend_start, true)) AS is_at_work
 FROM etl.loads AS l
 WHERE l.staging IS NOT NULL AND (%(load_ids)s::uuid[] IS NULL OR l.load_id = ANY (%(load_ids)s::uuid[]))
 

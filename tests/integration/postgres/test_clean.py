@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from uuid6 import uuid7
 
-from airflow_etl_provider.core.errors import ConfigurationError, StateError, Stopped
+from airflow_etl_provider.core.errors import ConfigurationError, ContractError, StateError, Stopped
 from airflow_etl_provider.core.names import TableName, short_id
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
@@ -100,12 +100,40 @@ def test_what_people_look_at_stays_for_a_while(pipe, warehouse18, state):
 
 @pytest.mark.parametrize("state", ["started", "staged", "validated"])
 def test_a_load_that_is_not_finished_keeps_its_table(pipe, warehouse18, state):
-    """However old it is."""
+    """A retry goes on from there; one that nobody has come back to for long goes."""
     manifest = in_state(pipe, state)
-    aged(pipe, manifest.load_id, 400)
+    aged(pipe, manifest.load_id, 29)
     nothing = cleaned(warehouse18, keep_failed=timedelta(0), keep_versions=0)
     assert (nothing.dropped, nothing.busy, nothing.unregistered) == ((), (), ())
     assert pipe.left_in_staging() == {manifest.staging.name}
+    aged(pipe, manifest.load_id, 2)
+    (gone,) = cleaned(warehouse18).dropped
+    assert gone.table == manifest.staging
+    assert (
+        gone.why == f"staged by a load that lies still, {state}, since more than 30 days, 0:00:00"
+    )
+
+
+def test_however_old_one_is_that_is_at_work(pipe, warehouse18):
+    manifest = in_state(pipe, "started")
+    aged(pipe, manifest.load_id, 400)
+    with warehouse18.connect() as connection:
+        connection.execute(
+            "INSERT INTO etl.sessions (load_id, side, pid, backend_start) SELECT %s, 'target', pid, backend_start"
+            " FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+            (manifest.load_id,),
+        )
+        connection.commit()
+        assert cleaned(warehouse18).dropped == ()
+    assert names(cleaned(warehouse18).dropped) == [manifest.staging.name]
+
+
+def test_whoever_comes_back_to_one_that_is_gone_is_told_what_to_do(pipe, warehouse18):
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    aged(pipe, manifest.load_id, 31)
+    assert names(cleaned(warehouse18).dropped) == [manifest.staging.name]
+    with pytest.raises(ContractError, match=r"is gone\nWhat to do: clear extract and downstream"):
+        pipe.publish(manifest)
 
 
 def test_fills_go_with_the_table_they_were_filled_from(source18, warehouse18):
@@ -415,7 +443,7 @@ def test_on_every_server(source, warehouse):
 
 @pytest.mark.parametrize(
     "options",
-    [{"keep_failed": timedelta(-1)}, {"keep_previous": timedelta(-1)}, {"keep_versions": -1}, {"keep_bytes": -1}],
+    [{"keep_failed": timedelta(-1)}, {"keep_unfinished": timedelta(-1)}, {"keep_previous": timedelta(-1)}, {"keep_versions": -1}, {"keep_bytes": -1}],
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(options):

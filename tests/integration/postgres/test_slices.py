@@ -12,7 +12,9 @@ from airflow_etl_provider.core.columns import Selection, Treatment
 from airflow_etl_provider.core.errors import DataError, EtlError, Stopped, Superseded
 from airflow_etl_provider.core.load import Kind
 from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.postgres.clean import CleanOptions, clean
 from airflow_etl_provider.postgres.rewind import rewind
+from airflow_etl_provider.postgres.session import connect
 from tests.builders import (
     FEBRUARY,
     JANUARY,
@@ -97,6 +99,25 @@ def test_a_retry_goes_on_behind_the_last_slice(source18, warehouse18, done):
     assert manifest.rows == ROWS
     assert manifest.staging.name.endswith("_2")
     assert pipe.left_in_staging() == {manifest.staging.name}
+    pipe.publish(pipe.waive(manifest))
+    assert pipe.rows() == pipe.source_rows()
+
+
+def test_slices_that_were_cleaned_away_are_read_again(source18, warehouse18):
+    """A load that died between two slices, and is taken up again when the janitor has been there."""
+    pipe = analyzed(source18, warehouse18)
+    load_id = str(uuid7())
+    with pytest.raises(Stopped):
+        pipe.extract(JANUARY, FEBRUARY, load_id=load_id, stop=StopAfter(pipe, 2))
+    warehouse18.run(
+        "UPDATE etl.loads SET state = 'started', started_at = started_at - interval '31 days';"
+        "UPDATE etl.load_slices SET loaded_at = loaded_at - interval '31 days'"
+    )
+    with connect(warehouse18.endpoint()) as connection:
+        done = clean(connection, CleanOptions(), stop=threading.Event(), log=pipe.log)
+    assert len(done.dropped) == 1
+    manifest = pipe.extract(JANUARY, FEBRUARY, load_id=load_id, try_number=2)
+    assert manifest.rows == ROWS
     pipe.publish(pipe.waive(manifest))
     assert pipe.rows() == pipe.source_rows()
 
