@@ -19,6 +19,7 @@ from airflow_etl_provider.postgres import ledger
 from airflow_etl_provider.postgres.catalog import Table, scalar
 from airflow_etl_provider.postgres.keyed import KeyedBatch, same_key
 from airflow_etl_provider.postgres.statements import ident, names, qualified
+from airflow_etl_provider.postgres.upsert import expect_random_reads
 
 _TIMELINE = sql.Identifier("pg_temp", "etl_timeline")
 
@@ -60,6 +61,7 @@ class History:
         :raises DataError: the target holds two versions of a key that are true at once.
         :raises ShrinkBrake: more keys are gone from a snapshot than may go.
         """
+        expect_random_reads(self._connection)
         self._refuse_nulls()
         self._refuse_two_truths()
         self._connection.execute("DROP TABLE IF EXISTS pg_temp.etl_timeline")

@@ -47,6 +47,17 @@ class Written:
         )
 
 
+def expect_random_reads(connection: psycopg.Connection[Any]) -> None:
+    """Let the planner look keys up in an index where that is less work, up to the end of the transaction.
+
+    Where nobody has set what a random read costs, the planner takes every disk for a spinning one.
+    """
+    connection.execute(
+        "SELECT set_config(name, '1.1', true) FROM pg_settings"
+        " WHERE name = 'random_page_cost' AND source = 'default'"
+    )
+
+
 class Upsert:
     """How a batch ``s`` of one row per key is written into *target*, known as ``t``, in the caller's transaction.
 
@@ -88,7 +99,7 @@ class Upsert:
         :param batch: the table or sub-query that is ``s``, of *rows* that live.
         :raises DataError: changed rows must be deleted and inserted, and a foreign key hangs on them.
         """
-        self._expect_random_reads()
+        expect_random_reads(self._connection)
         place = self._place(rows)
         if place is None:
             return self._write(batch, rows)
@@ -108,7 +119,7 @@ class Upsert:
 
     def delete(self, batch: sql.Composable, deleted: sql.Composable) -> int:
         """Delete the rows whose ``s`` is *deleted*, unless the target's version is newer; returns how many."""
-        self._expect_random_reads()
+        expect_random_reads(self._connection)
         return self._run(
             sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {} AND {}").format(
                 self._table, batch, same_key(self._keys), deleted, self._fresh or sql.SQL("true")
@@ -138,16 +149,6 @@ class Upsert:
             self._connection, queries("catalog")["rows_estimated"], {"oid": self._target.oid}
         )
         return place if rows * _LOOKUP_ROWS <= present else None
-
-    def _expect_random_reads(self) -> None:
-        """Let the planner look keys up in an index where that is less work, up to the end of the transaction.
-
-        Where nobody has set what a random read costs, the planner takes every disk for a spinning one.
-        """
-        self._connection.execute(
-            "SELECT set_config(name, '1.1', true) FROM pg_settings"
-            " WHERE name = 'random_page_cost' AND source = 'default'"
-        )
 
     @contextmanager
     def _looked_up(self) -> Iterator[None]:
