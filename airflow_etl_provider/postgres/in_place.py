@@ -26,7 +26,7 @@ from airflow_etl_provider.core.load import (
     StreamPosition,
 )
 from airflow_etl_provider.core.names import TableName
-from airflow_etl_provider.core.ports import Stop
+from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
 from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.append import append
@@ -52,12 +52,14 @@ class InPlace:
         target: Table,
         options: PublishOptions,
         stop: Stop,
+        log: EventLog,
     ) -> None:
         self._connection = connection
         self._manifest = manifest
         self._target = target
         self._options = options
         self._stop = stop
+        self._log = log
         self._strategy = Strategy.AUTO
         self._columns = [column.name for column in manifest.columns]
         # Tables that inherit from a plain target are tables of their own.
@@ -234,6 +236,12 @@ class InPlace:
         lives = sql.SQL("NOT ({})").format(keyed.deleted) if hard else sql.SQL("true")
         staged = keyed.count_latest(None if not hard else lives)
         upsert = self._upsert(keyed.keys, fresh, lives)
+        if (missing := upsert.missing_index()) is not None:
+            self._log(
+                "no index begins with a key column, so the whole target is read for every load",
+                table=str(self._target.name),
+                remedy=missing.as_string(None),
+            )
         deleted = 0
         if keyed.deleted is not None and hard:
             deleted = upsert.delete(latest, keyed.deleted)

@@ -132,7 +132,7 @@ class PostgresPublisher:
             log("partitions made", partitions=[str(name) for name in made])
         if strategy is Strategy.SWAP_MERGE:
             return SwapMerge(self.endpoint, connection, manifest, target, options, stop, log).run()
-        return InPlace(connection, manifest, target, options, stop).run(strategy)
+        return InPlace(connection, manifest, target, options, stop, log).run(strategy)
 
     def facts(self, manifest: Manifest, options: PublishOptions) -> Facts:
         what = f"looking at {manifest.target} for load {manifest.load_id}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import psycopg
@@ -29,6 +30,8 @@ from airflow_etl_provider.postgres.statements import ident, names, qualified
 _MERGE_TELLS = 170000
 #: Looking a key up takes as long as reading some ten rows in a row (measured: ``make bench``).
 _LOOKUP_ROWS = 10
+#: A target of fewer rows is read in no time.
+_SMALL = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,14 @@ class Upsert:
         self._always = any(column.identity and column.name not in keys for column in own)
         self._writable = [column.name for column in own if not column.identity]
 
+    def missing_index(self) -> sql.Composed | None:
+        """The statement for an index by which keys are found; ``None`` where there is one, or the target is small."""
+        if self._is_indexed({self._keys[0]}) or self._present() < _SMALL:
+            return None
+        return sql.SQL("CREATE INDEX ON {} ({})").format(
+            ident(self._target.name), names(self._keys)
+        )
+
     def write(self, batch: sql.Composable, rows: int) -> Written:
         """Update what changed and insert what is missing.
 
@@ -136,19 +147,27 @@ class Upsert:
         if routed is None or not routed <= set(self._columns):
             return None
         place = routed | set(self._keys)
-        indexes = self._connection.execute(
+        if not (self._is_indexed(set(self._keys)) or self._is_indexed(place)):
+            return None
+        return place if rows * _LOOKUP_ROWS <= self._present() else None
+
+    def _is_indexed(self, columns: set[str]) -> bool:
+        """Whether an index begins with *columns*, in any order."""
+        return any(set(found[: len(columns)]) == columns for found in self._indexes)
+
+    @cached_property
+    def _indexes(self) -> list[list[str | None]]:
+        rows = self._connection.execute(
             queries("catalog")["index_columns"], {"oid": self._target.oid}
         ).fetchall()
-        if not any(
-            set(columns[: len(wanted)]) == wanted
-            for (columns,) in indexes
-            for wanted in (set(self._keys), place)
-        ):
-            return None
-        present = scalar(
+        return [columns for (columns,) in rows]
+
+    def _present(self) -> int:
+        """Rows of the target, as far as the server has counted."""
+        found: int = scalar(
             self._connection, queries("catalog")["rows_estimated"], {"oid": self._target.oid}
         )
-        return place if rows * _LOOKUP_ROWS <= present else None
+        return found
 
     @contextmanager
     def _looked_up(self) -> Iterator[None]:

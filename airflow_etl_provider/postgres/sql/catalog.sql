@@ -130,7 +130,8 @@ SELECT coalesce(sum(greatest(c.relpages, 0)), 0)::bigint FROM pg_class AS c JOIN
 -- name: rows_estimated
 -- Of a table and its partitions, as far as the server has counted.
 SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
-FROM pg_partition_tree(%(oid)s::oid::regclass) AS t JOIN pg_class AS c ON c.oid = t.relid WHERE t.isleaf
+FROM (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass) UNION SELECT %(oid)s::oid::regclass) AS t
+JOIN pg_class AS c ON c.oid = t.relid WHERE c.relkind <> 'p'
 
 -- name: index_columns
 -- Of each index by which a row of given values is found, in the order of the index; an expression is NULL.

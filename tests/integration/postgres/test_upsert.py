@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from airflow_etl_provider.core.errors import DataError
+from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.postgres import upsert
 from airflow_etl_provider.postgres.catalog import read_table
 from airflow_etl_provider.postgres.session import connect
 from airflow_etl_provider.postgres.upsert import Upsert, Written
-from tests.builders import in_background, reader, wait_until
+from tests.builders import Pipeline, in_background, reader, wait_until
 
 COLUMNS = ("id", "place", "changed", "v", "gone")
 _DAYS = (
@@ -335,3 +337,34 @@ def test_rows_that_are_the_same_are_not_even_locked(warehouse, row, waits):
         connection.execute("SET lock_timeout = '100ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable) if waits else nullcontext():
             assert written(connection, [row], keys) == (Written(), 0)
+
+
+@pytest.mark.parametrize(
+    ("index", "rows", "missing"),
+    [
+        ("(id, v)", 10, False),
+        ("(v, id)", 10, True),
+        ("(lower(v), id)", 10, True),
+        ("(id) WHERE v = 'a'", 10, True),
+        ("USING brin (id)", 10, True),
+        ("USING hash (id)", 10, False),
+        ("(v, id)", 11, False),
+    ],
+)
+def test_a_large_target_without_an_index_on_the_keys_is_told(
+    source18, warehouse18, monkeypatch, index, rows, missing
+):
+    monkeypatch.setattr(upsert, "_SMALL", rows)
+    source18.run("CREATE TABLE t (id int, v text); INSERT INTO t VALUES (1, 'b')")
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id int, v text);"
+        "INSERT INTO a.t SELECT i, 'a' FROM generate_series(1, 10) AS i;"
+        f"CREATE INDEX ON a.t {index}; ANALYZE a.t"
+    )
+    pipe = Pipeline(
+        source18, warehouse18, kind=Kind.ENTITIES, keys=("id",), cursor=None, partition=None,
+        mode=WindowMode.FULL,
+    )  # fmt: skip
+    pipe.load(options={"strategy": Strategy.MERGE})
+    told = [fields["remedy"] for event, fields in pipe.log.events if "no index" in event]
+    assert told == (['CREATE INDEX ON "a"."t" ("id")'] if missing else [])
