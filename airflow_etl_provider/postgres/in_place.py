@@ -35,7 +35,7 @@ from airflow_etl_provider.postgres.keyed import KeyedBatch, keys_of, same_key
 from airflow_etl_provider.postgres.leaves import read_leaves
 from airflow_etl_provider.postgres.scd2 import History
 from airflow_etl_provider.postgres.statements import ident, names, qualified
-from airflow_etl_provider.postgres.upsert import Upsert
+from airflow_etl_provider.postgres.upsert import Access, Upsert
 
 #: How often a publish is done over because others wrote the same keys meanwhile.
 _ATTEMPTS = 3
@@ -61,6 +61,7 @@ class InPlace:
         self._stop = stop
         self._log = log
         self._strategy = Strategy.AUTO
+        self._access: Access | None = None
         self._columns = [column.name for column in manifest.columns]
         # Tables that inherit from a plain target are tables of their own.
         self._table: sql.Composable = ident(target.name)
@@ -119,15 +120,16 @@ class InPlace:
             position = ledger.enter_publish(connection, manifest, strategy)
             if isinstance(position, Published):
                 return position
+            if strategy in _BY_KEY:
+                self._keyed.require_keys()
+            else:
+                manifest.require_rows(scalar(connection, statements.count(manifest.staging)))
+            self._access = self._read_access(strategy)
             # Triggers and defaults of the target work as they do for everybody else.
             connection.execute(
                 "SELECT set_config('search_path', reset_val, true) FROM pg_settings"
                 " WHERE name = 'search_path'"
             )
-            if strategy in _BY_KEY:
-                self._keyed.require_keys()
-            else:
-                manifest.require_rows(scalar(connection, statements.count(manifest.staging)))
             counts = apply()
             published = ledger.record_published(
                 connection,
@@ -141,6 +143,13 @@ class InPlace:
                     f"publishing load {manifest.load_id} was stopped; nothing was changed"
                 )
         return published
+
+    def _read_access(self, strategy: Strategy) -> Access | None:
+        """How rows are found by key; ``None`` where no rows are written so."""
+        if strategy not in (Strategy.MERGE, Strategy.REPLACE):
+            return None
+        keys = keys_of(self._manifest, self._target, self._options)
+        return Access.read(self._connection, self._target, keys)
 
     def _inspect(self, strategy: Strategy) -> None:
         target = self._target
@@ -244,14 +253,17 @@ class InPlace:
             )
         deleted = 0
         if keyed.deleted is not None and hard:
-            deleted = upsert.delete(latest, keyed.deleted)
+            deleted = upsert.delete(latest, self._manifest.rows, keyed.deleted)
             self._brake_deletes(deleted)
         done = upsert.write(latest, staged)
-        unchanged = staged - done.inserted - done.updated - done.stale
+        # Where two rows of the target have one key, more are updated than were staged.
+        unchanged = max(staged - done.inserted - done.updated - done.stale, 0)
         return Counts(done.inserted, done.updated, deleted, unchanged, done.stale)
 
     def _brake_deletes(self, deleted: int) -> None:
-        if deleted:
+        # A count takes long; a few rows of many are no reason for one, should there be far fewer than was counted.
+        known = 0 if self._access is None else self._access.rows
+        if deleted > known * self._options.max_shrink / 10:
             brake(
                 self._manifest,
                 str(self._target.name),
@@ -291,7 +303,7 @@ class InPlace:
         if tuple(keys) != self._target.primary_key:
             deleted += self._run(_delete_surplus(self._table, keys))
         done = self._upsert(keys, None, sql.SQL("true")).write(staged, manifest.rows)
-        unchanged = manifest.rows - done.inserted - done.updated
+        unchanged = max(manifest.rows - done.inserted - done.updated, 0)
         return Counts(done.inserted, done.updated, deleted, unchanged)
 
     # -- their pieces -----------------------------------------------------------------------------
@@ -322,11 +334,13 @@ class InPlace:
     def _upsert(
         self, keys: Sequence[str], fresh: sql.Composable | None, lives: sql.Composable
     ) -> Upsert:
+        if self._access is None:
+            raise AssertionError("unreachable")
         return Upsert(
             self._connection,
             self._target,
             self._table,
-            self._manifest.staging,
+            self._access,
             self._columns,
             keys,
             fresh=fresh,

@@ -179,6 +179,7 @@ class PostgresPublisher:
                         *manifest.earlier_tables,
                     ]:
                         drop_staging(connection, table)
+                    connection.execute("RESET lock_timeout")
             except EtlError as error:
                 # The load is published; what could not be dropped now is dropped after the next one.
                 log.warning("replaced versions stay until the next publish", reason=error.what)

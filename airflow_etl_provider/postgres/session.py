@@ -191,6 +191,8 @@ class KeptSession:
         """
         :raises ConnectionLost: the server cannot be reached.
         """
+        if self._connection is not None and not _lives(self._connection):
+            self.close()
         if self._connection is None:
             self._connection = self._block.enter_context(connect(self._endpoint))
         connection = self._connection
@@ -210,6 +212,15 @@ class KeptSession:
         """Close the session, if there is one; it may be used again."""
         self._connection = None
         self._block.close()
+
+
+def _lives(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server still has the session: one that was ended shows it only when it is asked."""
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.Error:
+        return False
+    return True
 
 
 def cancel_open_sessions() -> None:

@@ -4,7 +4,9 @@ Not even locked, which is why no INSERT .. ON CONFLICT does it: that writes to e
 
 Where a batch is small beside its target, each key is looked up in an index. The planner finds that by itself for
 a plain table. For a partitioned one it does not know that a lookup goes to one partition only, and reads all of
-them for a batch of one row in a thousand: there it is told.
+them for a batch of one row in a thousand: there it is told. Not where triggers, rules or row security are at work,
+whose statements would be planned so too, nor where one row may be in the way of another: there a batch is written
+as anybody would, by UPDATE and INSERT.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from airflow_etl_provider.core.errors import DataError
-from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.postgres.catalog import Table, scalar
 from airflow_etl_provider.postgres.keyed import same_key
 from airflow_etl_provider.postgres.leaves import partition_columns
@@ -32,6 +33,7 @@ _MERGE_TELLS = 170000
 _LOOKUP_ROWS = 10
 #: A target of fewer rows is read in no time.
 _SMALL = 100_000
+_REST = sql.Identifier("pg_temp", "etl_rest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,49 @@ class Written:
     updated: int = 0
     stale: int = 0
 
-    def __add__(self, other: Written) -> Written:
-        return Written(
-            self.inserted + other.inserted,
-            self.updated + other.updated,
-            self.stale + other.stale,
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How rows of a target are found and written.
+
+    :param is_plain: nothing of the target's own runs when a row is written, and no row is in another's way.
+    :param always: identity columns that no UPDATE may write.
+    :param rows: of the target, as far as the server has counted.
+    :param routed: columns that say which partition a row belongs to; ``None`` if it is not partitioned, or by an
+        expression.
+    :param indexes: the columns of each index by which a row is found.
+    """
+
+    is_plain: bool
+    always: tuple[str, ...]
+    rows: int
+    routed: frozenset[str] | None
+    indexes: tuple[tuple[str | None, ...], ...]
+
+    @classmethod
+    def read(
+        cls, connection: psycopg.Connection[Any], target: Table, keys: Sequence[str]
+    ) -> Access:
+        """Read the catalog; while nobody's schema but ``pg_catalog`` is in the search path."""
+        with connection.cursor(row_factory=dict_row) as cursor:
+            row = cursor.execute(
+                queries("upsert")["target"], {"oid": target.oid, "keys": list(keys)}
+            ).fetchone() or {"is_plain": False, "always": [], "rows": 0}
+        indexes = connection.execute(queries("upsert")["indexes"], {"oid": target.oid}).fetchall()
+        routed = None
+        if target.partition_strategy is not None:
+            routed = partition_columns(connection, target)
+        return cls(
+            is_plain=row["is_plain"],
+            always=tuple(row["always"]),
+            rows=row["rows"],
+            routed=None if routed is None else frozenset(routed),
+            indexes=tuple(tuple(columns) for (columns,) in indexes),
         )
+
+    def is_indexed(self, columns: set[str]) -> bool:
+        """Whether an index begins with *columns*, in any order."""
+        return any(set(found[: len(columns)]) == columns for found in self.indexes)
 
 
 def expect_random_reads(connection: psycopg.Connection[Any]) -> None:
@@ -56,7 +95,7 @@ def expect_random_reads(connection: psycopg.Connection[Any]) -> None:
     Where nobody has set what a random read costs, the planner takes every disk for a spinning one.
     """
     connection.execute(
-        "SELECT set_config(name, '1.1', true) FROM pg_settings"
+        "SELECT pg_catalog.set_config(name, '1.1', true) FROM pg_catalog.pg_settings"
         " WHERE name = 'random_page_cost' AND source = 'default'"
     )
 
@@ -65,10 +104,11 @@ class Upsert:
     """How a batch ``s`` of one row per key is written into *target*, known as ``t``, in the caller's transaction.
 
     :param table: the target, as a statement names it that reads or changes its rows.
-    :param staging: where the batch is staged.
+    :param access: what :meth:`Access.read` found, before the search path became the user's.
     :param columns: those that the batch has.
+    :param keys: of the target no two rows have the same.
     :param fresh: whether ``s`` may take the place of ``t``; ``None`` where it always may.
-    :param lives: whether ``s`` may be inserted.
+    :param lives: whether ``s`` is a row of the target; one that is not is neither inserted nor counted.
     """
 
     def __init__(
@@ -76,7 +116,7 @@ class Upsert:
         connection: psycopg.Connection[Any],
         target: Table,
         table: sql.Composable,
-        staging: TableName,
+        access: Access,
         columns: Sequence[str],
         keys: Sequence[str],
         *,
@@ -86,29 +126,45 @@ class Upsert:
         self._connection = connection
         self._target = target
         self._table = table
-        self._rest = TableName(staging.schema, f"{shortened(staging.name, room=6)}_rest")
+        self._access = access
         self._columns = columns
         self._keys = tuple(keys)
-        self._fresh = fresh
+        self._fresh = fresh or sql.SQL("true")
+        self._is_ordered = fresh is not None
         self._lives = lives
-        own = [column for column in target.columns if column.name in columns]
-        #: Identity columns that no UPDATE may write.
-        self._always = any(column.identity and column.name not in keys for column in own)
-        self._writable = [column.name for column in own if not column.identity]
+        own = [column.name for column in target.columns if column.name in columns]
+        self._always = any(name in access.always and name not in keys for name in own)
+        self._writable = [name for name in own if name not in access.always]
 
     def missing_index(self) -> sql.Composed | None:
         """The statement for an index by which keys are found; ``None`` where there is one, or the target is small."""
-        if self._is_indexed({self._keys[0]}) or self._present() < _SMALL:
+        if self._access.is_indexed({self._keys[0]}) or self._access.rows < _SMALL:
             return None
         return sql.SQL("CREATE INDEX ON {} ({})").format(
             ident(self._target.name), names(self._keys)
         )
+
+    def delete(self, batch: sql.Composable, rows: int, deleted: sql.Composable) -> int:
+        """Delete the rows whose ``s`` is *deleted*, unless the target's version is newer; returns how many.
+
+        :param batch: the table or sub-query that is ``s``, of *rows* altogether.
+        """
+        statement = sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {} AND {}").format(
+            self._table, batch, same_key(self._keys), deleted, self._fresh
+        )
+        expect_random_reads(self._connection)
+        if self._place(rows) != set(self._keys):
+            return self._run(statement)
+        with self._looked_up():
+            return self._run(statement)
 
     def write(self, batch: sql.Composable, rows: int) -> Written:
         """Update what changed and insert what is missing.
 
         :param batch: the table or sub-query that is ``s``, of *rows* that live.
         :raises DataError: changed rows must be deleted and inserted, and a foreign key hangs on them.
+        :raises psycopg.errors.SerializationFailure: others wrote the same keys meanwhile; nothing but the whole
+            transaction done over finds them.
         """
         expect_random_reads(self._connection)
         place = self._place(rows)
@@ -117,117 +173,120 @@ class Upsert:
         if place == set(self._keys):
             with self._looked_up():
                 return self._write(batch, rows)
-        if self._writable and not self._always:
-            try:
-                with self._connection.transaction():
-                    return self._write_by_place(
-                        batch, rows, [*self._keys, *sorted(place - set(self._keys))]
-                    )
-            except psycopg.errors.UniqueViolation:
-                # Rows swap values of a second unique column, or others insert the same keys.
-                pass
+        try:
+            with self._connection.transaction() as savepoint:
+                found = self._write_by_place(
+                    batch, rows, [*self._keys, *sorted(place - set(self._keys))]
+                )
+                if found is None:
+                    raise psycopg.Rollback(savepoint)
+                return found
+        except (psycopg.errors.UniqueViolation, psycopg.errors.InsufficientPrivilege):
+            # Others insert the same keys; or the role may make no temporary table.
+            pass
         return self._write(batch, rows)
-
-    def delete(self, batch: sql.Composable, deleted: sql.Composable) -> int:
-        """Delete the rows whose ``s`` is *deleted*, unless the target's version is newer; returns how many."""
-        expect_random_reads(self._connection)
-        return self._run(
-            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {} AND {}").format(
-                self._table, batch, same_key(self._keys), deleted, self._fresh or sql.SQL("true")
-            )
-        )
 
     # -- where the rows are found -------------------------------------------------------------------
 
     def _place(self, rows: int) -> set[str] | None:
         """The columns by which a row is looked up in the one partition it belongs to; ``None`` if it is not."""
-        if self._target.partition_strategy is None:
+        access = self._access
+        if not access.is_plain or self._always or not self._writable:
             return None
-        routed = partition_columns(self._connection, self._target)
-        if routed is None or not routed <= set(self._columns):
+        if access.routed is None or not access.routed <= set(self._columns):
             return None
-        place = routed | set(self._keys)
-        if not (self._is_indexed(set(self._keys)) or self._is_indexed(place)):
+        place = access.routed | set(self._keys)
+        if not (access.is_indexed(set(self._keys)) or access.is_indexed(set(place))):
             return None
-        return place if rows * _LOOKUP_ROWS <= self._present() else None
-
-    def _is_indexed(self, columns: set[str]) -> bool:
-        """Whether an index begins with *columns*, in any order."""
-        return any(set(found[: len(columns)]) == columns for found in self._indexes)
-
-    @cached_property
-    def _indexes(self) -> list[list[str | None]]:
-        rows = self._connection.execute(
-            queries("catalog")["index_columns"], {"oid": self._target.oid}
-        ).fetchall()
-        return [columns for (columns,) in rows]
-
-    def _present(self) -> int:
-        """Rows of the target, as far as the server has counted."""
-        found: int = scalar(
-            self._connection, queries("catalog")["rows_estimated"], {"oid": self._target.oid}
-        )
-        return found
+        return set(place) if rows * _LOOKUP_ROWS <= access.rows else None
 
     @contextmanager
     def _looked_up(self) -> Iterator[None]:
         """Statements of the block look every key up; nothing is compiled for the work that the planner expects."""
-        self._connection.execute(
-            "SELECT set_config(name, 'off', true) FROM unnest(ARRAY['enable_hashjoin', 'enable_mergejoin', 'jit']) AS n (name)"
-        )
+        settings = {
+            "enable_hashjoin": "off",
+            "enable_mergejoin": "off",
+            "enable_partition_pruning": "on",
+            "jit": "off",
+        }
+        for name, value in settings.items():
+            self._connection.execute(
+                sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.SQL(value))
+            )
         yield
-        for name in ("enable_hashjoin", "enable_mergejoin", "jit"):
+        for name in settings:
             self._connection.execute(
                 sql.SQL("SET LOCAL {} TO DEFAULT").format(sql.Identifier(name))
             )
 
-    def _write_by_place(self, batch: sql.Composable, rows: int, place: Sequence[str]) -> Written:
-        """Rows that are where they were are looked up there; only for the rest every partition is asked."""
+    def _write_by_place(
+        self, batch: sql.Composable, rows: int, place: Sequence[str]
+    ) -> Written | None:
+        """Rows that are where they were are looked up there; only for the rest every partition is asked.
+
+        Each statement sees what others have committed by then. So the batch is compared with the target in the
+        end, at its places: ``None`` if a row of it slipped through, because others moved it in between.
+        """
         with self._looked_up():
             updated = self._run(self._update(batch, place))
-            rest = self._run(
+            elsewhere = scalar(
+                self._connection,
                 sql.SQL(
-                    "CREATE UNLOGGED TABLE {} AS SELECT * FROM {} AS s"
-                    " WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})"
-                ).format(ident(self._rest), batch, self._table, same_key(place))
+                    "SELECT count(*) FROM {} AS s WHERE {} AND NOT EXISTS (SELECT FROM {} AS t WHERE {})"
+                ).format(batch, self._lives, self._table, same_key(place)),
             )
-            elsewhere = self._count_living(ident(self._rest)) if rest else 0
-            found = Written(updated=updated)
-            if rows > updated + elsewhere:
-                found += Written(stale=self._count_stale(batch, place))
+            if elsewhere:
+                elsewhere = self._run(
+                    sql.SQL(
+                        "CREATE TEMP TABLE etl_rest ON COMMIT DROP AS SELECT * FROM {} AS s"
+                        " WHERE {} AND NOT EXISTS (SELECT FROM {} AS t WHERE {})"
+                    ).format(batch, self._lives, self._table, same_key(place))
+                )
+        rest = Written()
         if elsewhere:
-            self._connection.execute(sql.SQL("ANALYZE {}").format(ident(self._rest)))
-            found += self._write(ident(self._rest), elsewhere)
-        self._connection.execute(sql.SQL("DROP TABLE {}").format(ident(self._rest)))
-        return found
+            self._connection.execute(sql.SQL("ANALYZE {}").format(_REST))
+            rest = self._write(_REST, elsewhere)
+            self._connection.execute(sql.SQL("DROP TABLE {}").format(_REST))
+        if rows == updated + rest.updated + rest.inserted:
+            return Written(rest.inserted, updated + rest.updated)
+        with self._looked_up():
+            stale, left, missing = self._compared(batch, place)
+        if left or missing != rest.stale:
+            return None
+        return Written(rest.inserted, updated + rest.updated, stale + rest.stale)
 
     # -- how they are written -----------------------------------------------------------------------
 
     def _write(self, batch: sql.Composable, rows: int) -> Written:
         """By key, wherever in the target."""
-        updated, inserted = self._merge(batch)
+        at_once = (
+            self._access.is_plain
+            and not self._always
+            and bool(self._writable)
+            and self._connection.info.server_version >= _MERGE_TELLS
+        )
+        if at_once:
+            try:
+                with self._connection.transaction():
+                    updated, inserted = self._merge(batch)
+            except psycopg.errors.UniqueViolation:
+                # Somebody else has inserted the same keys meanwhile.
+                at_once = False
+        if not at_once:
+            updated, inserted = self._update_and_insert(batch)
         stale = 0
-        if rows > updated + inserted:
-            # What the batch brought is equal to it by now, so what still differs is newer.
-            stale = self._count_stale(batch, self._keys)
+        if rows > updated + inserted and (self._is_ordered or not at_once):
+            # What the batch brought is equal to it by now, so what still differs is newer. What is not was
+            # written by others between UPDATE and INSERT, unless the target has changed it itself.
+            stale, left, missing = self._compared(batch, self._keys)
+            if (left or missing) and self._access.is_plain and not at_once:
+                raise psycopg.errors.SerializationFailure(
+                    "others wrote rows of the same keys meanwhile"
+                )
         return Written(inserted, updated, stale)
 
     def _merge(self, batch: sql.Composable) -> tuple[int, int]:
-        """Returns how many rows were updated and inserted."""
-        tells = self._connection.info.server_version >= _MERGE_TELLS
-        if tells and self._writable and not self._always:
-            try:
-                with self._connection.transaction():
-                    return self._merge_at_once(batch)
-            except (psycopg.errors.UniqueViolation, psycopg.errors.FeatureNotSupported):
-                # Rows swap values of a second unique column, somebody else inserts the same keys, or the
-                # target has rules.
-                pass
-        updated, taken_out = self._update_or_take_out(batch)
-        inserted = self._insert_missing(batch)
-        return updated + taken_out, inserted - taken_out
-
-    def _merge_at_once(self, batch: sql.Composable) -> tuple[int, int]:
+        """In one pass; returns how many rows were updated and inserted."""
         row = self._connection.execute(
             sql.SQL(
                 "WITH merged AS (MERGE INTO {} AS t USING {} AS s ON {} WHEN MATCHED AND {} THEN UPDATE SET {}"
@@ -248,21 +307,23 @@ class Upsert:
         updated, inserted = row or (0, 0)
         return updated, inserted
 
-    def _update_or_take_out(self, batch: sql.Composable) -> tuple[int, int]:
-        """Where UPDATE cannot do it, changed rows are deleted, to be inserted as missing.
+    def _update_and_insert(self, batch: sql.Composable) -> tuple[int, int]:
+        """Returns how many rows were updated and inserted.
 
-        An identity column is GENERATED ALWAYS, or rows swap the values of a second unique column. Returns how
-        many were updated, and how many taken out for that.
+        Where UPDATE cannot do it, changed rows are deleted, to be inserted as missing: an identity column is
+        GENERATED ALWAYS, or rows swap the values of a second unique column.
         """
+        updated = taken_out = 0
         if self._always:
-            return 0, self._take_out(batch)
-        if not self._writable:
-            return 0, 0
-        try:
-            with self._connection.transaction():
-                return self._run(self._update(batch, self._keys)), 0
-        except psycopg.errors.UniqueViolation:
-            return 0, self._take_out(batch)
+            taken_out = self._take_out(batch)
+        elif self._writable:
+            try:
+                with self._connection.transaction():
+                    updated = self._run(self._update(batch, self._keys))
+            except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
+                taken_out = self._take_out(batch)
+        inserted = self._insert_missing(batch)
+        return updated + taken_out, inserted - taken_out
 
     def _take_out(self, batch: sql.Composable) -> int:
         """Delete changed rows, so that they are inserted as missing; refused where a foreign key hangs on them."""
@@ -306,25 +367,20 @@ class Upsert:
             )
         )
 
-    def _count_living(self, batch: sql.Composable) -> int:
-        found: int = scalar(
-            self._connection,
-            sql.SQL("SELECT count(*) FROM {} AS s WHERE {}").format(batch, self._lives),
-        )
-        return found
-
-    def _count_stale(self, batch: sql.Composable, by: Sequence[str]) -> int:
-        if self._fresh is None:
-            return 0
-        found: int = scalar(
-            self._connection,
+    def _compared(self, batch: sql.Composable, by: Sequence[str]) -> tuple[int, int, int]:
+        """Living rows of the batch that are older than the target's, that should be there, and that are not."""
+        row = self._connection.execute(
             sql.SQL(
-                "SELECT count(*) FROM {} AS s JOIN {} AS t ON {} WHERE {} AND ({}) IS NOT TRUE AND {}"
+                "SELECT count(*) FILTER (WHERE is_there AND differs AND NOT is_fresh),"
+                " count(*) FILTER (WHERE is_there AND differs AND is_fresh), count(*) FILTER (WHERE NOT is_there)"
+                " FROM (SELECT t.tableoid IS NOT NULL AS is_there, {} AS differs, ({}) IS TRUE AS is_fresh"
+                "   FROM {} AS s LEFT JOIN {} AS t ON {} WHERE {}) AS r"
             ).format(
-                batch, self._table, same_key(by), self._lives, self._fresh, self._another_image()
-            ),
-        )
-        return found
+                self._another_image(), self._fresh, batch, self._table, same_key(by), self._lives
+            )
+        ).fetchone()
+        stale, left, missing = row or (0, 0, 0)
+        return stale, left, missing
 
     # -- their pieces -------------------------------------------------------------------------------
 
@@ -340,7 +396,7 @@ class Upsert:
         )
 
     def _changed(self) -> sql.Composed:
-        return sql.SQL("{} AND ({})").format(self._another_image(), self._fresh or sql.SQL("true"))
+        return sql.SQL("{} AND ({}) AND {}").format(self._another_image(), self._fresh, self._lives)
 
     def _run(self, statement: sql.Composed) -> int:
         return self._connection.execute(statement).rowcount

@@ -127,20 +127,6 @@ WITH RECURSIVE tree AS (
 )
 SELECT coalesce(sum(greatest(c.relpages, 0)), 0)::bigint FROM pg_class AS c JOIN tree USING (oid)
 
--- name: rows_estimated
--- Of a table and its partitions, as far as the server has counted.
-SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
-FROM (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass) UNION SELECT %(oid)s::oid::regclass) AS t
-JOIN pg_class AS c ON c.oid = t.relid WHERE c.relkind <> 'p'
-
--- name: index_columns
--- Of each index by which a row of given values is found, in the order of the index; an expression is NULL.
-SELECT ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (attnum, place)
-             LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND k.attnum > 0
-             ORDER BY k.place)
-FROM pg_index AS i JOIN pg_class AS ci ON ci.oid = i.indexrelid JOIN pg_am AS am ON am.oid = ci.relam
-WHERE i.indrelid = %(oid)s AND i.indisvalid AND i.indpred IS NULL AND am.amname IN ('btree', 'hash')
-
 -- name: orders_by_index
 -- Whether a range of the column is found without reading the whole table.
 SELECT EXISTS (

@@ -48,6 +48,13 @@ def test_after_it_was_lost_there_is_another(kept):
     assert pid(kept) != first
 
 
+def test_one_that_was_lost_between_two_works_is_replaced(warehouse18, kept):
+    first = pid(kept)
+    warehouse18.run("SELECT pg_terminate_backend(%s, 5000)", (first,))
+    assert pid(kept) != first
+    assert sessions(warehouse18) == 1
+
+
 def test_nothing_is_left_of_work_that_failed(warehouse18, kept):
     """Not even where somebody began a transaction by hand."""
     first = pid(kept)

@@ -13,15 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from airflow_etl_provider.core.errors import DataError
+from airflow_etl_provider.core.errors import DataError, TransientError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.postgres import upsert
 from airflow_etl_provider.postgres.catalog import read_table
 from airflow_etl_provider.postgres.session import connect
-from airflow_etl_provider.postgres.upsert import Upsert, Written
-from tests.builders import Pipeline, in_background, reader, wait_until
+from airflow_etl_provider.postgres.upsert import Access, Upsert, Written
+from tests.builders import Pipeline, in_background, login, reader, wait_until
+from tests.integration.postgres.test_swap_merge import day, entities, put
 
 COLUMNS = ("id", "place", "changed", "v", "gone")
 _DAYS = (
@@ -46,6 +47,14 @@ SHAPES = {
         "CREATE TABLE a.two PARTITION OF a.t FOR VALUES WITH (MODULUS 2, REMAINDER 1);"),
         ("id",),
     ),
+    "an expression": (
+        "PARTITION BY LIST ((id % 2))",
+        (
+            "CREATE TABLE a.one PARTITION OF a.t FOR VALUES IN (0);"
+            "CREATE TABLE a.two PARTITION OF a.t FOR VALUES IN (1);"
+        ),
+        ("id",),
+    ),
     "two levels": (
         "PARTITION BY RANGE (place)",
         ("CREATE TABLE a.one PARTITION OF a.t FOR VALUES FROM ('2013-01-01') TO ('2013-01-02') PARTITION BY LIST (v);"
@@ -55,6 +64,10 @@ SHAPES = {
         ("id",),
     ),
 }  # fmt: skip
+SETTINGS = (
+    "SELECT current_setting('enable_hashjoin'), current_setting('enable_mergejoin'),"
+    " current_setting('enable_partition_pruning'), current_setting('jit')"
+)
 PLACES = [date(2013, 1, 1), date(2013, 1, 2), date(2013, 1, 3), None]
 
 
@@ -120,7 +133,7 @@ def written(
         connection,
         target,
         sql.SQL("ONLY {}").format(table) if target.kind == "r" else table,
-        TableName("etl_staging", "s"),
+        Access.read(connection, target, keys),
         COLUMNS,
         keys,
         fresh=sql.SQL("s.changed >= t.changed"),
@@ -128,7 +141,7 @@ def written(
     )
     staged = sql.Identifier("etl_staging", "s")
     with connection.transaction():
-        deleted = way.delete(staged, sql.SQL("s.gone")) if deletes else 0
+        deleted = way.delete(staged, len(batch), sql.SQL("s.gone")) if deletes else 0
         done = way.write(staged, sum(not row.gone for row in batch))
     return done, deleted
 
@@ -174,7 +187,7 @@ def test_a_batch_of_any_rows(warehouse, monkeypatch, shape):
             assert content(connection) == after
 
         check()
-        assert connection.execute("SELECT to_regclass('etl_staging.s_rest')").fetchone() == (None,)
+        assert connection.execute("SELECT to_regclass('pg_temp.etl_rest')").fetchone() == (None,)
 
 
 def big(database, shape: str) -> tuple[str, ...]:
@@ -221,11 +234,9 @@ def test_the_planner_is_left_alone_afterwards(warehouse, shape):
     """Whoever comes later in the transaction, such as a trigger that is deferred, plans as ever."""
     keys = big(warehouse, shape)
     with connect(warehouse.endpoint()) as connection, connection.transaction():
-        connection.execute("SET LOCAL jit = on")
+        settings = connection.execute(SETTINGS).fetchone()
         written(connection, [Row(1, PLACES[1], 2, "b"), Row(50000, PLACES[0], 2, "b")], keys)
-        assert connection.execute(
-            "SELECT current_setting('enable_hashjoin'), current_setting('enable_mergejoin')"
-        ).fetchone() == ("on", "on")
+        assert connection.execute(SETTINGS).fetchone() == settings
 
 
 @pytest.mark.parametrize(("configured", "found"), [(None, "1.1"), ("3", "3")])
@@ -242,6 +253,74 @@ def test_the_cost_of_a_random_read_is_what_was_configured(warehouse, configured,
         written(connection, [Row(1, None, 1, "a")], keys)
         assert connection.execute("SELECT cost FROM a.t").fetchall() == [(found,)]
         assert connection.execute("SHOW random_page_cost").fetchone() == (configured or "4",)
+
+
+class TestTargetsWithCodeOfTheirOwn:
+    """They are written by UPDATE and INSERT, as anybody would, with the planner as it is."""
+
+    @pytest.mark.parametrize("shape", ["plain", "a key that says the place", "a key alone"])
+    def test_a_trigger_is_planned_as_ever(self, warehouse, monkeypatch, shape):
+        monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
+        keys = make(warehouse, shape)
+        warehouse.run(
+            "CREATE TABLE a.seen (hash text);"
+            "CREATE FUNCTION a.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " INSERT INTO a.seen SELECT current_setting('enable_hashjoin'); RETURN NULL; END $$;"
+            "CREATE TRIGGER see AFTER UPDATE ON a.t FOR EACH STATEMENT EXECUTE FUNCTION a.see();"
+            "INSERT INTO a.t VALUES (1, '2013-01-01', 1, 'a', false)"
+        )
+        with connect(warehouse.endpoint()) as connection:
+            assert written(connection, [Row(1, PLACES[0], 2, "b")], keys) == (Written(updated=1), 0)
+            assert set(connection.execute("SELECT hash FROM a.seen").fetchall()) == {("on",)}
+
+    def test_a_trigger_may_change_other_rows(self, warehouse):
+        keys = make(warehouse, "plain")
+        warehouse.run(
+            "CREATE FUNCTION a.only_one() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " UPDATE a.t SET gone = true WHERE v = new.v AND id <> new.id; RETURN new; END $$;"
+            "CREATE TRIGGER only_one BEFORE INSERT ON a.t FOR EACH ROW EXECUTE FUNCTION a.only_one();"
+            "INSERT INTO a.t VALUES (1, NULL, 1, 'a', false)"
+        )
+        batch = [Row(2, None, 2, "b"), Row(1, None, 2, "b")]
+        with connect(warehouse.endpoint()) as connection:
+            assert written(connection, batch, keys) == (Written(inserted=1, updated=1), 0)
+            assert content(connection) == {batch[0], Row(1, None, 2, "b", gone=True)}
+
+    def test_a_trigger_may_keep_a_row_as_it_was(self, warehouse):
+        keys = make(warehouse, "plain")
+        warehouse.run(
+            "CREATE FUNCTION a.never() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
+            "CREATE TRIGGER never BEFORE UPDATE ON a.t FOR EACH ROW EXECUTE FUNCTION a.never();"
+            "INSERT INTO a.t VALUES (1, NULL, 1, 'a', false)"
+        )
+        with connect(warehouse.endpoint()) as connection:
+            assert written(connection, [Row(1, None, 2, "b")], keys) == (Written(), 0)
+
+    def test_rows_that_exclude_each_other(self, warehouse):
+        """The place of the first is taken by the new one, which comes before it in the batch."""
+        keys = make(warehouse, "plain")
+        warehouse.run(
+            "ALTER TABLE a.t ADD EXCLUDE USING gist (int4range(changed, changed + 3) WITH &&);"
+            "INSERT INTO a.t VALUES (1, NULL, 1, 'a', false)"
+        )
+        batch = [Row(3, None, 2, "b"), Row(1, None, 10, "a")]
+        with connect(warehouse.endpoint()) as connection:
+            assert written(connection, batch, keys) == (Written(inserted=1, updated=1), 0)
+            assert content(connection) == set(batch)
+
+    def test_no_function_of_a_stranger_is_called(self, source18, warehouse18):
+        """Whatever is in the user's search path: the catalog is read before it is in ours."""
+        pipe = entities(source18, warehouse18)
+        put(source18, *[(n, day(n), day(1), "a") for n in range(1, 9)])
+        pipe.load(options={"strategy": Strategy.MERGE})
+        warehouse18.run("ANALYZE a.t")
+        for types in ("text[]", "int2[]", "oid[]"):
+            warehouse18.run(
+                f"CREATE FUNCTION public.unnest({types}) RETURNS SETOF text LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE 'a stranger was called'; END $$"
+            )
+        source18.run("UPDATE t SET v = 'b', changed = changed + interval '1 h'")
+        assert pipe.load(options={"strategy": Strategy.MERGE}).rows_updated == 8
 
 
 class TestWhatMergeCannotDo:
@@ -309,19 +388,135 @@ def test_others_insert_the_same_keys_meanwhile(warehouse18):
 
     with reader(warehouse18, "INSERT INTO a.t VALUES (1, NULL, 1, 'theirs', false)") as other:
         with in_background(work) as writing:
-            wait_until(
-                lambda: (
-                    writing.done()
-                    or warehouse18.value(
-                        "SELECT count(*) FROM pg_stat_activity"
-                        " WHERE application_name = 'etl:waits' AND wait_event_type = 'Lock'"
-                    )
-                ),
-                "the upsert waits",
-            )
+            wait_until(lambda: writing.done() or waiting(warehouse18), "the upsert waits")
             other.commit()
         assert writing.result() == (Written(inserted=1, updated=1), 0)
     assert warehouse18.run("SELECT id, v FROM a.t ORDER BY id") == [(1, "ours"), (2, "ours")]
+
+
+def waiting(database) -> Any:
+    return database.value(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'etl:waits' AND wait_event_type = 'Lock'"
+    )
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "UPDATE a.t SET place = '2013-01-02' WHERE id = 2",
+        "INSERT INTO a.t VALUES (4, '2013-01-02', 1, 'theirs', false)",
+        "DELETE FROM a.t WHERE id = 3",
+        "UPDATE a.t SET place = '2013-01-02' WHERE id = 3",
+    ],
+)
+@pytest.mark.parametrize("shape", ["plain", "a key alone"])
+def test_others_write_between_two_statements(warehouse, monkeypatch, shape, theirs):
+    """A row comes to where it was not looked for any more: it does not slip through."""
+    monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
+    keys = make(warehouse, shape)
+    warehouse.run(
+        "INSERT INTO a.t SELECT i, '2013-01-01', 1, 'a', false FROM generate_series(1, 3) AS i"
+    )
+    batch = [
+        Row(1, PLACES[0], 2, "ours"), Row(2, PLACES[1], 2, "ours"), Row(3, PLACES[0], 1, "a"),
+        Row(4, PLACES[1], 2, "ours"),
+    ]  # fmt: skip
+
+    def work() -> Any:
+        with connect(warehouse.endpoint("etl:waits")) as connection:
+            return written(connection, batch, keys)
+
+    with reader(warehouse, "SELECT FROM a.t WHERE id = 1 FOR UPDATE") as other:
+        with in_background(work) as writing:
+            wait_until(lambda: writing.done() or waiting(warehouse), "the upsert waits")
+            warehouse.run(theirs)
+            other.commit()
+        try:
+            writing.result()
+        except TransientError:
+            # The publish does the whole transaction over.
+            work()
+    with connect(warehouse.endpoint()) as connection:
+        assert content(connection) == set(batch)
+
+
+def test_a_role_that_may_make_no_temporary_table(warehouse18, monkeypatch):
+    monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
+    keys = make(warehouse18, "a key alone")
+    warehouse18.run(
+        "INSERT INTO a.t VALUES (1, '2013-01-01', 1, 'a', false);"
+        f'REVOKE TEMPORARY ON DATABASE "{warehouse18.name}" FROM PUBLIC'
+    )
+    batch = [Row(1, PLACES[0], 2, "b"), Row(2, PLACES[0], 2, "b")]
+    try:
+        with (
+            login(
+                warehouse18,
+                "GRANT USAGE ON SCHEMA a, etl_staging TO {role}",
+                "GRANT ALL ON ALL TABLES IN SCHEMA a, etl_staging TO {role}",
+            ) as role,
+            connect(warehouse18.endpoint(**role)) as connection,
+        ):
+            assert written(connection, batch, keys) == (Written(inserted=1, updated=1), 0)
+    finally:
+        warehouse18.run(f'GRANT TEMPORARY ON DATABASE "{warehouse18.name}" TO PUBLIC')
+
+
+def test_a_batch_without_the_partition_column(warehouse, monkeypatch):
+    monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
+    keys = make(warehouse, "a key alone")
+    warehouse.run(
+        "INSERT INTO a.t VALUES (1, '2013-01-01', 1, 'a', false);"
+        "INSERT INTO etl_staging.s VALUES (1, NULL, 2, 'b', NULL), (2, NULL, 2, 'b', NULL)"
+    )
+    columns = ("id", "changed", "v")
+    with connect(warehouse.endpoint()) as connection, connection.transaction():
+        target = read_table(connection, TableName("a", "t"), label="test")
+        way = Upsert(
+            connection, target, sql.Identifier("a", "t"), Access.read(connection, target, keys),
+            columns, keys, fresh=None, lives=sql.SQL("true"),
+        )  # fmt: skip
+        staged = sql.SQL("(SELECT id, changed, v FROM etl_staging.s)")
+        assert way.write(staged, 2) == Written(inserted=1, updated=1)
+        assert set(connection.execute("SELECT id, place, v FROM a.t").fetchall()) == {
+            (1, PLACES[0], "b"),
+            (2, None, "b"),
+        }
+
+
+@pytest.mark.parametrize(
+    ("index", "found"),
+    [
+        ("(k)", True),
+        ("(k, p)", True),
+        ("(p, k)", False),
+        ('(k COLLATE "C")', False),
+        ("(k text_pattern_ops)", False),
+        ("(lower(k))", False),
+        ("(k) WHERE p > '2013-01-01'", False),
+        ("USING hash (k)", True),
+        ("USING brin (k)", False),
+        ("(p) INCLUDE (k)", False),
+    ],
+)
+def test_an_index_that_finds_a_row_by_its_key(warehouse, index, found):
+    """By the equality of the column itself: another collation's is no use to the lookup."""
+    warehouse.run(
+        f"CREATE SCHEMA a; CREATE TABLE a.t (k text, p date) PARTITION BY RANGE (p); CREATE INDEX ON a.t {index}"
+    )
+    with connect(warehouse.endpoint()) as connection:
+        target = read_table(connection, TableName("a", "t"), label="test")
+        assert Access.read(connection, target, ("k",)).is_indexed({"k"}) is found
+
+
+def test_an_identity_column_by_default_is_updated(warehouse):
+    keys = make(warehouse, "plain")
+    warehouse.run(
+        "ALTER TABLE a.t ALTER changed ADD GENERATED BY DEFAULT AS IDENTITY; ALTER TABLE a.t ADD PRIMARY KEY (id);"
+        "INSERT INTO a.t VALUES (1, NULL, 1, 'a', false); CREATE TABLE a.other (id int REFERENCES a.t)"
+    )
+    with connect(warehouse.endpoint()) as connection:
+        assert written(connection, [Row(1, None, 2, "b")], keys) == (Written(updated=1), 0)
 
 
 @pytest.mark.parametrize(
