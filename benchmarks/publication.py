@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, LiteralString
+from unittest.mock import patch
 
 import psycopg
 import uuid6
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from airflow_etl_provider.core.extract import extract
@@ -31,6 +33,7 @@ from airflow_etl_provider.postgres.relation import Relation
 from airflow_etl_provider.postgres.session import Endpoint
 from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
+from airflow_etl_provider.postgres.upsert import Upsert, Written
 from airflow_etl_provider.testing import MemoryWatermarkStore
 from demo.embedded import EmbeddedPostgres
 
@@ -297,6 +300,21 @@ def rebuilding(lab: Lab, rows: int, rounds: int) -> None:
     _ratio("swap_merge, whole publish", ours, theirs)
 
 
+@contextmanager
+def writes_timed(seconds: list[float]) -> Iterator[None]:
+    """Note how long the statements of each upsert took that find and write rows."""
+    write = Upsert.write
+
+    def timed(self: Upsert, batch: sql.Composable, rows: int) -> Written:
+        started = time.perf_counter()
+        found = write(self, batch, rows)
+        seconds.append(time.perf_counter() - started)
+        return found
+
+    with patch.object(Upsert, "write", timed):
+        yield
+
+
 def merging(lab: Lab, rows: int, rounds: int, shares: list[float]) -> None:
     for share in shares:
         print(f"\nmerge of {share:.0%} into a partition of {rows:,} rows, s")
@@ -326,6 +344,7 @@ def merging(lab: Lab, rows: int, rounds: int, shares: list[float]) -> None:
         }
         ours = {"merge, by primary key": ("id", "ts"), "merge, by id alone": ("id",)}
         found: dict[str, list[float]] = {name: [] for name in [*ways, *ours]}
+        writes: dict[str, list[float]] = {name: [] for name in ours}
         number = 0
         for _ in range(rounds):
             for name in found:
@@ -336,11 +355,14 @@ def merging(lab: Lab, rows: int, rounds: int, shares: list[float]) -> None:
                     lab.run(lab.target, "ANALYZE " + str(manifest.staging))
                     found[name].append(lab.timed(ways[name](str(manifest.staging))))
                 else:
-                    found[name].append(lab.publish(manifest, strategy=Strategy.MERGE)[1])
+                    with writes_timed(writes[name]):
+                        found[name].append(lab.publish(manifest, strategy=Strategy.MERGE)[1])
                 lab.run(lab.target, "VACUUM a.t")
         best = min((found[name] for name in ways), key=statistics.median)
         for name, seconds in found.items():
             _ratio(name, seconds, best)
+            if name in writes:
+                _ratio("  of it what finds and writes the rows", writes[name], best)
         before = lab.megabytes()
         manifest = lab.staged(*_change(lab, share, number))
         lab.publish(manifest, strategy=Strategy.MERGE)

@@ -14,7 +14,7 @@ from tests.crash.lab import Lab, Point, differences
 from tests.crash.points import chosen, points_of, tell
 
 #: Points of a sample, for each case.
-SAMPLE = {"kill": 4, "cut": 5, "stop": 2}
+SAMPLE = {"kill": 3, "cut": 4, "stop": 2}
 
 
 @pytest.mark.parametrize("mode", SAMPLE)

@@ -204,7 +204,7 @@ def told(events) -> list[tuple[Any, ...]]:
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(events=EVENTS, data=st.data())
 def test_the_history_is_right_and_a_load_that_comes_again_changes_nothing(
@@ -228,7 +228,7 @@ def test_the_history_is_right_and_a_load_that_comes_again_changes_nothing(
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(events=EVENTS, cut=st.integers(0, 12))
 def test_the_history_is_what_one_would_write_down(source18, warehouse18, events, cut):

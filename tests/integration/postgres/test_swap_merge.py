@@ -512,7 +512,7 @@ ROWS = st.dictionaries(
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=st.lists(ROWS, min_size=1, max_size=4))
 def test_like_a_merge(source18, warehouse18, steps):
