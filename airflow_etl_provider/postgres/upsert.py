@@ -137,8 +137,9 @@ class Upsert:
         self._writable = [name for name in own if name not in access.always]
 
     def missing_index(self) -> sql.Composed | None:
-        """The statement for an index by which keys are found; ``None`` where there is one, or the target is small."""
-        if self._access.is_indexed({self._keys[0]}) or self._access.rows < _SMALL:
+        """The statement for an index by which keys are found; ``None`` where one may do, or the target is small."""
+        indexed = any(self._access.is_indexed({key}) for key in self._keys)
+        if indexed or self._access.rows < _SMALL:
             return None
         return sql.SQL("CREATE INDEX ON {} ({})").format(
             ident(self._target.name), names(self._keys)

@@ -537,19 +537,20 @@ def test_rows_that_are_the_same_are_not_even_locked(warehouse, row, waits):
 
 
 @pytest.mark.parametrize(
-    ("index", "rows", "missing"),
+    ("index", "keys", "rows", "missing"),
     [
-        ("(id, v)", 10, False),
-        ("(v, id)", 10, True),
-        ("(lower(v), id)", 10, True),
-        ("(id) WHERE v = 'a'", 10, True),
-        ("USING brin (id)", 10, True),
-        ("USING hash (id)", 10, False),
-        ("(v, id)", 11, False),
+        ("(id, v)", ("id",), 10, False),
+        ("(v, id)", ("id",), 10, True),
+        ("(v, id)", ("id", "v"), 10, False),
+        ("(lower(v), id)", ("id",), 10, True),
+        ("(id) WHERE v = 'a'", ("id",), 10, True),
+        ("USING brin (id)", ("id",), 10, True),
+        ("USING hash (id)", ("id",), 10, False),
+        ("(v, id)", ("id",), 11, False),
     ],
 )
 def test_a_large_target_without_an_index_on_the_keys_is_told(
-    source18, warehouse18, monkeypatch, index, rows, missing
+    source18, warehouse18, monkeypatch, index, keys, rows, missing
 ):
     monkeypatch.setattr(upsert, "_SMALL", rows)
     source18.run("CREATE TABLE t (id int, v text); INSERT INTO t VALUES (1, 'b')")
@@ -559,7 +560,7 @@ def test_a_large_target_without_an_index_on_the_keys_is_told(
         f"CREATE INDEX ON a.t {index}; ANALYZE a.t"
     )
     pipe = Pipeline(
-        source18, warehouse18, kind=Kind.ENTITIES, keys=("id",), cursor=None, partition=None,
+        source18, warehouse18, kind=Kind.ENTITIES, keys=keys, cursor=None, partition=None,
         mode=WindowMode.FULL,
     )  # fmt: skip
     pipe.load(options={"strategy": Strategy.MERGE})
