@@ -80,15 +80,16 @@ def main() -> None:
     result = {"extract_s": staged - started, "rows": manifest.rows, "bytes": manifest.bytes}
     if options.publish:
         PostgresAuditArea(target).waive(load_id, "benchmark")
-        published = publish(
-            manifest,
-            PublishOptions(),
-            run=request.run,
-            publisher=PostgresPublisher(target),
-            store=store,
-            stop=stop,
-            log=lambda *_, **__: None,
-        )
+        with PostgresPublisher(target) as publisher:
+            published = publish(
+                manifest,
+                PublishOptions(),
+                run=request.run,
+                publisher=publisher,
+                store=store,
+                stop=stop,
+                log=lambda *_, **__: None,
+            )
         result["publish_s"] = time.perf_counter() - staged
         result["lock_ms"] = published.lock_ms
     result["idle_mib"] = idle

@@ -139,15 +139,16 @@ class Lab:
     ) -> tuple[Published, float]:
         endpoint = Endpoint(conninfo_to_dict(self.target), "target", "etl:bench")
         started = time.perf_counter()
-        done = publish(
-            manifest,
-            PublishOptions(**options),
-            run=RunInfo("bench", "publish", manifest.load_id, "manual", -1, 1, 0),
-            publisher=PostgresPublisher(endpoint),
-            store=MemoryWatermarkStore(),
-            stop=threading.Event(),
-            log=log,
-        )
+        with PostgresPublisher(endpoint) as publisher:
+            done = publish(
+                manifest,
+                PublishOptions(**options),
+                run=RunInfo("bench", "publish", manifest.load_id, "manual", -1, 1, 0),
+                publisher=publisher,
+                store=MemoryWatermarkStore(),
+                stop=threading.Event(),
+                log=log,
+            )
         return done, time.perf_counter() - started
 
     def timed(self, statements: list[LiteralString]) -> float:

@@ -306,17 +306,17 @@ class Pipeline:
         log: EventLog | None = None,
         **options: Any,
     ) -> Published:
-        return publish(
-            manifest,
-            PublishOptions(**options),
-            run=run_info(f"scheduled__{manifest.load_id}"),
-            publisher=PostgresPublisher(
-                self.warehouse.endpoint(self.application, **self.warehouse_role)
-            ),
-            store=self.store,
-            stop=stop or threading.Event(),
-            log=log or self.log,
-        )
+        endpoint = self.warehouse.endpoint(self.application, **self.warehouse_role)
+        with PostgresPublisher(endpoint) as publisher:
+            return publish(
+                manifest,
+                PublishOptions(**options),
+                run=run_info(f"scheduled__{manifest.load_id}"),
+                publisher=publisher,
+                store=self.store,
+                stop=stop or threading.Event(),
+                log=log or self.log,
+            )
 
     def staged(self, *args: Any, **request: Any) -> Manifest:
         """Extracted and audited, ready to publish."""

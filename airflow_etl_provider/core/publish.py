@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from airflow_etl_provider.core.errors import (
     CatalogError,
@@ -181,11 +181,7 @@ class Facts:
 
 
 class Publisher(Protocol):
-    """The target database as publish sees it, up to the end of a ``with`` block."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
+    """The target database as publish sees it."""
 
     def facts(self, manifest: Manifest, options: PublishOptions) -> Facts:
         """What decides how the batch is published best, measured."""
@@ -330,19 +326,6 @@ def publish(
 
     The stored watermark follows after the commit; if that fails, the next load of the stream repairs it.
     """
-    with publisher:
-        return _publish(manifest, options, run, publisher, store, stop, log)
-
-
-def _publish(
-    manifest: Manifest,
-    options: PublishOptions,
-    run: RunInfo,
-    publisher: Publisher,
-    store: WatermarkStore,
-    stop: Stop,
-    log: EventLog,
-) -> Published:
     asked = options.strategy
     measured = asked is Strategy.AUTO or (asked is Strategy.SWAP and not manifest.partitions)
     facts = publisher.facts(manifest, options) if measured else None

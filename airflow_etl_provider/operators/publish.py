@@ -193,22 +193,23 @@ class PartitionSwapOperator(BaseOperator):
             endpoint = EtlPostgresHook(postgres_conn_id=manifest.target_conn_id).endpoint(name)
             self._manifest = manifest
             self._dataset = PostgresAuditArea(endpoint).dataset(manifest.target)
-            self._published = publish(
-                manifest,
-                options,
-                run=run_info(context),
-                publisher=PostgresPublisher(endpoint),
-                store=task_store(
-                    None,
-                    context=context,
-                    stream=manifest.stream,
-                    target=str(manifest.target),
-                    binding=PostgresStoreBinding(endpoint),
+            with PostgresPublisher(endpoint) as publisher:
+                self._published = publish(
+                    manifest,
+                    options,
+                    run=run_info(context),
+                    publisher=publisher,
+                    store=task_store(
+                        None,
+                        context=context,
+                        stream=manifest.stream,
+                        target=str(manifest.target),
+                        binding=PostgresStoreBinding(endpoint),
+                        log=event_log(__name__),
+                    ),
+                    stop=self._stopper,
                     log=event_log(__name__),
-                ),
-                stop=self._stopper,
-                log=event_log(__name__),
-            )
+                )
         return self._published.as_json()
 
     def on_kill(self) -> None:
