@@ -6,6 +6,7 @@ Readers never wait for them: they see the rows as before until the commit, in an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -243,7 +244,7 @@ class InPlace:
         latest, fresh = keyed.latest(), keyed.not_older()
         hard = keyed.deleted is not None and self._options.deletes is Deletes.HARD
         lives = sql.SQL("NOT ({})").format(keyed.deleted) if hard else sql.SQL("true")
-        staged = keyed.count_latest(None if not hard else lives)
+        staged = keyed.count_latest(lives if hard else None)
         upsert = self._upsert(keyed.keys, fresh, lives)
         if (missing := upsert.missing_index()) is not None:
             self._log(
@@ -261,16 +262,24 @@ class InPlace:
         return Counts(done.inserted, done.updated, deleted, unchanged, done.stale)
 
     def _brake_deletes(self, deleted: int) -> None:
-        # A count takes long; a few rows of many are no reason for one, should there be far fewer than was counted.
-        known = 0 if self._access is None else self._access.rows
-        if deleted > known * self._options.max_shrink / 10:
-            brake(
-                self._manifest,
-                str(self._target.name),
-                before=self._count_where(sql.SQL("true")) + deleted,
-                lost=deleted,
-                options=self._options,
-            )
+        """Of a target of many rows only so many are counted as show that few are gone."""
+        if not deleted:
+            return
+        share = self._options.max_shrink
+        enough = math.ceil(deleted / share) if share else None
+        left = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) AS r").format(
+                self._table, sql.Literal(enough)
+            ),
+        )
+        brake(
+            self._manifest,
+            str(self._target.name),
+            before=left + deleted,
+            lost=deleted,
+            options=self._options,
+        )
 
     def _replace(self) -> Counts:
         """Make the target hold exactly the batch; rows that are the same are not written."""

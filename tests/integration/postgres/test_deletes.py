@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -92,6 +93,30 @@ def test_a_newer_row_is_not_deleted(source18, warehouse18, strategy):
     done = pipe.load(options={"strategy": strategy, "delete_flag": "gone"})
     assert ids(pipe) == [1, 2, 3, 4, 6]
     assert done.rows_deleted == 1
+
+
+def test_the_brake_trusts_no_statistics(source18, warehouse18):
+    """The server believes in a large target, of which these were a few: most rows went since it has counted."""
+    pipe = people(source18, warehouse18)
+    warehouse18.run(
+        "UPDATE pg_class SET reltuples = 1e9 WHERE oid IN ('a.t'::regclass, 'a.low'::regclass, 'a.high'::regclass)"
+    )
+    source18.run("UPDATE t SET gone = true, changed = changed + interval '1 h' WHERE id < 5")
+    before = pipe.picture()
+    with pytest.raises(ShrinkBrake, match="4 of 6 rows"):
+        pipe.load(options={"strategy": Strategy.MERGE, "delete_flag": "gone"})
+    assert pipe.picture() == before
+
+
+@pytest.mark.parametrize(
+    ("max_shrink", "stops"), [(0.0, True), (0.1, True), (0.33, True), (0.34, False), (1.0, False)]
+)
+def test_the_brake_of_two_deletes_among_six(source18, warehouse18, max_shrink, stops):
+    pipe = people(source18, warehouse18)
+    source18.run("UPDATE t SET gone = true, changed = changed + interval '1 h' WHERE id < 3")
+    options = {"strategy": Strategy.MERGE, "delete_flag": "gone", "max_shrink": max_shrink}
+    with pytest.raises(ShrinkBrake, match="2 of 6 rows") if stops else nullcontext():
+        assert pipe.load(options=options).rows_deleted == 2
 
 
 @pytest.mark.parametrize("strategy", MERGES)
