@@ -74,11 +74,11 @@ def _cell(value: object) -> str:
 
 
 def span(seconds: float | None) -> str | None:
-    """``1 h 5 min``: seconds as a person reads them, days above two of them."""
+    """``1 h 5 min``: seconds as a person reads them, from two days on without the hours."""
     if seconds is None:
         return None
     length = timedelta(seconds=seconds)
-    return f"{length.days} days" if length.days > 1 else humane(length)
+    return humane(timedelta(days=length.days) if length.days > 1 else length)
 
 
 def window_text(low: str | None, high: str | None, bounds: str) -> str:

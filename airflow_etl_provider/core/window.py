@@ -207,7 +207,7 @@ def _iso(moment: datetime) -> str:
 
 
 def humane(duration: timedelta) -> str:
-    """``1.5 s``, ``2 min 3 s``: a duration as a person reads it."""
+    """``1.5 s``, ``2 min 3 s``, ``30 days``: a duration as a person reads it, in days from two of them on."""
     seconds = duration.total_seconds()
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -215,4 +215,7 @@ def humane(duration: timedelta) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"

@@ -21,6 +21,7 @@ from airflow_etl_provider.core.errors import ConfigurationError, EtlError, Stopp
 from airflow_etl_provider.core.load import LoadState
 from airflow_etl_provider.core.names import TableName, quoted, shortened
 from airflow_etl_provider.core.ports import EventLog, Stop
+from airflow_etl_provider.core.window import humane
 from airflow_etl_provider.postgres import ledger, statements
 from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.errors import translated_errors
@@ -309,15 +310,13 @@ def _over(load: Mapping[str, Any], options: CleanOptions) -> str | None:
     if state in _OVER:
         return f"staged by a load that is {state}"
     if state in _KEPT_FOR_A_LOOK and load["age_s"] >= options.keep_failed.total_seconds():
-        return f"staged by a load that is {state} since more than {options.keep_failed}"
+        return f"staged by a load that is {state} since more than {humane(options.keep_failed)}"
     if (
         state in _UNFINISHED
         and not load["is_at_work"]
         and load["age_s"] >= options.keep_unfinished.total_seconds()
     ):
-        return (
-            f"staged by a load that lies still, {state}, since more than {options.keep_unfinished}"
-        )
+        return f"staged by a load that lies still, {state}, since more than {humane(options.keep_unfinished)}"
     return None
 
 
@@ -333,9 +332,7 @@ def _version_claims(
         if kept.get(partition, 0) >= options.keep_versions:
             why = f"a version of {partition} beyond the newest {options.keep_versions}"
         elif row["age_s"] >= options.keep_previous.total_seconds():
-            why = (
-                f"a version of {partition} that was replaced more than {options.keep_previous} ago"
-            )
+            why = f"a version of {partition} that was replaced more than {humane(options.keep_previous)} ago"
         elif options.keep_bytes is not None and total + sizes[name] > options.keep_bytes:
             why = f"a version of {partition} beyond {options.keep_bytes:,} bytes of all versions"
         else:

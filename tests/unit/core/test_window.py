@@ -202,6 +202,9 @@ def test_a_window_may_end_now_but_not_later():
         (60, "1 min 0 s"),
         (3599.9, "1 h 0 min"),
         (7265, "2 h 1 min"),
+        (2 * 86400 - 60, "47 h 59 min"),
+        (2 * 86400, "2 days"),
+        (30 * 86400 + 7200, "30 days 2 h"),
     ],
 )
 def test_durations_as_people_read_them(seconds, text):
