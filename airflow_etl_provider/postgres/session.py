@@ -188,7 +188,8 @@ class KeptSession:
 
     @contextmanager
     def use(self) -> Iterator[psycopg.Connection[Any]]:
-        """
+        """The session, for one piece of work.
+
         :raises ConnectionLost: the server cannot be reached.
         """
         if self._connection is not None and not _lives(self._connection):

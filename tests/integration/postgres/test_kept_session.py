@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from airflow_etl_provider.core.errors import ConnectionLost, DataError
+from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.postgres.session import KeptSession
+from tests.builders import FEBRUARY, JANUARY, fill, simple
 
 
 @pytest.fixture
@@ -72,6 +76,33 @@ def test_after_an_error_that_leaves_nothing_it_stays(kept):
     with pytest.raises(DataError):
         work(kept, "SELECT 1 / 0")
     assert pid(kept) == first
+
+
+def test_it_is_not_ended_for_lying_idle(warehouse18, kept):
+    warehouse18.run(
+        sql.SQL("ALTER DATABASE {} SET idle_session_timeout = '1s'").format(
+            sql.Identifier(warehouse18.name)
+        )
+    )
+    with kept.use() as connection:
+        assert connection.execute("SHOW idle_session_timeout").fetchone() == ("0",)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.MERGE, Strategy.DELETE_INSERT, Strategy.SWAP])
+def test_a_publish_opens_one(source18, warehouse18, monkeypatch, strategy):
+    pipe = simple(source18, warehouse18, keys=("id",))
+    fill(source18, JANUARY, FEBRUARY, 10)
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    opened = []
+    connect = psycopg.connect
+
+    def counted(*args, **kwargs):
+        opened.append(args)
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(psycopg, "connect", counted)
+    pipe.publish(manifest, strategy=strategy)
+    assert len(opened) == 1
 
 
 def test_closed_it_is_gone_and_may_be_used_again(warehouse18, kept):

@@ -67,6 +67,14 @@ def versions(pipe) -> list[tuple[Any, ...]]:
     return [(key, v, number.get(start), number.get(end)) for key, v, start, end, _ in rows]
 
 
+def test_keys_are_looked_up_at_the_cost_of_memory(source18, warehouse18):
+    """As in a merge: not the whole history is read for a few keys, unless somebody has set what a read costs."""
+    pipe = history(source18, warehouse18)
+    warehouse18.run("ALTER TABLE a.t ADD cost text DEFAULT current_setting('random_page_cost')")
+    load(pipe, (1, 1, "a"))
+    assert warehouse18.value("SELECT cost FROM a.t") == "1.1"
+
+
 def test_versions_open_and_close(source, warehouse):
     pipe = history(source, warehouse)
     load(pipe, (1, 1, "a"), (2, 1, "b"))

@@ -220,7 +220,12 @@ def reads(connection) -> tuple[int, set[str]]:
     ],
 )
 def test_a_small_batch_does_not_read_the_whole_target(warehouse, shape, asked):
-    """Only the partitions are asked that its rows belong to, as far as they are there."""
+    """Only the partitions are asked that its rows belong to, as far as they are there; however the planner is set."""
+    warehouse.run(
+        sql.SQL("ALTER DATABASE {} SET enable_partition_pruning = off").format(
+            sql.Identifier(warehouse.name)
+        )
+    )
     keys = big(warehouse, shape)
     with connect(warehouse.endpoint()) as connection:
         before, _ = reads(connection)
@@ -566,3 +571,36 @@ def test_a_large_target_without_an_index_on_the_keys_is_told(
     pipe.load(options={"strategy": Strategy.MERGE})
     told = [fields["remedy"] for event, fields in pipe.log.events if "no index" in event]
     assert told == (['CREATE INDEX ON "a"."t" ("id")'] if missing else [])
+
+
+def test_names_of_any_kind(warehouse, monkeypatch):
+    """Quotes, placeholders and 63 bytes in schema, table and column, looked up at their places."""
+    monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
+    schema, table, key, place, value = 'a"b', "%(t)s", "k" * 63, "p%s", 'v";--'
+    target, staged = sql.Identifier(schema, table), sql.Identifier(schema, "s")
+    with connect(warehouse.endpoint()) as connection:
+        for statement in (
+            sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)),
+            sql.SQL("CREATE TABLE {} ({} int, {} int, {} text) PARTITION BY LIST ({})").format(
+                target, *map(sql.Identifier, (key, place, value, place))
+            ),
+            sql.SQL("CREATE TABLE {} PARTITION OF {} DEFAULT").format(
+                sql.Identifier(schema, "%"), target
+            ),
+            sql.SQL("CREATE INDEX ON {} ({})").format(target, sql.Identifier(key)),
+            sql.SQL("CREATE TABLE {} (LIKE {})").format(staged, target),
+            sql.SQL("INSERT INTO {} VALUES (1, 1, 'old'), (2, 2, 'old')").format(target),
+            sql.SQL("INSERT INTO {} VALUES (1, 1, '%s'), (2, 3, 'new'), (3, 3, 'new')").format(
+                staged
+            ),
+        ):
+            connection.execute(statement)
+        found = read_table(connection, TableName(schema, table), label="test")
+        way = Upsert(
+            connection, found, target, Access.read(connection, found, (key,)), (key, place, value),
+            (key,), fresh=None, lives=sql.SQL("true"),
+        )  # fmt: skip
+        with connection.transaction():
+            assert way.write(staged, 3) == Written(inserted=1, updated=2)
+        rows = connection.execute(sql.SQL("SELECT * FROM {} ORDER BY 1").format(target))
+        assert rows.fetchall() == [(1, 1, "%s"), (2, 3, "new"), (3, 3, "new")]
