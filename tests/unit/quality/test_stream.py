@@ -94,7 +94,7 @@ class TestFreshness:
         late = aged(2 * DAY, usual)
         assert not late.success
         assert late.finding == (
-            "the newest row is 48 h 0 min old, usually up to 1 h 21 min (median 1 h 0 min of 7 loads)"
+            "the newest row is 2 days old, usually up to 1 h 21 min (median 1 h 0 min of 7 loads)"
         )
 
     def test_loads_that_were_not_asked_do_not_count(self) -> None:
