@@ -35,7 +35,7 @@ from airflow_etl_provider.postgres.source import PostgresSource
 from airflow_etl_provider.postgres.staging import PostgresStaging
 from airflow_etl_provider.postgres.upsert import Upsert, Written
 from airflow_etl_provider.testing import MemoryWatermarkStore
-from demo.embedded import EmbeddedPostgres
+from demo.embedded import EmbeddedPostgres, bin_directory
 
 _COLUMNS: LiteralString = (
     "id bigint NOT NULL, ts timestamptz NOT NULL, changed timestamptz NOT NULL, customer int NOT NULL,"
@@ -390,11 +390,13 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, nargs="*", default=[10, 500])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=["locks", "reading", "rebuilding", "merging"])
+    parser.add_argument("--server", type=int, default=18, help="major version of PostgreSQL")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="etl-bench-") as folder:
         Path(folder).chmod(0o755)
         settings = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
-        with EmbeddedPostgres(Path(folder) / "data", settings=settings) as server:
+        bin_dir = bin_directory(options.server)
+        with EmbeddedPostgres(Path(folder) / "data", bin_dir=bin_dir, settings=settings) as server:
             lab = Lab(server)
             if "locks" in options.only:
                 locks(lab, options.sizes, options.partitions, options.rounds)
