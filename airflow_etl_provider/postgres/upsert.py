@@ -34,6 +34,7 @@ _LOOKUP_ROWS = 10
 #: A target of fewer rows is read in no time.
 _SMALL = 100_000
 _REST = sql.Identifier("pg_temp", "etl_rest")
+_MISSING = sql.Identifier("pg_temp", "etl_missing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Access:
     """How rows of a target are found and written.
 
     :param is_plain: nothing of the target's own runs when a row is written, and no row is in another's way.
+    :param returns: an INSERT may tell what it inserted.
     :param always: identity columns that no UPDATE may write.
     :param rows: of the target, as far as the server has counted.
     :param routed: columns that say which partition a row belongs to; ``None`` if it is not partitioned, or by an
@@ -58,6 +60,7 @@ class Access:
     """
 
     is_plain: bool
+    returns: bool
     always: tuple[str, ...]
     rows: int
     routed: frozenset[str] | None
@@ -71,13 +74,14 @@ class Access:
         with connection.cursor(row_factory=dict_row) as cursor:
             row = cursor.execute(
                 queries("upsert")["target"], {"oid": target.oid, "keys": list(keys)}
-            ).fetchone() or {"is_plain": False, "always": [], "rows": 0}
+            ).fetchone() or {"is_plain": False, "returns": False, "always": [], "rows": 0}
         indexes = connection.execute(queries("upsert")["indexes"], {"oid": target.oid}).fetchall()
         routed = None
         if target.partition_strategy is not None:
             routed = partition_columns(connection, target)
         return cls(
             is_plain=row["is_plain"],
+            returns=row["returns"],
             always=tuple(row["always"]),
             rows=row["rows"],
             routed=None if routed is None else frozenset(routed),
@@ -311,7 +315,10 @@ class Upsert:
 
         Where UPDATE cannot do it, changed rows are deleted, to be inserted as missing: an identity column is
         GENERATED ALWAYS, or rows swap the values of a second unique column.
+
+        :raises psycopg.errors.SerializationFailure: others inserted a key in between.
         """
+        noted = self._note_missing(batch)
         updated = taken_out = 0
         if self._always:
             taken_out = self._take_out(batch)
@@ -321,8 +328,46 @@ class Upsert:
                     updated = self._run(self._update(batch, self._keys))
             except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
                 taken_out = self._take_out(batch)
-        inserted = self._insert_missing(batch)
+        inserted = self._insert_noted(batch) if noted else self._run(self._insert_missing(batch))
         return updated + taken_out, inserted - taken_out
+
+    def _note_missing(self, batch: sql.Composable) -> bool:
+        """Note the keys that the target lacks before it is updated; returns whether any were.
+
+        Only where a comparison in the end does not show which rows slipped through, since the target's own code
+        may have changed what was written.
+        """
+        if self._access.is_plain or not self._access.returns:
+            return False
+        missing = sql.SQL(
+            "SELECT {} FROM {} AS s WHERE {} AND NOT EXISTS (SELECT FROM {} AS t WHERE {})"
+        ).format(qualified("s", self._keys), batch, self._lives, self._table, same_key(self._keys))
+        if not scalar(self._connection, sql.SQL("SELECT EXISTS ({})").format(missing)):
+            return False
+        try:
+            with self._connection.transaction():
+                self._run(
+                    sql.SQL("CREATE TEMP TABLE etl_missing ON COMMIT DROP AS {}").format(missing)
+                )
+        except psycopg.errors.InsufficientPrivilege:
+            return False
+        return True
+
+    def _insert_noted(self, batch: sql.Composable) -> int:
+        """Insert what is missing; what was before and is not any more, others have inserted meanwhile."""
+        row = self._connection.execute(
+            sql.SQL(
+                "WITH inserted AS ({} RETURNING 1) SELECT (SELECT count(*) FROM inserted),"
+                " EXISTS (SELECT FROM {} AS s JOIN {} AS t ON {})"
+            ).format(self._insert_missing(batch), _MISSING, self._table, same_key(self._keys))
+        ).fetchone()
+        inserted, slipped = row or (0, True)
+        self._run(sql.SQL("DROP TABLE {}").format(_MISSING))
+        if slipped:
+            raise psycopg.errors.SerializationFailure(
+                "others wrote rows of the same keys meanwhile"
+            )
+        return inserted
 
     def _take_out(self, batch: sql.Composable) -> int:
         """Delete changed rows, so that they are inserted as missing; refused where a foreign key hangs on them."""
@@ -350,20 +395,18 @@ class Upsert:
             self._table, self._assignments(), batch, same_key(by), self._changed()
         )
 
-    def _insert_missing(self, batch: sql.Composable) -> int:
-        return self._run(
-            sql.SQL(
-                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s"
-                " WHERE {} AND NOT EXISTS (SELECT FROM {} AS t WHERE {})"
-            ).format(
-                ident(self._target.name),
-                names(self._columns),
-                qualified("s", self._columns),
-                batch,
-                self._lives,
-                self._table,
-                same_key(self._keys),
-            )
+    def _insert_missing(self, batch: sql.Composable) -> sql.Composed:
+        return sql.SQL(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS s"
+            " WHERE {} AND NOT EXISTS (SELECT FROM {} AS t WHERE {})"
+        ).format(
+            ident(self._target.name),
+            names(self._columns),
+            qualified("s", self._columns),
+            batch,
+            self._lives,
+            self._table,
+            same_key(self._keys),
         )
 
     def _compared(self, batch: sql.Composable, by: Sequence[str]) -> tuple[int, int, int]:

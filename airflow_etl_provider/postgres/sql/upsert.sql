@@ -1,6 +1,6 @@
 -- name: target
 -- "is_plain": nothing of the target's own runs when a row is written, and no row is in another's way unless it has
--- the same key. "always" are identity columns that no UPDATE may write, "rows" what the server has counted.
+-- the same key. "returns": an INSERT may tell what it inserted. "always" are identity columns that no UPDATE may write, "rows" what the server has counted.
 WITH tree AS (
     SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass) UNION SELECT %(oid)s::oid::regclass
 )
@@ -14,6 +14,8 @@ SELECT NOT row_security_active(%(oid)s::oid)
                           OR i.indisunique AND NOT %(keys)s::text[] <@ ARRAY(
                               SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k (attnum)
                               JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum)) AS is_plain,
+       NOT row_security_active(%(oid)s::oid)
+       AND NOT EXISTS (SELECT FROM pg_class AS c JOIN tree AS t ON t.relid = c.oid WHERE c.relhasrules) AS returns,
        ARRAY(SELECT a.attname::text FROM pg_attribute AS a
              WHERE a.attrelid = %(oid)s AND a.attidentity = 'a') AS always,
        (SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint

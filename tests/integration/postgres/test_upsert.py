@@ -68,6 +68,11 @@ SETTINGS = (
     "SELECT current_setting('enable_hashjoin'), current_setting('enable_mergejoin'),"
     " current_setting('enable_partition_pruning'), current_setting('jit')"
 )
+#: A trigger of the target's own.
+SEEN = (
+    "CREATE FUNCTION a.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN new; END $$;"
+    "CREATE TRIGGER see BEFORE INSERT OR UPDATE ON a.t FOR EACH ROW EXECUTE FUNCTION a.see()"
+)
 PLACES = [date(2013, 1, 1), date(2013, 1, 2), date(2013, 1, 3), None]
 
 
@@ -406,23 +411,28 @@ def waiting(database) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("shape", "theirs"),
+    ("shape", "code", "theirs"),
     [
-        ("a key alone", "UPDATE a.t SET place = '2013-01-02' WHERE id = 2"),
-        ("a key alone", "INSERT INTO a.t VALUES (4, '2013-01-02', 1, 'theirs', false)"),
-        ("a key alone", "DELETE FROM a.t WHERE id = 3"),
-        ("a key alone", "UPDATE a.t SET place = '2013-01-02' WHERE id = 3"),
+        ("a key alone", "", "UPDATE a.t SET place = '2013-01-02' WHERE id = 2"),
+        ("a key alone", "", "INSERT INTO a.t VALUES (4, '2013-01-02', 1, 'theirs', false)"),
+        ("a key alone", "", "DELETE FROM a.t WHERE id = 3"),
+        ("a key alone", "", "UPDATE a.t SET place = '2013-01-02' WHERE id = 3"),
         # What others do in one statement to a row that stays as it is comes after it.
-        ("plain", "UPDATE a.t SET place = '2013-01-02' WHERE id = 2"),
-        ("plain", "INSERT INTO a.t VALUES (4, '2013-01-02', 1, 'theirs', false)"),
+        ("plain", "", "UPDATE a.t SET place = '2013-01-02' WHERE id = 2"),
+        ("plain", "", "INSERT INTO a.t VALUES (4, '2013-01-02', 1, 'theirs', false)"),
+        ("a key alone", SEEN, "UPDATE a.t SET place = '2013-01-02' WHERE id = 2"),
+        ("a key alone", SEEN, "INSERT INTO a.t VALUES (4, '2013-01-02', 1, 'theirs', false)"),
+        ("a key alone", SEEN, "DELETE FROM a.t WHERE id = 3"),
+        ("plain", SEEN, "UPDATE a.t SET place = '2013-01-02' WHERE id = 2"),
+        ("plain", SEEN, "INSERT INTO a.t VALUES (4, '2013-01-02', 1, 'theirs', false)"),
     ],
 )
-def test_others_write_between_two_statements(warehouse, monkeypatch, shape, theirs):
+def test_others_write_between_two_statements(warehouse, monkeypatch, shape, code, theirs):
     """A row comes to where it was not looked for any more: it does not slip through."""
     monkeypatch.setattr(upsert, "_LOOKUP_ROWS", 0)
     keys = make(warehouse, shape)
     warehouse.run(
-        "INSERT INTO a.t SELECT i, '2013-01-01', 1, 'a', false FROM generate_series(1, 3) AS i"
+        f"{code};INSERT INTO a.t SELECT i, '2013-01-01', 1, 'a', false FROM generate_series(1, 3) AS i"
     )
     batch = [
         Row(1, PLACES[0], 2, "ours"), Row(2, PLACES[1], 2, "ours"), Row(3, PLACES[0], 1, "a"),
