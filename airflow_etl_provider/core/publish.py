@@ -34,6 +34,8 @@ REBUILD_SHARE = 0.25
 REBUILD_ROWS = 50_000
 
 
+#: Strategies that take rows out by a flag.
+_BY_FLAG = (Strategy.MERGE, Strategy.SWAP_MERGE, Strategy.SCD2)
 _EXCHANGES = (Strategy.SWAP, Strategy.SWAP_MERGE)
 
 
@@ -269,9 +271,9 @@ def _refuse(asked: Strategy, manifest: Manifest, facts: Facts) -> None:
             "as cursor, and a schedule as long as a partition; use 'swap_merge' or 'delete_insert' for a part of a "
             "partition",
         )
-    if asked is Strategy.SWAP_MERGE and manifest.kind is Kind.SNAPSHOTS:
+    if asked in (Strategy.SWAP_MERGE, Strategy.MERGE) and manifest.kind is Kind.SNAPSHOTS:
         raise ConfigurationError(
-            f"strategy 'swap_merge' would keep rows of {manifest.target} that are gone from the snapshot of stream "
+            f"strategy {asked.value!r} would keep rows of {manifest.target} that are gone from the snapshot of stream "
             f"{manifest.stream!r}",
             remedy="use strategy='replace', or declare kind='entities' or 'events'",
         )
@@ -330,6 +332,11 @@ def publish(
     measured = asked is Strategy.AUTO or (asked is Strategy.SWAP and not manifest.partitions)
     facts = publisher.facts(manifest, options) if measured else None
     strategy, why = choose_strategy(asked, manifest, facts)
+    if options.delete_flag is not None and strategy not in _BY_FLAG:
+        raise ConfigurationError(
+            f"strategy {strategy.value!r} would write rows of {manifest.target} that {options.delete_flag!r} calls deleted",
+            remedy="use strategy='merge', 'swap_merge' or 'scd2', or leave delete_flag out and such rows in the source",
+        )
     log(
         "publish started",
         load_id=manifest.load_id,

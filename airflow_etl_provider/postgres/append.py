@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from airflow_etl_provider.core.errors import ContractError
+from airflow_etl_provider.core.errors import CatalogError, ContractError
 from airflow_etl_provider.core.load import Manifest
 from airflow_etl_provider.core.publish import Counts, PublishOptions, brake
 from airflow_etl_provider.postgres import ledger
@@ -16,6 +17,7 @@ from airflow_etl_provider.postgres.catalog import Table
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.statements import ident, names
+from airflow_etl_provider.postgres.upsert import Reference
 
 
 def append(
@@ -23,12 +25,15 @@ def append(
     manifest: Manifest,
     target: Table,
     options: PublishOptions,
+    references: Sequence[Reference],
 ) -> Counts:
     """Insert the batch, in the caller's publish transaction, which makes that once per load.
 
     A window that was published before would double its rows: the load id in each row tells which those are,
     and they are deleted first. Without one, or where a load reaches beyond this window, it is refused.
 
+    :param references: foreign keys that refer to the target.
+    :raises CatalogError: whatever refers to rows that were added before would go with them.
     :raises ContractError: the window overlaps that of a published load, and nothing tells its rows.
     :raises StateError: a published load of the window has read the source later.
     :raises ShrinkBrake: much fewer rows come than an earlier load of the window had brought.
@@ -65,6 +70,13 @@ def append(
         ledger.require_latest(connection, manifest)
     ids = [load["load_id"] for load in earlier]
     deleted = 0
+    following = list(dict.fromkeys(one.name for one in references if one.follows))
+    if ids and following:
+        raise CatalogError(
+            f"rows that load {ids[0]} has added to {target.name} are deleted and added again, and what refers to them "
+            f"in {', '.join(following)} would go with them",
+            remedy="let that foreign key have no ON DELETE action, or use strategy='merge', which goes by key",
+        )
     if ids:
         deleted = connection.execute(
             sql.SQL("DELETE FROM {} WHERE {} = ANY (%(ids)s::{})").format(
@@ -132,7 +144,7 @@ def _published(connection: psycopg.Connection[Any], manifest: Manifest) -> list[
                 " AND window_high::{t} <= %(high)s::{t} AS within,"
                 " coalesce(read_until, snapshot_at) > %(snapshot_at)s AS read_later"
                 " FROM etl.loads WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s"
-                " AND window_type IS NOT NULL AND bounds <> 'nulls' AND rows_inserted > 0 AND replays IS NULL"
+                " AND window_type IS NOT NULL AND bounds <> 'nulls' AND rows_staged > coalesce(rows_dead, 0) AND replays IS NULL"
                 " AND coalesce(window_low::{t} < %(high)s::{t}, true) AND coalesce(window_high::{t} > %(low)s::{t}, true)"
                 " ORDER BY seq"
             ).format(t=cursor_type_sql(manifest.window.type or "")),

@@ -7,7 +7,8 @@ Readers never wait for them: they see the rows as before until the commit, in an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -33,14 +34,24 @@ from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.append import append
 from airflow_etl_provider.postgres.catalog import Table, missing_privileges, scalar
 from airflow_etl_provider.postgres.keyed import KeyedBatch, keys_of, same_key
-from airflow_etl_provider.postgres.leaves import read_leaves
+from airflow_etl_provider.postgres.leaves import partition_columns, read_leaves, rows_by_leaf
 from airflow_etl_provider.postgres.scd2 import History
 from airflow_etl_provider.postgres.statements import ident, names, qualified
-from airflow_etl_provider.postgres.upsert import Access, Upsert
+from airflow_etl_provider.postgres.upsert import Access, Upsert, Written
 
 #: How often a publish is done over because others wrote the same keys meanwhile.
 _ATTEMPTS = 3
 _BY_KEY = (Strategy.MERGE, Strategy.SCD2)
+#: What of a session can reach the values that a trigger or a default makes.
+_SEEN_BY_TRIGGERS = (
+    "search_path",
+    "TimeZone",
+    "DateStyle",
+    "IntervalStyle",
+    "bytea_output",
+    "lc_monetary",
+    "xmloption",
+)
 
 
 class InPlace:
@@ -126,11 +137,6 @@ class InPlace:
             else:
                 manifest.require_rows(scalar(connection, statements.count(manifest.staging)))
             self._access = self._read_access(strategy)
-            # Triggers and defaults of the target work as they do for everybody else.
-            connection.execute(
-                "SELECT set_config('search_path', reset_val, true) FROM pg_settings"
-                " WHERE name = 'search_path'"
-            )
             counts = apply()
             published = ledger.record_published(
                 connection,
@@ -145,12 +151,45 @@ class InPlace:
                 )
         return published
 
+    @contextmanager
+    def _as_for_everybody(self) -> Iterator[None]:
+        """Triggers and defaults of the target work as in any other session of the role."""
+        ours = self._connection.execute(
+            "SELECT name, setting, set_config(name, reset_val, true) FROM pg_settings WHERE name = ANY (%s)",
+            (list(_SEEN_BY_TRIGGERS),),
+        ).fetchall()
+        yield
+        self._connection.execute(
+            sql.SQL("SELECT {}").format(
+                sql.SQL(", ").join(
+                    sql.SQL("pg_catalog.set_config({}, {}, true)").format(
+                        sql.Literal(name), sql.Literal(setting)
+                    )
+                    for name, setting, _ in ours
+                )
+            )
+        )
+
     def _read_access(self, strategy: Strategy) -> Access | None:
-        """How rows are found by key; ``None`` where no rows are written so."""
-        if strategy not in (Strategy.MERGE, Strategy.REPLACE):
+        """How rows are found and written; ``None`` for a strategy that looks for itself."""
+        if strategy is Strategy.SCD2:
             return None
-        keys = keys_of(self._manifest, self._target, self._options)
-        return Access.read(self._connection, self._target, keys)
+        keys: Sequence[str] = ()
+        if strategy in (Strategy.MERGE, Strategy.REPLACE):
+            keys = keys_of(self._manifest, self._target, self._options)
+        access = Access.read(self._connection, self._target, keys)
+        if keys or not access.references:
+            return access
+        # Rows that stay must stay where others refer to them: they go by what those refer to.
+        return Access.read(self._connection, self._target, self._referenced_key(access))
+
+    def _referenced_key(self, access: Access) -> tuple[str, ...]:
+        """The primary key, or unique columns that others refer to; empty where the batch does not have them."""
+        named = [
+            self._target.primary_key,
+            *(one.columns for one in access.references if one.is_whole),
+        ]
+        return next((key for key in named if key and set(key) <= set(self._columns)), ())
 
     def _inspect(self, strategy: Strategy) -> None:
         target = self._target
@@ -161,15 +200,26 @@ class InPlace:
                 f"strategy {strategy.value!r} cannot write into {target.name}, which is {kind}",
                 remedy="use strategy='swap' for whole partitions, or load a plain table",
             )
-        missing = missing_privileges(
-            self._connection, target, ("SELECT", "INSERT", "UPDATE", "DELETE")
-        )
+        missing = missing_privileges(self._connection, target, self._privileges(strategy))
         if missing:
             user = self._connection.info.user
             raise CatalogError(
                 f"role {user} lacks {', '.join(missing)} on {target.name}",
                 remedy=f"GRANT {', '.join(missing)} ON {target.name} TO {user}",
             )
+
+    def _privileges(self, strategy: Strategy) -> tuple[str, ...]:
+        """What the strategy's own statements need; a foreign key that refers to the target may ask for more."""
+        if strategy is Strategy.APPEND:
+            again = self._options.load_id_column is not None
+            return ("SELECT", "INSERT", "DELETE") if again else ("INSERT",)
+        if strategy is Strategy.DELETE_INSERT:
+            return ("SELECT", "INSERT", "DELETE")
+        if strategy is Strategy.MERGE and (
+            self._options.delete_flag is None or self._options.deletes is Deletes.SOFT
+        ):
+            return ("SELECT", "INSERT", "UPDATE")
+        return ("SELECT", "INSERT", "UPDATE", "DELETE")
 
     @cached_property
     def _keyed(self) -> KeyedBatch:
@@ -216,27 +266,116 @@ class InPlace:
                 ),
             )
         where = sql.SQL("{} AND {}").format(where, outside)
-        before = self._count_where(where)
-        brake(
-            manifest,
-            f"{target} in window {manifest.window}",
-            before=before,
-            lost=max(before - manifest.rows + stale, 0),
-            options=self._options,
-        )
-        deleted = self._run(sql.SQL("DELETE FROM {} WHERE {}").format(self._table, where))
-        inserted = self._run(
-            sql.SQL(
-                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} WHERE {}"
-            ).format(
-                ident(target),
-                names(self._columns),
-                names(self._columns),
-                ident(manifest.staging),
-                outside,
+        self._brake_window(where, stale)
+        if self._facts.references:
+            with self._as_for_everybody():
+                return self._replace_by_key(where, outside, stale)
+        with self._as_for_everybody():
+            deleted = self._run(sql.SQL("DELETE FROM {} WHERE {}").format(self._table, where))
+            self._require_gone(where)
+            inserted = self._run(
+                sql.SQL(
+                    "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} WHERE {}"
+                ).format(
+                    ident(target),
+                    names(self._columns),
+                    names(self._columns),
+                    ident(manifest.staging),
+                    outside,
+                )
             )
-        )
+        self._tell_of_defaults(deleted)
         return Counts(inserted=inserted, deleted=deleted, stale=stale)
+
+    def _replace_by_key(self, where: sql.Composable, outside: sql.Composable, stale: int) -> Counts:
+        """Replace the rows of *where*; one that stays is not deleted, since others refer to it.
+
+        :raises CatalogError: whatever refers to a row would go with it, and nothing says which rows stay.
+        """
+        if not self._facts.keys:
+            raise self._takes_along("replacing the window")
+        batch = sql.SQL("(SELECT * FROM {} WHERE {})").format(
+            ident(self._manifest.staging), outside
+        )
+        deleted = self._run(
+            sql.SQL(
+                "DELETE FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS s WHERE {})"
+            ).format(self._table, where, batch, same_key(self._facts.keys))
+        )
+        staged = self._manifest.rows - stale
+        done = self._upsert(None, sql.SQL("true")).write(batch, staged)
+        return Counts(
+            inserted=done.inserted,
+            updated=done.updated,
+            deleted=deleted,
+            unchanged=self._unchanged(staged, done),
+            stale=stale,
+        )
+
+    def _takes_along(self, what: str) -> CatalogError:
+        referring = ", ".join(dict.fromkeys(one.name for one in self._facts.references))
+        return CatalogError(
+            f"{what} deletes rows of {self._target.name} and inserts them again, and {referring} refer to them by "
+            "foreign key",
+            remedy=f"load the columns that {referring} refer to, or use strategy='merge', which goes by key",
+        )
+
+    def _require_gone(self, where: sql.Composable) -> None:
+        """:raises CatalogError: the target has kept rows that were deleted, which would stand there twice."""
+        if self._facts.is_plain:
+            return
+        kept = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self._table, where),
+        )
+        if kept:
+            raise CatalogError(
+                f"{kept:,} rows of {self._target.name} in window {self._manifest.window} are there after they were "
+                "deleted: a trigger, a rule or row security keeps them, or others write into the window",
+                remedy=f"let role {self._connection.info.user} delete them, or use strategy='merge'",
+            )
+
+    def _tell_of_defaults(self, deleted: int) -> None:
+        own = [
+            c.name for c in self._target.columns if not c.generated and c.name not in self._columns
+        ]
+        if own and deleted:
+            self._log(
+                "columns that the batch does not have start from their defaults again in the rows that were replaced",
+                table=str(self._target.name),
+                columns=own,
+            )
+
+    def _brake_window(self, where: sql.Composable, stale: int) -> None:
+        """Of each partition that holds rows of *where* enough must come back."""
+        manifest, target = self._manifest, self._target
+        what = f"{target.name} in window {manifest.window}"
+        before = dict(
+            self._connection.execute(
+                sql.SQL("SELECT tableoid::bigint, count(*) FROM {} WHERE {} GROUP BY 1").format(
+                    self._table, where
+                )
+            ).fetchall()
+        )
+        total = sum(before.values())
+        lost = max(total - manifest.rows + stale, 0)
+        brake(manifest, what, before=total, lost=lost, options=self._options)
+        routed = None if len(before) < 2 else partition_columns(self._connection, target)
+        if routed is None or not routed <= set(self._columns):
+            return
+        leaves = [
+            leaf for leaf in read_leaves(self._connection, target) if leaf.partition.oid in before
+        ]
+        staged = rows_by_leaf(self._connection, manifest.staging, leaves)
+        for leaf in leaves:
+            held = before[leaf.partition.oid]
+            brake(
+                manifest,
+                f"{leaf.partition.table} in window {manifest.window}",
+                before=held,
+                lost=max(held - staged.get(leaf.partition.oid, 0), 0),
+                options=self._options,
+            )
 
     def _merge(self) -> Counts:
         """Update, insert and delete by key; a row of the target that is newer than the batch's stays."""
@@ -245,48 +384,76 @@ class InPlace:
         hard = keyed.deleted is not None and self._options.deletes is Deletes.HARD
         lives = sql.SQL("NOT ({})").format(keyed.deleted) if hard else sql.SQL("true")
         staged = keyed.count_latest(lives if hard else None)
-        upsert = self._upsert(keyed.keys, fresh, lives)
+        upsert = self._upsert(fresh, lives)
         if (missing := upsert.missing_index()) is not None:
             self._log(
                 "no index begins with a key column, so the whole target is read for every load",
                 table=str(self._target.name),
                 remedy=missing.as_string(None),
             )
-        deleted = 0
+        gone: dict[int, int] = {}
+        stale = 0
         if keyed.deleted is not None and hard:
-            deleted = upsert.delete(latest, self._manifest.rows, keyed.deleted)
-            self._brake_deletes(deleted)
-        done = upsert.write(latest, staged)
-        # Where two rows of the target have one key, more are updated than were staged.
-        unchanged = max(staged - done.inserted - done.updated - done.stale, 0)
-        return Counts(done.inserted, done.updated, deleted, unchanged, done.stale)
+            with self._as_for_everybody():
+                gone, stale = upsert.delete(latest, self._manifest.rows, keyed.deleted)
+            self._brake_deletes(gone)
+        with self._as_for_everybody():
+            done = upsert.write(latest, staged)
+        return Counts(
+            inserted=done.inserted,
+            updated=done.updated,
+            deleted=sum(gone.values()),
+            unchanged=self._unchanged(staged, done),
+            stale=done.stale + stale,
+        )
 
-    def _brake_deletes(self, deleted: int) -> None:
-        """Of a target of many rows only so many are counted as show that few are gone."""
-        if not deleted:
+    def _unchanged(self, staged: int, done: Written) -> int:
+        """How many of the *staged* rows were there already, all the same."""
+        if done.overruled:
+            self._log(
+                "triggers or rules of the target changed what was written, or left it out",
+                table=str(self._target.name),
+                rows=done.overruled,
+            )
+        # Where two rows of the target have one key, more are updated than were staged.
+        return max(staged - done.inserted - done.updated - done.stale - done.overruled, 0)
+
+    def _brake_deletes(self, gone: dict[int, int]) -> None:
+        """Of a partition of many rows only so many are counted as show that few are gone."""
+        if not any(gone.values()):
             return
+        target = self._target.name
+        held = {
+            leaf.partition.oid: leaf.partition.table
+            for leaf in read_leaves(self._connection, self._target)
+        }
+        by_table: dict[TableName, int] = {}
+        for oid, deleted in gone.items():
+            table = held.get(oid, target)
+            by_table[table] = by_table.get(table, 0) + deleted
         share = self._options.max_shrink
-        enough = math.ceil(deleted / share) if share else None
-        left = scalar(
-            self._connection,
-            sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) AS r").format(
-                self._table, sql.Literal(enough)
-            ),
-        )
-        brake(
-            self._manifest,
-            str(self._target.name),
-            before=left + deleted,
-            lost=deleted,
-            options=self._options,
-        )
+        for table, deleted in by_table.items():
+            enough = math.ceil(deleted / share) if share else None
+            left = scalar(
+                self._connection,
+                sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) AS r").format(
+                    self._table if table == target else ident(table), sql.Literal(enough)
+                ),
+            )
+            brake(
+                self._manifest,
+                str(table),
+                before=left + deleted,
+                lost=deleted,
+                options=self._options,
+            )
 
     def _replace(self) -> Counts:
         """Make the target hold exactly the batch; rows that are the same are not written."""
         target, manifest = self._target.name, self._manifest
         ledger.require_latest(self._connection, manifest)
-        keys = keys_of(manifest, self._target, self._options)
-        if keys:
+        keys = self._facts.keys
+        if keys_of(manifest, self._target, self._options):
             self._keyed.require_keys()
         self._hold_writers_off()
         before = self._count_where(sql.SQL("true"))
@@ -297,12 +464,20 @@ class InPlace:
             lost=max(before - manifest.rows, 0),
             options=self._options,
         )
-        if not keys:
-            deleted = self._run(_delete_by_image(self._table, manifest.staging, self._columns))
-            inserted = self._run(
-                _insert_by_image(target, self._table, manifest.staging, self._columns)
-            )
-            return Counts(inserted, 0, deleted, manifest.rows - inserted)
+        with self._as_for_everybody():
+            return self._replace_by_image() if not keys else self._replace_all(keys)
+
+    def _replace_by_image(self) -> Counts:
+        """:raises CatalogError: whatever refers to a row that changes would go with it."""
+        target, manifest = self._target.name, self._manifest
+        if any(one.follows for one in self._facts.references):
+            raise self._takes_along("replacing the table")
+        deleted = self._run(_delete_by_image(self._table, manifest.staging, self._columns))
+        inserted = self._run(_insert_by_image(target, self._table, manifest.staging, self._columns))
+        return Counts(inserted, 0, deleted, manifest.rows - inserted)
+
+    def _replace_all(self, keys: Sequence[str]) -> Counts:
+        manifest = self._manifest
         staged: sql.Composable = ident(manifest.staging)
         deleted = self._run(
             sql.SQL("DELETE FROM {} AS t WHERE NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(
@@ -311,9 +486,8 @@ class InPlace:
         )
         if tuple(keys) != self._target.primary_key:
             deleted += self._run(_delete_surplus(self._table, keys))
-        done = self._upsert(keys, None, sql.SQL("true")).write(staged, manifest.rows)
-        unchanged = max(manifest.rows - done.inserted - done.updated, 0)
-        return Counts(done.inserted, done.updated, deleted, unchanged)
+        done = self._upsert(None, sql.SQL("true")).write(staged, manifest.rows)
+        return Counts(done.inserted, done.updated, deleted, self._unchanged(manifest.rows, done))
 
     # -- their pieces -----------------------------------------------------------------------------
 
@@ -332,26 +506,35 @@ class InPlace:
         self._connection.execute(statements.lock(self._target.name, "SHARE ROW EXCLUSIVE"))
 
     def _append(self) -> Counts:
-        return append(self._connection, self._manifest, self._target, self._options)
+        with self._as_for_everybody():
+            return append(
+                self._connection,
+                self._manifest,
+                self._target,
+                self._options,
+                self._facts.references,
+            )
 
     def _scd2(self) -> Counts:
         self._hold_writers_off()
-        return History(
-            self._connection, self._manifest, self._target, self._options, self._keyed
-        ).apply()
+        with self._as_for_everybody():
+            return History(
+                self._connection, self._manifest, self._target, self._options, self._keyed
+            ).apply()
 
-    def _upsert(
-        self, keys: Sequence[str], fresh: sql.Composable | None, lives: sql.Composable
-    ) -> Upsert:
+    @property
+    def _facts(self) -> Access:
         if self._access is None:
             raise AssertionError("unreachable")
+        return self._access
+
+    def _upsert(self, fresh: sql.Composable | None, lives: sql.Composable) -> Upsert:
         return Upsert(
             self._connection,
             self._target,
             self._table,
-            self._access,
+            self._facts,
             self._columns,
-            keys,
             fresh=fresh,
             lives=lives,
         )

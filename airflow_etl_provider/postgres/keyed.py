@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError, DataError
-from airflow_etl_provider.core.load import Manifest
+from airflow_etl_provider.core.load import Kind, Manifest
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.postgres import ledger
@@ -59,6 +59,8 @@ class KeyedBatch:
                 f"nothing says what identifies a row of {target.name}",
                 remedy="name the columns with keys=[...], or give the table a primary key",
             )
+        if not (options.keys or manifest.keys) and manifest.kind is Kind.ENTITIES:
+            self._require_said(target)
         cursor = manifest.cursor
         #: The column that says which version of a row is newer.
         orders = by_cursor and cursor in self._columns and cursor not in self.keys
@@ -66,6 +68,17 @@ class KeyedBatch:
         self._repeats = self.order is not None
         #: Whether ``s`` is a row that was deleted; ``None`` where nothing says so.
         self.deleted = deleted_flag(manifest, options)
+
+    def _require_said(self, target: Table) -> None:
+        """The primary key of a partitioned table does not tell what identifies a row: it must hold the partition column."""
+        moving = [key for key in self.keys if key in target.partition_columns]
+        if moving and len(moving) < len(self.keys):
+            rest = [key for key in self.keys if key not in moving]
+            raise ContractError(
+                f"nothing says whether a row of {target.name} keeps its {', '.join(moving)}: its primary key "
+                f"({', '.join(self.keys)}) must hold what it is partitioned by, and a row that moves would stand there twice",
+                remedy=f"say keys={rest!r} if a row is the same whatever its {', '.join(moving)}, else keys={list(self.keys)!r}",
+            )
 
     def require_keys(self) -> None:
         """Look at the keys of the batch, once.
@@ -128,8 +141,13 @@ class KeyedBatch:
         if self.order is None or not self._repeats:
             return ident(self._manifest.staging)
         return sql.SQL(
-            "(SELECT DISTINCT ON ({k}) * FROM {s} ORDER BY {k}, {c} DESC NULLS LAST)"
-        ).format(k=names(self.keys), s=ident(self._manifest.staging), c=sql.Identifier(self.order))
+            "(SELECT DISTINCT ON ({k}) * FROM {s} ORDER BY {k}, {c}::{t} DESC NULLS LAST)"
+        ).format(
+            k=names(self.keys),
+            s=ident(self._manifest.staging),
+            c=sql.Identifier(self.order),
+            t=self.order_type(),
+        )
 
     def count_latest(self, where: sql.Composable | None) -> int:
         """How many rows :meth:`latest` has, of those *where* is true for."""
@@ -148,37 +166,44 @@ class KeyedBatch:
         """Whether every row of the batch is later than *latest* in cursor order, so that none can be stale."""
         if self.order is None or latest is None:
             return False
-        (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self.order)
         found: bool = scalar(
             self._connection,
             sql.SQL(
                 "SELECT coalesce(min({c})::{t} > {l}::{t}, false) AND count(*) = count({c}) FROM {s}"
             ).format(
                 c=sql.Identifier(self.order),
-                t=cursor_type_sql(cursor_type),
+                t=self.order_type(),
                 l=sql.Literal(latest),
                 s=ident(self._manifest.staging),
             ),
         )
         return found
 
+    def order_type(self) -> sql.Composable:
+        """What cursors are compared as: text in the order of its bytes, as everywhere."""
+        (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self.order)
+        return cursor_type_sql(cursor_type)
+
     def not_older(self) -> sql.Composable | None:
         """Whether the batch's row may take the place of the target's; ``None`` where it always may.
 
         The later cursor wins. Where that does not tell, because both are equal or one has no value, the
         batch wins unless a load that read the source later has published such rows.
+
+        :raises StateError: the batch has no cursor, and a load of another window has read the source later.
         """
         newer, overlapping, newer_nulls = ledger.newer_snapshots(self._connection, self._manifest)
         if self.order is None:
             # Nothing in the rows tells: a load that read later knows better.
+            if newer and not overlapping and self._manifest.cursor not in self._columns:
+                ledger.require_latest(self._connection, self._manifest)
             return sql.SQL("false") if overlapping else None
-        (cursor_type,) = (c.type for c in self._manifest.columns if c.name == self.order)
         return sql.SQL(
             "CASE WHEN s.{c} IS NULL THEN {batch_without} WHEN t.{c} IS NULL THEN {target_without}"
             " ELSE s.{c}::{t} {later} t.{c}::{t} END"
         ).format(
             c=sql.Identifier(self.order),
-            t=cursor_type_sql(cursor_type),
+            t=self.order_type(),
             later=sql.SQL(">" if overlapping else ">="),
             batch_without=sql.SQL("false" if newer else "true"),
             target_without=sql.SQL("false" if newer_nulls else "true"),

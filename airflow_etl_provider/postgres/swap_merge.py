@@ -336,8 +336,8 @@ class SwapMerge:
         old, keyed = ident(leaf.partition.table), self._keyed
         last: sql.Composable = sql.SQL("NULL, 0")
         if keyed is not None and keyed.order is not None:
-            last = sql.SQL("max(t.{c})::text, count(*) - count(t.{c})").format(
-                c=sql.Identifier(keyed.order)
+            last = sql.SQL("max(t.{c}::{t})::text, count(*) - count(t.{c})").format(
+                c=sql.Identifier(keyed.order), t=keyed.order_type()
             )
         row = self._connection.execute(
             sql.SQL("SELECT count(*), {}, {} FROM ONLY {} AS t").format(_FINGERPRINT, last, old)

@@ -12,7 +12,7 @@ as anybody would, by UPDATE and INSERT.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,23 +35,44 @@ _LOOKUP_ROWS = 10
 _SMALL = 100_000
 _REST = sql.Identifier("pg_temp", "etl_rest")
 _MISSING = sql.Identifier("pg_temp", "etl_missing")
+_REWRITTEN = sql.Identifier("pg_temp", "etl_rewritten")
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Rows of the target, and those of the batch that were older than the target's."""
+    """Rows of the target, and of the batch: those that were older than the target's, and those that the target's own
+    triggers or rules changed or left out."""
 
     inserted: int = 0
     updated: int = 0
     stale: int = 0
+    overruled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A foreign key that refers to a target.
+
+    :param name: of the table that refers to it.
+    :param columns: of the target.
+    :param is_whole: it refers to the target itself, and not to a partition of it.
+    :param follows: whatever refers to a row that is deleted is deleted or changed too.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    is_whole: bool
+    follows: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """How rows of a target are found and written.
 
+    :param keys: the columns by which rows are found.
     :param is_plain: nothing of the target's own runs when a row is written, and no row is in another's way.
-    :param returns: an INSERT may tell what it inserted.
+    :param has_policies: row security says which rows are written.
+    :param returns: a statement may tell what it wrote.
     :param always: identity columns that no UPDATE may write.
     :param rows: of the target, as far as the server has counted.
     :param routed: columns that say which partition a row belongs to; ``None`` if it is not partitioned, or by an
@@ -59,12 +80,15 @@ class Access:
     :param indexes: the columns of each index by which a row is found.
     """
 
+    keys: tuple[str, ...]
     is_plain: bool
+    has_policies: bool
     returns: bool
     always: tuple[str, ...]
     rows: int
     routed: frozenset[str] | None
     indexes: tuple[tuple[str | None, ...], ...]
+    references: tuple[Reference, ...]
 
     @classmethod
     def read(
@@ -74,18 +98,28 @@ class Access:
         with connection.cursor(row_factory=dict_row) as cursor:
             row = cursor.execute(
                 queries("upsert")["target"], {"oid": target.oid, "keys": list(keys)}
-            ).fetchone() or {"is_plain": False, "returns": False, "always": [], "rows": 0}
+            ).fetchone()
+            references = cursor.execute(
+                queries("upsert")["references"], {"oid": target.oid}
+            ).fetchall()
+        if row is None:
+            raise AssertionError("unreachable")
         indexes = connection.execute(queries("upsert")["indexes"], {"oid": target.oid}).fetchall()
         routed = None
         if target.partition_strategy is not None:
             routed = partition_columns(connection, target)
         return cls(
+            keys=tuple(keys),
             is_plain=row["is_plain"],
+            has_policies=row["has_policies"],
             returns=row["returns"],
             always=tuple(row["always"]),
             rows=row["rows"],
             routed=None if routed is None else frozenset(routed),
             indexes=tuple(tuple(columns) for (columns,) in indexes),
+            references=tuple(
+                Reference(**{**found, "columns": tuple(found["columns"])}) for found in references
+            ),
         )
 
     def is_indexed(self, columns: set[str]) -> bool:
@@ -108,9 +142,9 @@ class Upsert:
     """How a batch ``s`` of one row per key is written into *target*, known as ``t``, in the caller's transaction.
 
     :param table: the target, as a statement names it that reads or changes its rows.
-    :param access: what :meth:`Access.read` found, before the search path became the user's.
+    :param access: what :meth:`Access.read` found, before the search path became the user's; of its keys no two rows
+        have the same.
     :param columns: those that the batch has.
-    :param keys: of the target no two rows have the same.
     :param fresh: whether ``s`` may take the place of ``t``; ``None`` where it always may.
     :param lives: whether ``s`` is a row of the target; one that is not is neither inserted nor counted.
     """
@@ -122,7 +156,6 @@ class Upsert:
         table: sql.Composable,
         access: Access,
         columns: Sequence[str],
-        keys: Sequence[str],
         *,
         fresh: sql.Composable | None,
         lives: sql.Composable,
@@ -132,12 +165,12 @@ class Upsert:
         self._table = table
         self._access = access
         self._columns = columns
-        self._keys = tuple(keys)
+        self._keys = access.keys
         self._fresh = fresh or sql.SQL("true")
         self._is_ordered = fresh is not None
         self._lives = lives
         own = [column.name for column in target.columns if column.name in columns]
-        self._always = any(name in access.always and name not in keys for name in own)
+        self._always = [name for name in own if name in access.always and name not in access.keys]
         self._writable = [name for name in own if name not in access.always]
 
     def missing_index(self) -> sql.Composed | None:
@@ -149,19 +182,37 @@ class Upsert:
             ident(self._target.name), names(self._keys)
         )
 
-    def delete(self, batch: sql.Composable, rows: int, deleted: sql.Composable) -> int:
-        """Delete the rows whose ``s`` is *deleted*, unless the target's version is newer; returns how many.
+    def delete(
+        self, batch: sql.Composable, rows: int, deleted: sql.Composable
+    ) -> tuple[dict[int, int], int]:
+        """Delete the rows whose ``s`` is *deleted*, unless the target's version is newer.
 
         :param batch: the table or sub-query that is ``s``, of *rows* altogether.
+        :return: how many went, by the oid of the table that held them (the target's own where that is not told), and
+            how many stayed because the target's version is newer.
         """
         statement = sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {} AND {}").format(
             self._table, batch, same_key(self._keys), deleted, self._fresh
         )
         expect_random_reads(self._connection)
-        if self._place(rows) != set(self._keys):
-            return self._run(statement)
-        with self._looked_up():
-            return self._run(statement)
+        looked_up = self._place(rows) == set(self._keys)
+        with self._looked_up() if looked_up else nullcontext():
+            if self._access.returns:
+                counted = sql.SQL(
+                    "WITH gone AS ({} RETURNING t.tableoid) SELECT tableoid::bigint, count(*) FROM gone GROUP BY 1"
+                ).format(statement)
+                gone = dict(self._connection.execute(counted).fetchall())
+            else:
+                gone = {self._target.oid: self._run(statement)}
+            stale = 0
+            if self._is_ordered:
+                stale = scalar(
+                    self._connection,
+                    sql.SQL(
+                        "SELECT count(*) FROM {} AS t JOIN {} AS s ON {} WHERE {} AND NOT coalesce({}, false)"
+                    ).format(self._table, batch, same_key(self._keys), deleted, self._fresh),
+                )
+        return gone, stale
 
     def write(self, batch: sql.Composable, rows: int) -> Written:
         """Update what changed and insert what is missing.
@@ -277,7 +328,7 @@ class Upsert:
                 at_once = False
         if not at_once:
             updated, inserted = self._update_and_insert(batch)
-        stale = 0
+        stale = overruled = 0
         if rows > updated + inserted and (self._is_ordered or not at_once):
             # What the batch brought is equal to it by now, so what still differs is newer. What is not was
             # written by others between UPDATE and INSERT, unless the target has changed it itself.
@@ -286,7 +337,14 @@ class Upsert:
                 raise psycopg.errors.SerializationFailure(
                     "others wrote rows of the same keys meanwhile"
                 )
-        return Written(inserted, updated, stale)
+            if not self._access.is_plain:
+                overruled = left + missing
+            if overruled and self._access.has_policies:
+                raise DataError(
+                    f"row security of {self._target.name} let {overruled:,} rows of the batch not be written",
+                    remedy=f"give role {self._connection.info.user} a policy FOR ALL, BYPASSRLS, or the table",
+                )
+        return Written(inserted, updated, stale, overruled)
 
     def _merge(self, batch: sql.Composable) -> tuple[int, int]:
         """In one pass; returns how many rows were updated and inserted."""
@@ -313,23 +371,64 @@ class Upsert:
     def _update_and_insert(self, batch: sql.Composable) -> tuple[int, int]:
         """Returns how many rows were updated and inserted.
 
-        Where UPDATE cannot do it, changed rows are deleted, to be inserted as missing: an identity column is
-        GENERATED ALWAYS, or rows swap the values of a second unique column.
+        Where UPDATE cannot do it, rows are deleted and inserted again: an identity column that is GENERATED ALWAYS
+        has another value, or rows swap the values of a second unique column.
 
         :raises psycopg.errors.SerializationFailure: others inserted a key in between.
         """
         noted = self._note_missing(batch)
-        updated = taken_out = 0
-        if self._always:
-            taken_out = self._take_out(batch)
-        elif self._writable:
+        updated = self._rewrite(batch, self._another_identity()) if self._always else 0
+        if self._writable:
             try:
                 with self._connection.transaction():
-                    updated = self._run(self._update(batch, self._keys))
+                    updated += self._run(self._update(batch, self._keys))
             except (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation):
-                taken_out = self._take_out(batch)
+                updated += self._rewrite(batch, sql.SQL("true"))
         inserted = self._insert_noted(batch) if noted else self._run(self._insert_missing(batch))
-        return updated + taken_out, inserted - taken_out
+        return updated, inserted
+
+    def _rewrite(self, batch: sql.Composable, which: sql.Composable) -> int:
+        """Delete changed rows of *which* and insert them again, with what only the target has; returns how many.
+
+        :raises DataError: a foreign key hangs on them.
+        """
+        rows = sql.SQL("{} AS s JOIN {} AS t ON {} WHERE {} AND {}").format(
+            batch, self._table, same_key(self._keys), self._changed(), which
+        )
+        if not scalar(self._connection, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(rows)):
+            return 0
+        if self._access.references:
+            referencing = ", ".join(dict.fromkeys(one.name for one in self._access.references))
+            raise DataError(
+                f"rows of {self._target.name} swap values of a unique column, or change an identity column, and "
+                f"{referencing} reference them",
+                remedy="make the unique constraint DEFERRABLE, or the identity column GENERATED BY DEFAULT",
+            )
+        kept = [
+            c.name for c in self._target.columns if c.name not in self._columns and not c.generated
+        ]
+        self._run(
+            sql.SQL("CREATE TEMP TABLE etl_rewritten ON COMMIT DROP AS SELECT {} FROM {}").format(
+                sql.SQL(", ").join(
+                    [sql.Identifier("s", name) for name in self._columns]
+                    + [sql.Identifier("t", name) for name in kept]
+                ),
+                rows,
+            )
+        )
+        rewritten = self._run(
+            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {}").format(
+                self._table, _REWRITTEN, same_key(self._keys)
+            )
+        )
+        own = names([*self._columns, *kept])
+        self._run(
+            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}").format(
+                ident(self._target.name), own, own, _REWRITTEN
+            )
+        )
+        self._run(sql.SQL("DROP TABLE {}").format(_REWRITTEN))
+        return rewritten
 
     def _note_missing(self, batch: sql.Composable) -> bool:
         """Note the keys that the target lacks before it is updated; returns whether any were.
@@ -369,26 +468,6 @@ class Upsert:
             )
         return inserted
 
-    def _take_out(self, batch: sql.Composable) -> int:
-        """Delete changed rows, so that they are inserted as missing; refused where a foreign key hangs on them."""
-        referencing = [
-            row[0]
-            for row in self._connection.execute(
-                queries("catalog")["referencing_foreign_keys"], {"oid": self._target.oid}
-            )
-        ]
-        if referencing:
-            raise DataError(
-                f"rows of {self._target.name} swap values of a unique column, or change an identity column, and "
-                f"{', '.join(referencing)} reference them",
-                remedy="make the unique constraint DEFERRABLE, or the identity column GENERATED BY DEFAULT",
-            )
-        return self._run(
-            sql.SQL("DELETE FROM {} AS t USING {} AS s WHERE {} AND {}").format(
-                self._table, batch, same_key(self._keys), self._changed()
-            )
-        )
-
     def _update(self, batch: sql.Composable, by: Sequence[str]) -> sql.Composed:
         """Write rows whose image differs; a row may move to another partition."""
         return sql.SQL("UPDATE {} AS t SET {} FROM {} AS s WHERE {} AND {}").format(
@@ -416,7 +495,8 @@ class Upsert:
                 "SELECT count(*) FILTER (WHERE is_there AND differs AND NOT is_fresh),"
                 " count(*) FILTER (WHERE is_there AND differs AND is_fresh), count(*) FILTER (WHERE NOT is_there)"
                 " FROM (SELECT t.tableoid IS NOT NULL AS is_there, {} AS differs, ({}) IS TRUE AS is_fresh"
-                "   FROM {} AS s LEFT JOIN {} AS t ON {} WHERE {}) AS r"
+                # OFFSET 0: not joined first and counted then, a row of both tables may have too many columns.
+                "   FROM {} AS s LEFT JOIN {} AS t ON {} WHERE {} OFFSET 0) AS r"
             ).format(
                 self._another_image(), self._fresh, batch, self._table, same_key(by), self._lives
             )
@@ -435,6 +515,11 @@ class Upsert:
         """By image, so that 1.0 and 1.00 differ."""
         return sql.SQL("ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record").format(
             qualified("t", self._columns), qualified("s", self._columns)
+        )
+
+    def _another_identity(self) -> sql.Composed:
+        return sql.SQL("ROW({}) IS DISTINCT FROM ROW({})").format(
+            qualified("t", self._always), qualified("s", self._always)
         )
 
     def _changed(self) -> sql.Composed:
