@@ -182,7 +182,8 @@ class Manifest:
     anything new, for which there is no load. ``null_rows`` counts the source's rows without a cursor value,
     in this batch or not. ``rows_dead`` of the rows that were read were set aside, and are not among ``rows``.
     ``replays`` is the load whose dead letters this one brings back.
-    ``transformed`` says what a transform made the batch of.
+    ``transformed`` says what a transform made the batch of. ``audited`` tells whether the staged rows are still those
+    that were audited; ``None`` where nobody has.
     """
 
     load_id: str
@@ -217,6 +218,7 @@ class Manifest:
     replays: str | None = None
     report: Mapping[str, Any] | None = field(default=None)
     transformed: Transformed | None = None
+    audited: str | None = None
 
     @property
     def extracted(self) -> Manifest:
@@ -235,6 +237,7 @@ class Manifest:
             checksum=made.checksum,
             rows_dead=made.rows_dead,
             transformed=None,
+            audited=None,
         )
 
     @property
@@ -254,6 +257,15 @@ class Manifest:
             raise ContractError(
                 f"{self.staging} holds {staged:,} rows, {self.rows:,} were staged and audited",
                 remedy="clear extract and downstream: the window is read and audited anew",
+            )
+
+    def require_audited(self, staged: str) -> None:
+        """:raises ContractError: the rows of the staged table are others than were audited."""
+        if self.audited is not None and staged != self.audited:
+            raise ContractError(
+                f"rows of {self.staging} were changed, added or deleted since load {self.load_id} was audited",
+                remedy="clear validate and publish, if the change is meant: the batch is audited as it is now; otherwise "
+                "clear extract and downstream: the window is read and audited anew",
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -298,6 +310,7 @@ class Manifest:
             "replays": self.replays,
             "report": None if self.report is None else dict(self.report),
             "transformed": None if self.transformed is None else self.transformed.as_json(),
+            "audited": self.audited,
         }
 
     @classmethod
@@ -362,6 +375,7 @@ class Manifest:
                 transformed=None
                 if data.get("transformed") is None
                 else Transformed.from_json(data["transformed"]),
+                audited=data.get("audited"),
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class AuditArea(Protocol):
         """:raises ContractError: the staged table is gone."""
         ...
 
+    def fingerprint(self, manifest: Manifest) -> str:
+        """What tells the staged rows, as they are now, from any others that may take their place."""
+        ...
+
     def require_rows(self, manifest: Manifest, rows: int | None) -> None:
         """What an audit has seen are the staged rows.
 
@@ -58,10 +62,8 @@ class AuditArea(Protocol):
         """
         ...
 
-    def record_audit(
-        self, load_id: str, report: AuditReport, *, error: str | None, staging: TableName | None
-    ) -> None:
-        """Record the verdict on *staging*.
+    def record_audit(self, manifest: Manifest, report: AuditReport, *, error: str | None) -> None:
+        """Record the verdict on the batch.
 
         :raises Superseded: the batch of the load is another one by now.
         """
@@ -84,6 +86,7 @@ class AuditArea(Protocol):
     ) -> Manifest:
         """Turn the rows with *faults* into dead letters and record the audit of the rest, in one transaction.
 
+        :raises ContractError: rows of the batch were changed while it was audited.
         :raises Superseded: another try has changed the batch.
         """
         ...
@@ -149,6 +152,8 @@ def validate(
     refusal: QualityGateFailed | None = None
     try:
         area.require_batch(manifest)
+        # Before the audit: what is changed under its eyes is not what is published.
+        manifest = replace(manifest, audited=area.fingerprint(manifest))
         report = audit(manifest.staging, load_id)
         area.require_rows(manifest, report.rows)
         faults = [] if quarantine is None else quarantine.faults(report, manifest.staging)
@@ -168,7 +173,7 @@ def validate(
             raise refusal
         reject(report, manifest.staging)
     except QualityGateFailed as failure:
-        area.record_audit(load_id, report, error=failure.what, staging=manifest.staging)
+        area.record_audit(manifest, report, error=failure.what)
         log(
             "batch rejected",
             load_id=load_id,
@@ -180,7 +185,7 @@ def validate(
         manifest = area.set_aside(manifest, faults, report)
         log("rows set aside", load_id=load_id, rows=manifest.rows_dead, reasons=dict(reasons))
     else:
-        area.record_audit(load_id, report, error=None, staging=manifest.staging)
+        area.record_audit(manifest, report, error=None)
     log(
         "batch validated",
         load_id=load_id,

@@ -304,7 +304,7 @@ class PartitionSwapOperator(BaseOperator):
             if report is None:
                 area.waive(manifest.load_id, f"{run.dag_id} {run.run_id}")
             else:
-                area.accept(manifest.load_id, report)
+                manifest = area.accept(manifest, report)
         return manifest
 
     def _require_report(self, staged: TableName) -> Mapping[str, Any]:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 
 from airflow_etl_provider.core.dead_letters import Fault
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError
-from airflow_etl_provider.core.load import Column, Kind, Load, Manifest, PartitionRange, RunInfo
+from airflow_etl_provider.core.load import (
+    Column,
+    Kind,
+    Load,
+    LoadState,
+    Manifest,
+    PartitionRange,
+    RunInfo,
+)
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import PartitionSpec
 from airflow_etl_provider.core.ports import AuditReport
@@ -57,6 +65,14 @@ class PostgresAuditArea:
                     f"the staged table {manifest.staging} of load {manifest.load_id} is gone",
                     remedy="clear extract and downstream: the window is read anew",
                 )
+
+    def fingerprint(self, manifest: Manifest) -> str:
+        with (
+            connect(self.endpoint) as connection,
+            translated_errors(f"looking at {manifest.staging}"),
+        ):
+            found: str = catalog.scalar(connection, statements.fingerprint(manifest.staging))
+            return found
 
     def require_rows(self, manifest: Manifest, rows: int | None) -> None:
         if rows == manifest.rows:
@@ -119,15 +135,20 @@ class PostgresAuditArea:
             keys = manifest.keys or target.primary_key
             with connection.transaction():
                 require_same_batch(connection, manifest)
+                connection.execute(statements.lock(manifest.staging, "SHARE ROW EXCLUSIVE"))
+                look = statements.fingerprint(manifest.staging)
+                manifest.require_audited(catalog.scalar(connection, look))
                 left = set_aside(
                     connection, manifest, faults, keys if batch.issuperset(keys) else ()
                 )
+                left = replace(left, audited=catalog.scalar(connection, look))
                 ledger.mark_audited(
                     connection,
                     manifest.load_id,
                     rejected=False,
                     report=report.as_ledger(),
                     error=None,
+                    audited=left.audited,
                 )
         return left
 
@@ -139,13 +160,18 @@ class PostgresAuditArea:
         ):
             yield connection
 
-    def record_audit(
-        self, load_id: str, report: AuditReport, *, error: str | None, staging: TableName | None
-    ) -> None:
+    def record_audit(self, manifest: Manifest, report: AuditReport, *, error: str | None) -> None:
         found = report.as_ledger()
         if error is not None:
             found["verdict"] = "rejected"
-        self._record(load_id, found, rejected=error is not None, error=error, staging=staging)
+        self._record(
+            manifest.load_id,
+            found,
+            rejected=error is not None,
+            error=error,
+            audited=manifest.audited,
+            staging=manifest.staging,
+        )
 
     def _record(
         self,
@@ -154,6 +180,7 @@ class PostgresAuditArea:
         *,
         rejected: bool,
         error: str | None,
+        audited: str | None = None,
         staging: TableName | None = None,
     ) -> None:
         with (
@@ -167,6 +194,7 @@ class PostgresAuditArea:
                 rejected=rejected,
                 report=report,
                 error=error,
+                audited=audited,
                 staging=staging,
             )
 
@@ -175,9 +203,15 @@ class PostgresAuditArea:
         report = {"verdict": "none", "reason": "audit='none'", "actor": actor}
         self._record(load_id, report, rejected=False, error=None)
 
-    def accept(self, load_id: str, report: Mapping[str, Any]) -> None:
-        """Record a report that an earlier task made of the same table."""
-        self._record(load_id, report, rejected=False, error=None)
+    def accept(self, manifest: Manifest, report: Mapping[str, Any]) -> Manifest:
+        """Record a report that an earlier task made of the same table, whose rows are not to change from here on."""
+        known = self.load(manifest.load_id)
+        if known.state is LoadState.VALIDATED and known.report == report:
+            # A retry: what was accepted before is not accepted anew, as it may be another one now.
+            return known.manifest or manifest
+        accepted = replace(manifest, audited=self.fingerprint(manifest))
+        self._record(manifest.load_id, report, rejected=False, error=None, audited=accepted.audited)
+        return accepted
 
     def fail(self, load_id: str, error: str) -> None:
         with (

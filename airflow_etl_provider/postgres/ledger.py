@@ -43,6 +43,7 @@ from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
 from airflow_etl_provider.postgres.statements import STAGING_SCHEMA as STAGING_SCHEMA
+from airflow_etl_provider.postgres.statements import fingerprint
 
 LEDGER_VERSION = 5
 #: What ``etl.loads.bounds`` says of a load that holds only rows without a cursor value.
@@ -518,10 +519,12 @@ def mark_audited(
     rejected: bool,
     report: Mapping[str, Any],
     error: str | None,
+    audited: str | None = None,
     staging: TableName | None = None,
 ) -> None:
     """Record the audit; the dead letters of a load that is rejected end with it.
 
+    :param audited: the fingerprint of the rows that were audited; ``None`` where nobody has.
     :param staging: the table that was audited; a transform may have made another one meanwhile.
     :raises Superseded: the load is no longer waiting for one.
     """
@@ -532,6 +535,7 @@ def mark_audited(
             "state": (LoadState.REJECTED if rejected else LoadState.VALIDATED).value,
             "report": Jsonb(dict(report)),
             "error": error,
+            "audited": audited,
             "staging": None if staging is None else str(staging),
         },
     )
@@ -606,9 +610,13 @@ def enter_publish(
 
 
 def _require_same_batch(current: Load, manifest: Manifest) -> None:
-    """:raises Superseded: rows were set aside since *manifest* was read."""
+    """:raises Superseded: the batch was audited again since *manifest* was read, and is not the same any more."""
     now = current.manifest
-    if now is not None and (now.staging, now.rows) != (manifest.staging, manifest.rows):
+    if now is not None and (now.staging, now.rows, now.audited) != (
+        manifest.staging,
+        manifest.rows,
+        manifest.audited,
+    ):
         raise Superseded(
             f"the batch of load {manifest.load_id} was audited again while it was being published",
             remedy="nothing to do: Airflow retries, and publishes the batch as it is now",
@@ -683,8 +691,12 @@ def record_published(
 
     :param options: what publish was told about the rows, for replays of what was set aside.
     :param keys: columns that identify a row, where the publish went by key.
+    :raises ContractError: the staged rows are no longer those that were audited.
     """
     named = queries("ledger")
+    if manifest.audited is not None:
+        # After they were read: if they are the audited ones now, they were all the time.
+        manifest.require_audited(scalar(connection, fingerprint(manifest.staging)))
     moved = published.position
     if manifest.window.is_range and manifest.replays is None:
         _cover(connection, manifest)

@@ -246,6 +246,7 @@ class Rebatch:
             transport="binary",
             checksum=None,
             report=None,
+            audited=None,
             rows_dead=batch.rows_dead + dead,
             transformed=Transformed(
                 task_id=self.request.run.task_id,

@@ -128,12 +128,15 @@ class PostgresReplay:
                 ledger.abandon(connection, manifest.load_id, "none of its letters passed the audit")
                 drop_staging(connection, manifest.staging)
                 return None, len(failed)
+            look = statements.fingerprint(manifest.staging)
+            left = replace(left, audited=catalog.scalar(connection, look))
             ledger.mark_audited(
                 connection,
                 manifest.load_id,
                 rejected=False,
                 report=found.report.as_ledger(),
                 error=None,
+                audited=left.audited,
             )
         return left, len(failed)
 
@@ -407,6 +410,7 @@ class _Staging:
             checksum=None,
             report=None,
             transformed=None,
+            audited=None,
             replays=origin.manifest.load_id,
         )
         self._letter = _letter(self._manifest)

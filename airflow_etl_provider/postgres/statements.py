@@ -18,6 +18,10 @@ STAGING_SCHEMA = "etl_staging"
 BOUND_CHECK = "etl_partition_bound"
 #: Settings that hold the two pads of a hash's key.
 HASH_INNER, HASH_OUTER = "etl.hash_inner", "etl.hash_outer"
+#: Equal for two looks at a table ``t`` between which no row was written: places and writers of all rows.
+FINGERPRINT = sql.SQL(
+    "count(*) || ' ' || coalesce(bit_xor(hashtidextended(t.ctid, t.xmin::text::int8)), 0)"
+)
 
 
 def ident(table: TableName) -> sql.Identifier:
@@ -352,6 +356,10 @@ def lock_all(tables: Sequence[TableName], mode: str) -> sql.Composed:
 
 def count(table: TableName) -> sql.Composed:
     return sql.SQL("SELECT count(*) FROM {}").format(ident(table))
+
+
+def fingerprint(table: TableName) -> sql.Composed:
+    return sql.SQL("SELECT {} FROM {} AS t").format(FINGERPRINT, ident(table))
 
 
 def script(steps: Sequence[sql.Composable]) -> sql.Composed:

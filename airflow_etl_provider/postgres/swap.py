@@ -170,17 +170,28 @@ class Swap:
         if manifest.direct:
             return [manifest.staging]
         tables = staged_tables(manifest)[1:]
+        staged = manifest.audited or scalar(
+            self._connection, statements.fingerprint(manifest.staging)
+        )
         return [
-            self._fill_one(part, table)
+            self._fill_one(part, table, staged)
             for part, table in zip(manifest.partitions, tables, strict=True)
         ]
 
-    def _fill_one(self, part: PartitionRange, table: TableName) -> TableName:
+    def _fill_one(self, part: PartitionRange, table: TableName, staged: str) -> TableName:
         """Copy the partition's rows out of the staged table, frozen in the transaction that creates it.
 
         Frozen, because a reader whose snapshot is older than this fill must not find an empty partition.
+
+        :param staged: the fingerprint of the staged rows. A table that a try before this one has filled from the same
+            ones is not filled again.
         """
-        if scalar(self._connection, "SELECT to_regclass(%(name)s)::text", {"name": str(table)}):
+        filled_from = scalar(
+            self._connection,
+            "SELECT obj_description(to_regclass(%(name)s), 'pg_class')",
+            {"name": str(table)},
+        )
+        if filled_from == staged:
             return table
         columns = [column.name for column in self._manifest.columns]
         column = self._manifest.partition_column or ""
@@ -196,7 +207,12 @@ class Swap:
             reading = stack.enter_context(connect_for_copy(self._endpoint, read_only=True))
             writing = stack.enter_context(connect_for_copy(self._endpoint, read_only=False))
             draw, drawn = identity_defaults(self._connection, self._target, table, columns)
-            create = [statements.create_twin(table, self._target.name), *draw]
+            create = [
+                sql.SQL("DROP TABLE IF EXISTS {}").format(statements.ident(table)),
+                statements.create_twin(table, self._target.name),
+                statements.comment(table, staged),
+                *draw,
+            ]
             with translated_errors(what), writing.cursor() as cursor:
                 cursor.execute(statements.script(create).as_string(None))
             sender = PostgresSender(

@@ -44,13 +44,8 @@ from airflow_etl_provider.postgres.partitions import (
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect
-from airflow_etl_provider.postgres.statements import ident, names, qualified
+from airflow_etl_provider.postgres.statements import FINGERPRINT, ident, names, qualified
 from airflow_etl_provider.postgres.twin import Parent, finish, own_indexes, parent_indexes
-
-#: Equal for two looks at a table between which no row was written: places and writers of all rows.
-_FINGERPRINT = sql.SQL(
-    "count(*) || ' ' || coalesce(bit_xor(hashtidextended(t.ctid, t.xmin::text::int8)), 0)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +335,7 @@ class SwapMerge:
                 c=sql.Identifier(keyed.order), t=keyed.order_type()
             )
         row = self._connection.execute(
-            sql.SQL("SELECT count(*), {}, {} FROM ONLY {} AS t").format(_FINGERPRINT, last, old)
+            sql.SQL("SELECT count(*), {}, {} FROM ONLY {} AS t").format(FINGERPRINT, last, old)
         ).fetchone()
         before, fingerprint, latest, without = row or (0, "", None, 0)
         stale = 0
@@ -549,7 +544,7 @@ class SwapMerge:
             now = scalar(
                 connection,
                 sql.SQL("SELECT {} FROM ONLY {} AS t").format(
-                    _FINGERPRINT, ident(one.leaf.partition.table)
+                    FINGERPRINT, ident(one.leaf.partition.table)
                 ),
             )
             if now != one.fingerprint:

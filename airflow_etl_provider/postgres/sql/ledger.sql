@@ -148,7 +148,8 @@ ON CONFLICT (load_id, row_hash, ordinal) DO NOTHING
 
 -- name: mark_audited
 UPDATE etl.loads
-SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s
+SET state = %(state)s, report = %(report)s, validated_at = clock_timestamp(), error = %(error)s,
+    manifest = manifest || jsonb_build_object('audited', %(audited)s::text)
 WHERE load_id = %(load_id)s AND state IN ('staged', 'validated', 'rejected')
   AND (%(staging)s::text IS NULL OR staging = %(staging)s::text)
 

@@ -82,7 +82,7 @@ def audited(pipeline: Pipeline, batch: Manifest, *, success: bool) -> None:
         started + timedelta(seconds=2),
     )
     error = None if success else "rejected"
-    pipeline.audits().record_audit(batch.load_id, report, error=error, staging=batch.staging)
+    pipeline.audits().record_audit(batch, report, error=error)
 
 
 def test_a_rejected_load_is_explained(ask: Ask, batch: tuple[Pipeline, Manifest]) -> None:

@@ -547,7 +547,7 @@ class TestStates:
         started = datetime.now(UTC)
         report = Report(batch.load_id, "none", str(first.staging), 10, (), started, started)
         with pytest.raises(Superseded, match="no longer waiting"):
-            pipe.audits().record_audit(batch.load_id, report, error=None, staging=first.staging)
+            pipe.audits().record_audit(first, report, error=None)
         assert pipe.state(batch.load_id) == "staged"
 
     def test_a_published_load_is_left_alone(self, staged):
