@@ -431,9 +431,10 @@ class SwapMerge:
         return sql.SQL("NOT ({})").format(gone)
 
     def _brake(self, built: Sequence[_Built]) -> None:
-        before, rows = sum(one.before for one in built), sum(one.rows for one in built)
-        if self._keyed is not None:
-            # A row may move from one partition to another: only all of them together can lose one.
+        by_key = self._keyed is not None
+        if by_key:
+            # Where rows of one key stood twice they become one, in whichever partition.
+            before, rows = sum(one.before for one in built), sum(one.rows for one in built)
             brake(
                 self._manifest,
                 f"{len(built)} partitions of {self._target.name}",
@@ -441,13 +442,14 @@ class SwapMerge:
                 lost=max(before - rows, 0),
                 options=self._options,
             )
-            return
         for one in built:
+            # By key a row may move to another partition, which loses nothing; one that is deleted is lost, however
+            # many others the batch brings.
             brake(
                 self._manifest,
                 f"partition {one.leaf.place.name}",
                 before=one.before,
-                lost=max(one.before - one.rows, 0),
+                lost=one.deleted if by_key else max(one.before - one.rows, 0),
                 options=self._options,
             )
 

@@ -133,6 +133,52 @@ def test_many_deletes_stop_at_the_brake(source18, warehouse18, strategy):
     assert ids(pipe) == [5, 6]
 
 
+def test_many_deletes_stop_at_the_brake_whatever_comes_in_their_place(source18, warehouse18):
+    """Of each partition: what other partitions gain, or it gains itself, is not what it lost."""
+    pipe = people(source18, warehouse18)
+    source18.run("UPDATE t SET gone = true, changed = changed + interval '1 h' WHERE id < 4")
+    source18.run("INSERT INTO t SELECT i, '2024-01-02Z', 'new' FROM generate_series(7, 30) AS i")
+    before = pipe.picture()
+    options = {"strategy": Strategy.SWAP_MERGE, "delete_flag": "gone"}
+    with pytest.raises(ShrinkBrake, match=r"3 of 3 rows .* partition a\.low"):
+        pipe.load(options=options)
+    assert pipe.picture() == before
+    source18.run("INSERT INTO t VALUES (0, '2024-01-02Z', 'new')")
+    with pytest.raises(ShrinkBrake, match=r"3 of 3 rows .* partition a\.low"):
+        pipe.load(options=options)
+    done = pipe.load(options=options | {"max_shrink": 1.0})
+    assert (done.rows_deleted, ids(pipe)[:2]) == (3, [0, 4])
+
+
+def test_rows_that_move_to_another_partition_are_not_lost(source18, warehouse18):
+    """All of January's rows are February's by now."""
+    source18.run(
+        "CREATE TABLE t (id int, month date, changed timestamptz, gone boolean);"
+        "INSERT INTO t SELECT i, '2024-01-05', '2024-01-05Z', false FROM generate_series(1, 6) AS i"
+    )
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id int, month date, changed timestamptz, gone boolean)"
+        " PARTITION BY RANGE (month);"
+        "CREATE TABLE a.january PARTITION OF a.t FOR VALUES FROM ('2024-01-01') TO ('2024-02-01');"
+        "CREATE TABLE a.february PARTITION OF a.t FOR VALUES FROM ('2024-02-01') TO ('2024-03-01');"
+        "CREATE INDEX ON a.t (id)"
+    )
+    pipe = Pipeline(
+        source18,
+        warehouse18,
+        kind=Kind.ENTITIES,
+        keys=("id",),
+        cursor="changed",
+        mode=WindowMode.FULL,
+        partition=None,
+    )
+    options = {"strategy": Strategy.SWAP_MERGE, "delete_flag": "gone"}
+    pipe.load(options=options)
+    source18.run("UPDATE t SET month = '2024-02-05', changed = '2024-02-05Z', gone = id = 1")
+    assert pipe.load(options=options).rows_deleted == 1
+    assert warehouse18.value("SELECT count(*) FROM a.february") == 5
+
+
 @pytest.mark.parametrize("strategy", MERGES)
 def test_a_flag_that_says_nothing_is_refused(source18, warehouse18, strategy):
     pipe = people(source18, warehouse18, "text")
