@@ -17,12 +17,12 @@ from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.core.partition import PartitionSpec, Period
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.postgres import locking, statements
-from airflow_etl_provider.postgres.catalog import Table, scalar
-from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.catalog import Relation, Table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.locking import Deadline
 from airflow_etl_provider.postgres.partitions import (
     attach_empty,
+    create_like,
     exclude_from_default,
     holding,
     let_into_default,
@@ -30,9 +30,11 @@ from airflow_etl_provider.postgres.partitions import (
     range_for,
     refuse_default_rows,
     same_range,
+    youngest,
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.tree import Branch
+from airflow_etl_provider.postgres.twin import Parent, tablespace_of
 
 Connection = psycopg.Connection[Any]
 
@@ -140,7 +142,7 @@ class _Making:
             return None
         name = TableName(place.name.schema, part.name)
         refuse_default_rows(connection, place, spec.column, [part])
-        create = self._create(name, place.name, self._sibling())
+        create = self._create(name, place, self._sibling())
         if dry_run:
             return name
         made = False
@@ -204,47 +206,36 @@ class _Making:
 
     def _sibling(self) -> Branch | None:
         """The newest partition, which the new one shall resemble."""
-        known = [one for one in self._place.below if one.partition.low is not None]
-        if not known:
-            return None
-        newest = scalar(
-            self._connection,
-            sql.SQL(
-                "SELECT oid FROM unnest(%(oids)s::bigint[], %(lows)s::text[]) AS p (oid, low)"
-                " ORDER BY low::{t} DESC LIMIT 1"
-            ).format(t=cursor_type_sql(self._column_type)),
-            {
-                "oids": [one.oid for one in known],
-                "lows": [one.partition.low for one in known],
-            },
-        )
-        return next(one for one in known if one.oid == newest)
+        below = self._place.below
+        newest = youngest(self._connection, [one.partition for one in below], self._column_type)
+        return next((one for one in below if newest is not None and one.oid == newest.oid), None)
 
     def _create(
-        self, name: TableName, parent: TableName, sibling: Branch | None
+        self, name: TableName, parent: Relation, sibling: Branch | None
     ) -> list[sql.Composed]:
         """The statements for a table like *sibling*, with all that is partitioned below it, by the same bounds.
 
         Those hold for any time: of a table that goes by the same column further down nothing is made ahead.
         """
+        connection = self._connection
         if sibling is None or sibling.strategy is None:
-            return [statements.create_partition(name, parent)]
-        by = scalar(
-            self._connection,
-            queries("retention")["partition_key"],
-            {"oid": sibling.oid},
-        )
-        steps = [
-            statements.create_partition(name, parent)
-            # The server's own rendering.
-            + sql.SQL(" PARTITION BY ")
-            + sql.SQL(by)
+            like = None if sibling is None else sibling.partition
+            return create_like(connection, name, parent, like)
+        by = scalar(connection, queries("retention")["partition_key"], {"oid": sibling.oid})
+        steps: list[sql.Composed] = [
+            statements.create_partition(
+                name,
+                parent.name,
+                tablespace_of(connection, sibling.oid),
+                # The server's own rendering.
+                by=sql.SQL(by),
+            )
         ]
         for number, below in enumerate(sibling.below):
             suffix = below.name.name.removeprefix(sibling.name.name)
             if suffix == below.name.name:
                 suffix = f"_{number}"
             child = TableName(name.schema, shortened(f"{name.name}{suffix}"))
-            steps += self._create(child, name, below)
+            steps += self._create(child, Parent(name, sibling.oid), below)
             steps.append(statements.attach_as(name, child, sql.SQL(below.bound or "DEFAULT")))
         return steps

@@ -28,6 +28,7 @@ from airflow_etl_provider.postgres.mending import bring_in_line, differences
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import (
     Parent,
+    Sibling,
     final_index_names,
     last_touches,
     move_statistics,
@@ -56,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One partition to be exchanged, or made where ``old`` is ``None``."""
+    """One partition to be exchanged, or made, like its ``sibling``, where ``old`` is ``None``."""
 
     place: Place
     new: TableName
@@ -64,6 +65,7 @@ class Change:
     rows: int
     rows_before: int
     bytes: int
+    sibling: Sibling | None = None
     steps: tuple[sql.Composable, ...] = ()
 
 
@@ -258,9 +260,10 @@ class Exchange:
     def _steps(self, change: Change) -> list[sql.Composable]:
         """The catalog changes for one partition, in order."""
         connection, place, old = self._connection, change.place, change.old
-        parent, final = place.parent, place.name
-        indexes = [*parent_indexes(connection, parent), *own_indexes(connection, old)]
-        index_names = final_index_names(connection, indexes, old, parent.name, final)
+        parent, final, sibling = place.parent, place.name, change.sibling
+        own = own_indexes(connection, old) if sibling is None else sibling.indexes
+        indexes = [*parent_indexes(connection, parent), *own]
+        index_names = final_index_names(connection, indexes, old, parent.name, final, sibling)
         steps: list[sql.Composable] = []
         if old is not None:
             kept = self._kept(change)
@@ -287,7 +290,8 @@ class Exchange:
             statements.rename_index(final.schema, working_name(change.new, index), name)
             for index, name in zip(indexes, index_names, strict=True)
         ]
-        steps += last_touches(connection, old, parent, final, short_id(self._manifest.load_id))
+        kept_suffix = short_id(self._manifest.load_id)
+        steps += last_touches(connection, old, parent, final, kept_suffix, sibling)
         return steps
 
     def _kept(self, change: Change) -> TableName:

@@ -28,6 +28,7 @@ from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import humane
 from airflow_etl_provider.postgres import ledger, statements
+from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.conversion import RAW_TABLE, Texts
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.session import (
@@ -48,6 +49,7 @@ from airflow_etl_provider.postgres.slices import (
     taken_over,
 )
 from airflow_etl_provider.postgres.transfer import relay
+from airflow_etl_provider.postgres.twin import tablespace_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,7 @@ class Filling:
                 plan.staging, list(zip(names, plan.types, strict=True)), logged=plan.logged
             )
         elif plan.direct:
-            create = statements.create_twin(plan.staging, request.target)
+            create = statements.create_twin(plan.staging, request.target, self._tablespace())
         else:
             create = statements.create_staging(
                 plan.staging, request.target, names, logged=plan.logged
@@ -262,6 +264,17 @@ class Filling:
             f"window {plan.window}, for {request.target}"
         )
         return [create, statements.comment(plan.staging, comment)]
+
+    def _tablespace(self) -> str | None:
+        """Where the one partition is kept that the table becomes, or would be if it were made now."""
+        (part,) = self._plan.partitions
+        target = self._request.target
+        oid = scalar(
+            self._watching,
+            "SELECT coalesce(to_regclass(%(partition)s), to_regclass(%(target)s))::oid::bigint",
+            {"partition": str(TableName(target.schema, part.name)), "target": str(target)},
+        )
+        return tablespace_of(self._watching, oid)
 
     def _copy_in(self, *, freeze: bool) -> str:
         columns = [column.name for column in self._plan.columns]

@@ -29,7 +29,7 @@ from airflow_etl_provider.postgres.catalog import (
 )
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.twin import problems
+from airflow_etl_provider.postgres.twin import like_sibling, problems, tablespace_of
 
 #: Releases before 14.14, 15.9, 16.5 and 17.1 could lose the triggers of foreign keys with DETACH.
 _LOSES_FOREIGN_KEYS = frozenset(
@@ -132,7 +132,9 @@ def make_missing_partitions(
         )
     ).fetchall()
     made = []
-    habit = naming(connection, target, spec, read_partitions(connection, target), column_type)
+    existing = read_partitions(connection, target)
+    habit = naming(connection, target, spec, existing, column_type)
+    sibling = youngest(connection, [one for one in existing if one.is_leaf], column_type)
     for (start,) in sorted(starts):
         (period,) = spec.periods(start, start + timedelta(microseconds=1))
         part = range_for(habit, spec, period, column_type)
@@ -157,7 +159,7 @@ def make_missing_partitions(
                 target,
                 name,
                 part,
-                [statements.create_partition(name, target.name)],
+                create_like(connection, name, target, sibling),
                 column_type,
                 lock_budget=options.lock_budget,
                 in_attempts=in_attempts,
@@ -169,6 +171,23 @@ def make_missing_partitions(
         if is_made:
             made.append(name)
     return made
+
+
+def create_like(
+    connection: psycopg.Connection[Any],
+    name: TableName,
+    parent: Relation,
+    sibling: Partition | None,
+) -> list[sql.Composed]:
+    """The statements for an empty table that can be attached to *parent*, like *sibling* if there is one."""
+    tablespace = tablespace_of(connection, parent.oid)
+    if sibling is None:
+        return [statements.create_partition(name, parent.name, tablespace)]
+    tablespace = tablespace or tablespace_of(connection, sibling.oid)
+    return [
+        statements.create_partition(name, parent.name, tablespace),
+        *like_sibling(connection, name, parent.oid, sibling),
+    ]
 
 
 def attach_empty(
@@ -225,6 +244,24 @@ def _is_name(error: psycopg.Error) -> bool:
         not isinstance(error, psycopg.errors.UniqueViolation)
         or error.diag.schema_name == "pg_catalog"
     )
+
+
+def youngest(
+    connection: psycopg.Connection[Any], partitions: Sequence[Partition], column_type: str
+) -> Partition | None:
+    """The partition of the highest range that has a beginning, which a new one shall resemble."""
+    known = [one for one in partitions if one.low is not None]
+    if not known:
+        return None
+    found = scalar(
+        connection,
+        sql.SQL(
+            "SELECT oid FROM unnest(%(oids)s::bigint[], %(lows)s::text[]) AS p (oid, low)"
+            " ORDER BY low::{t} DESC LIMIT 1"
+        ).format(t=cursor_type_sql(column_type)),
+        {"oids": [one.oid for one in known], "lows": [one.low for one in known]},
+    )
+    return next(one for one in known if one.oid == found)
 
 
 def naming(

@@ -202,22 +202,44 @@ def _format(binary: bool) -> sql.SQL:
     return sql.SQL("binary") if binary else sql.SQL("text")
 
 
-def create_twin(table: TableName, parent: TableName) -> sql.Composed:
+def create_twin(table: TableName, parent: TableName, tablespace: str | None) -> sql.Composed:
     """A future partition: the parent's columns with all that belongs to them, indexes and keys aside.
 
     Identity is left out because ATTACH brings it; autovacuum stays away until the table is attached.
+
+    :param tablespace: where it is kept; ``None`` for the database's own.
     """
     return sql.SQL(
         "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
-        " WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)"
-    ).format(ident(table), ident(parent))
+        " WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off){}"
+    ).format(ident(table), ident(parent), _kept_in(tablespace))
 
 
-def create_partition(table: TableName, parent: TableName) -> sql.Composed:
-    """An empty table that can be attached to *parent*; ATTACH gives it the indexes and keys."""
+def create_partition(
+    table: TableName,
+    parent: TableName,
+    tablespace: str | None,
+    *,
+    by: sql.Composable | None = None,
+) -> sql.Composed:
+    """An empty table that can be attached to *parent*; ATTACH gives it the indexes and keys.
+
+    :param by: how it is partitioned itself, if it is.
+    """
     return sql.SQL(
-        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
-    ).format(ident(table), ident(parent))
+        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY){}{}"
+    ).format(
+        ident(table),
+        ident(parent),
+        sql.SQL("" if by is None else " PARTITION BY {}").format(by),
+        _kept_in(tablespace),
+    )
+
+
+def _kept_in(tablespace: str | None) -> sql.Composed:
+    if tablespace is None:
+        return sql.Composed([])
+    return sql.SQL(" TABLESPACE {}").format(sql.Identifier(tablespace))
 
 
 def create_staging(

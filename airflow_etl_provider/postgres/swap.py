@@ -41,6 +41,7 @@ from airflow_etl_provider.postgres.partitions import (
     refuse_default_rows,
     refuse_dependents,
     refuse_unswappable,
+    youngest,
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
@@ -48,10 +49,12 @@ from airflow_etl_provider.postgres.snapshot import PostgresSender
 from airflow_etl_provider.postgres.transfer import relay
 from airflow_etl_provider.postgres.twin import (
     Parent,
+    Sibling,
     finish,
     identity_defaults,
     own_indexes,
     parent_indexes,
+    tablespace_of,
 )
 
 
@@ -87,6 +90,7 @@ class Swap:
         self._stop = stop
         self._log = log
         self._column = manifest.partition_column or ""
+        self._sibling: Sibling | None = None
         self._counted: dict[tuple[TableName, int | None], int] = {}
 
     def run(self) -> Published:
@@ -104,9 +108,13 @@ class Swap:
         locking.require_budget(self._connection, self._options.lock_budget)
         tables = self._fill()
         shared = parent_indexes(self._connection, self._target)
+        sibling = self._sibling = self._read_sibling()
         for part, table, old in zip(
             self._manifest.partitions, tables, self._existing(), strict=True
         ):
+            own = own_indexes(self._connection, old)
+            if old is None and sibling is not None:
+                own = list(sibling.indexes)
             with translated_errors(f"preparing {table} for partition {part.name}"):
                 bring_in_line(
                     self._connection,
@@ -120,8 +128,9 @@ class Swap:
                     statements.holds(self._column, part),
                     self._target,
                     old,
-                    [*shared, *own_indexes(self._connection, old)],
+                    [*shared, *own],
                     in_attempts=self._patiently(f"adding a foreign key for partition {part.name}"),
+                    sibling=sibling if old is None else None,
                 )
         exchange = Exchange(
             self._connection, self._manifest, self._target, self._options, self._stop, self._log
@@ -156,6 +165,15 @@ class Swap:
             log=self._log,
         )
 
+    def _read_sibling(self) -> Sibling | None:
+        """What partitions that are new are made like."""
+        column_type = self._target.column(self._column, use="the partition column").type
+        leaves = [one for one in read_partitions(self._connection, self._target) if one.is_leaf]
+        found = youngest(self._connection, leaves, column_type)
+        if found is None:
+            return None
+        return Sibling(found, tuple(own_indexes(self._connection, found)))
+
     def _existing(self) -> list[Partition | None]:
         """What stands now where the batch's partitions belong."""
         found = read_partitions(self._connection, self._target)
@@ -174,11 +192,13 @@ class Swap:
             self._connection, statements.fingerprint(manifest.staging)
         )
         return [
-            self._fill_one(part, table, staged)
-            for part, table in zip(manifest.partitions, tables, strict=True)
+            self._fill_one(part, table, old, staged)
+            for part, table, old in zip(manifest.partitions, tables, self._existing(), strict=True)
         ]
 
-    def _fill_one(self, part: PartitionRange, table: TableName, staged: str) -> TableName:
+    def _fill_one(
+        self, part: PartitionRange, table: TableName, old: Partition | None, staged: str
+    ) -> TableName:
         """Copy the partition's rows out of the staged table, frozen in the transaction that creates it.
 
         Frozen, because a reader whose snapshot is older than this fill must not find an empty partition.
@@ -207,9 +227,11 @@ class Swap:
             reading = stack.enter_context(connect_for_copy(self._endpoint, read_only=True))
             writing = stack.enter_context(connect_for_copy(self._endpoint, read_only=False))
             draw, drawn = identity_defaults(self._connection, self._target, table, columns)
+            like = self._target.oid if old is None else old.oid
+            tablespace = tablespace_of(self._connection, like)
             create = [
                 sql.SQL("DROP TABLE IF EXISTS {}").format(statements.ident(table)),
-                statements.create_twin(table, self._target.name),
+                statements.create_twin(table, self._target.name, tablespace),
                 statements.comment(table, staged),
                 *draw,
             ]
@@ -267,7 +289,8 @@ class Swap:
                     condition=statements.holds(self._column, part),
                 )
                 size = size_of(self._connection, table)
-                changes.append(Change(place, table, old, rows, before, size))
+                sibling = self._sibling if old is None else None
+                changes.append(Change(place, table, old, rows, before, size, sibling))
         manifest.require_rows(sum(change.rows for change in changes))
         return changes
 

@@ -45,7 +45,13 @@ from airflow_etl_provider.postgres.partitions import (
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect
 from airflow_etl_provider.postgres.statements import FINGERPRINT, ident, names, qualified
-from airflow_etl_provider.postgres.twin import Parent, finish, own_indexes, parent_indexes
+from airflow_etl_provider.postgres.twin import (
+    Parent,
+    finish,
+    own_indexes,
+    parent_indexes,
+    tablespace_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +385,8 @@ class SwapMerge:
         :param among_newer: whether the target holds newer versions of any rows of the batch.
         """
         connection, leaf = self._connection, look.leaf
-        connection.execute(statements.create_twin(new, leaf.place.parent.name))
+        tablespace = tablespace_of(connection, leaf.partition.oid)
+        connection.execute(statements.create_twin(new, leaf.place.parent.name, tablespace))
         stored = [column.name for column in self._target.columns if not column.generated]
         batch: sql.Composable = ident(self._manifest.staging)
         stays: sql.Composable = sql.SQL("({}) IS NOT TRUE").format(self._replaced())

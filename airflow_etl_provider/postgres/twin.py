@@ -45,6 +45,60 @@ class Index:
     columns: tuple[str | None, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """The partition that a new one is made like, and the indexes that it had of its own when it was looked at."""
+
+    partition: Partition
+    indexes: tuple[Index, ...]
+
+
+def tablespace_of(connection: psycopg.Connection[Any], oid: int) -> str | None:
+    """Where a table is kept; ``None`` for the database's own tablespace."""
+    row = connection.execute(queries("twin")["tablespace"], {"oid": oid}).fetchone()
+    return None if row is None else row[0]
+
+
+def like_sibling(
+    connection: psycopg.Connection[Any], name: TableName, parent: int, sibling: Partition
+) -> list[sql.Composed]:
+    """What gives *name*, made empty and not attached yet, all that *sibling* has beyond *parent* (oid)."""
+    params = {"old": sibling.oid, "parent": parent, "new": str(name), "of_sibling": True}
+    rows = connection.execute(queries("twin")["before_attach"], params).fetchall()
+    steps = [sql.Composed([sql.SQL(step)]) for (step,) in rows]
+    known = Sibling(sibling, tuple(own_indexes(connection, sibling)))
+    chosen: list[str] = []
+    for index in known.indexes:
+        chosen.append(_index_name_like(connection, index, known, name, chosen))
+        steps += build_index(name, chosen[-1], index)
+    return steps + _grants(connection, sibling.oid, parent, name)
+
+
+def _grants(
+    connection: psycopg.Connection[Any], sibling: int, parent: int, final: TableName
+) -> list[sql.Composed]:
+    params = {
+        "old": sibling,
+        "parent": parent,
+        "final": str(final),
+        "kept": "",
+        "of_sibling": True,
+    }
+    rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
+    return [sql.Composed([sql.SQL(step)]) for (step,) in rows]
+
+
+def _index_name_like(
+    connection: psycopg.Connection[Any],
+    index: Index,
+    sibling: Sibling,
+    final: TableName,
+    chosen: Sequence[str],
+) -> str:
+    own = index.name.removeprefix(sibling.partition.table.name + "_")
+    return _free(connection, shortened(f"{final.name}_{own}"), final.schema, chosen, None)
+
+
 def parent_indexes(connection: psycopg.Connection[Any], parent: Relation) -> list[Index]:
     """The indexes that every partition of *parent* has."""
     return _indexes(connection, queries("catalog")["parent_indexes"], {"oid": parent.oid}, True)
@@ -129,6 +183,7 @@ def finish(
     indexes: Sequence[Index],
     *,
     in_attempts: Attempts,
+    sibling: Sibling | None = None,
 ) -> None:
     """Give *table* all that can be given before it is attached, then analyze it.
 
@@ -136,14 +191,22 @@ def finish(
     that the parent no longer has.
 
     :param condition: which rows the partition's bound lets in.
+    :param old: the partition whose place it takes; ``None`` if there is none.
+    :param sibling: the one that it is made like in that case.
     :param in_attempts: runs what needs a lock on tables that foreign keys refer to, until it is granted.
     """
     known = {"schema": table.schema, "name": table.name}
     has_constraint = queries("catalog")["has_constraint"]
     begun = scalar(connection, has_constraint, {**known, "constraint": statements.BOUND_CHECK})
     with connection.transaction():
-        if old is not None and not begun:
-            params = {"old": old.oid, "parent": parent.oid, "new": str(table)}
+        model = old if sibling is None else sibling.partition
+        if model is not None and not begun:
+            params = {
+                "old": model.oid,
+                "parent": parent.oid,
+                "new": str(table),
+                "of_sibling": sibling is not None,
+            }
             own_steps = connection.execute(queries("twin")["before_attach"], params)
             for (own,) in own_steps.fetchall():
                 connection.execute(own)
@@ -201,8 +264,12 @@ def last_touches(
     parent: Relation,
     final: TableName,
     kept_suffix: str,
+    sibling: Sibling | None = None,
 ) -> list[sql.Composable]:
-    """The statements that *final* needs once it bears its name: comment, owner, grants, own triggers."""
+    """The statements that *final* needs once it bears its name: comment, owner, grants, own triggers.
+
+    Where it takes nobody's place, the grants are those of its *sibling*.
+    """
     if old is None:
         touches: list[sql.Composable] = [
             sql.SQL("COMMENT ON TABLE {} IS NULL").format(statements.ident(final))
@@ -210,8 +277,16 @@ def last_touches(
         owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
         if owner is not None:
             touches.append(statements.give(final, owner))
+        if sibling is not None:
+            touches += _grants(connection, sibling.partition.oid, parent.oid, final)
         return touches
-    params = {"old": old.oid, "parent": parent.oid, "final": str(final), "kept": kept_suffix}
+    params = {
+        "old": old.oid,
+        "parent": parent.oid,
+        "final": str(final),
+        "kept": kept_suffix,
+        "of_sibling": False,
+    }
     rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
     return [sql.SQL(row[0]) for row in rows]
 
@@ -258,8 +333,10 @@ def final_index_names(
     old: Partition | None,
     parent: TableName,
     final: TableName,
+    sibling: Sibling | None = None,
 ) -> list[str]:
-    """What the indexes will be called: as on the replaced partition, else after partition and parent's index.
+    """What the indexes will be called: as on the replaced partition, else after partition and parent's index, or that
+    of the *sibling*.
 
     Names that are taken get a number, as PostgreSQL's own do.
     """
@@ -271,7 +348,9 @@ def final_index_names(
         before = {parent_oid: name for parent_oid, name in rows if parent_oid is not None}
     chosen: list[str] = []
     for index in indexes:
-        if not index.of_parent:
+        if not index.of_parent and sibling is not None:
+            name = _index_name_like(connection, index, sibling, final, chosen)
+        elif not index.of_parent:
             name = index.name
         elif index.oid in before:
             name = before[index.oid]

@@ -1,20 +1,52 @@
--- What a partition has of its own, beyond its parent, as statements for the table that takes its place.
+-- What a partition has of its own, beyond its parent, as statements for the table that takes its place, or stands
+-- beside it as a new sibling (of_sibling).
 -- The server writes the statements, so that every name in them is quoted as it must be.
 
 -- name: before_attach
--- On the future partition, under its working name.
+-- On the future partition, under its working name. What a CHECK says of the columns that the parent is partitioned by,
+-- or of one sibling alone, is not said of another one.
 SELECT format('ALTER TABLE %%s SET (%%s)', %(new)s::text, string_agg(o, ', '))
 FROM pg_class AS c, unnest(c.reloptions) AS o
 WHERE c.oid = %(old)s AND o NOT LIKE 'autovacuum_enabled=%%' HAVING count(*) > 0
 UNION ALL
-SELECT format('ALTER TABLE %%s SET TABLESPACE %%I', %(new)s::text, t.spcname)
-FROM pg_class AS c JOIN pg_tablespace AS t ON t.oid = c.reltablespace
-WHERE c.oid = %(old)s AND c.reltablespace <> 0
+SELECT format('ALTER TABLE %%s SET TABLESPACE %%I', %(new)s::text, coalesce(t.spcname, base.spcname))
+FROM pg_class AS c
+JOIN pg_class AS p ON p.oid = %(parent)s
+JOIN pg_class AS n ON n.oid = to_regclass(%(new)s)
+JOIN pg_database AS d ON d.datname = current_database()
+JOIN pg_tablespace AS base ON base.oid = d.dattablespace
+LEFT JOIN pg_tablespace AS t ON t.oid = c.reltablespace
+WHERE c.oid = %(old)s AND c.reltablespace <> n.reltablespace AND NOT (%(of_sibling)s AND p.reltablespace <> 0)
+UNION ALL
+SELECT format('ALTER TABLE %%s ALTER COLUMN %%I %%s', %(new)s::text, a.attname, setting)
+FROM pg_attribute AS a
+JOIN pg_attribute AS pa ON pa.attrelid = %(parent)s AND pa.attname = a.attname
+CROSS JOIN LATERAL unnest(ARRAY[
+    CASE WHEN a.attstattarget >= 0 THEN format('SET STATISTICS %%s', a.attstattarget) END,
+    CASE WHEN a.attoptions IS NOT NULL THEN format('SET (%%s)', array_to_string(a.attoptions, ', ')) END,
+    CASE WHEN a.attstorage <> pa.attstorage
+         THEN 'SET STORAGE ' || CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN'
+                                                  ELSE 'EXTENDED' END END,
+    CASE WHEN a.attcompression <> pa.attcompression
+         THEN 'SET COMPRESSION ' || CASE a.attcompression WHEN 'p' THEN 'pglz' WHEN 'l' THEN 'lz4'
+                                                          ELSE 'default' END END
+]) AS setting
+WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND setting IS NOT NULL
 UNION ALL
 SELECT format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(new)s::text, con.conname, pg_get_constraintdef(con.oid))
 FROM pg_constraint AS con
 WHERE con.conrelid = %(old)s AND con.contype = 'c' AND con.conislocal AND con.coninhcount = 0
   AND con.conname <> 'etl_partition_bound'
+  AND NOT (%(of_sibling)s AND (
+      EXISTS (SELECT FROM pg_attribute AS a
+              JOIN pg_attribute AS pa ON pa.attname = a.attname
+              JOIN pg_partitioned_table AS p ON p.partrelid = pa.attrelid AND pa.attnum = ANY (p.partattrs::int2[])
+              WHERE a.attrelid = con.conrelid AND a.attnum = ANY (con.conkey) AND pa.attrelid = %(parent)s)
+      OR EXISTS (SELECT FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relkind = 'r'
+                 WHERE i.inhparent = %(parent)s
+                   AND NOT EXISTS (SELECT FROM pg_constraint AS other
+                                   WHERE other.conrelid = i.inhrelid AND other.contype = 'c'
+                                     AND pg_get_constraintdef(other.oid) = pg_get_constraintdef(con.oid)))))
 UNION ALL
 SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET DEFAULT %%s', %(new)s::text, a.attname,
               pg_get_expr(d.adbin, d.adrelid))
@@ -30,7 +62,7 @@ SELECT format('ALTER TABLE %%s REPLICA IDENTITY %%s', %(new)s::text,
 FROM pg_class AS c WHERE c.oid = %(old)s AND c.relreplident IN ('f', 'n')
 
 -- name: after_attach
--- On the partition under its final name, which the definitions of the old one mention.
+-- On the partition under its final name, which the definitions of the old one mention. From a sibling come its grants.
 SELECT s FROM (
     SELECT 1 AS place, format('COMMENT ON TABLE %%s IS %%s', %(final)s::text,
            coalesce(quote_literal(obj_description(%(old)s, 'pg_class')), 'NULL')) AS s
@@ -72,7 +104,13 @@ SELECT s FROM (
                             IS NOT DISTINCT FROM
                             (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_attribute AS a
                              WHERE a.attrelid = x.stxrelid AND a.attnum = ANY (x.stxkeys::int2[])))
-) AS statements ORDER BY place
+) AS statements
+WHERE NOT %(of_sibling)s OR place IN (3, 4)
+ORDER BY place
+
+-- name: tablespace
+-- Where the table is kept, unless that is the database's own tablespace.
+SELECT t.spcname::text FROM pg_class AS c JOIN pg_tablespace AS t ON t.oid = c.reltablespace WHERE c.oid = %(oid)s
 
 -- name: foreign_keys
 -- Those of the table and those it has from its parent; not the rows that stand for partitions of what is referenced.

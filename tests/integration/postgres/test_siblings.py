@@ -1,0 +1,188 @@
+"""A partition that is new is like its siblings, also in what they have of their own, and kept where they are kept."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_etl_provider.core.load import Strategy
+from airflow_etl_provider.core.maintenance import MaintenanceOptions
+from airflow_etl_provider.postgres.ahead import make_ahead
+from airflow_etl_provider.postgres.catalog import read_table
+from airflow_etl_provider.postgres.locking import Deadline
+from airflow_etl_provider.postgres.session import connect
+from airflow_etl_provider.postgres.tree import read_tree
+from airflow_etl_provider.testing import RecordedEvents
+from tests.builders import APRIL, FEBRUARY, JANUARY, MARCH, MONTHLY, fill, login, simple
+
+ONE = "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+SETTINGS = """
+    SELECT attstattarget, attstorage::text, attcompression::text, attoptions FROM pg_attribute
+    WHERE attrelid = 'a.t_2013_01'::regclass AND attname = 'v'
+"""
+
+
+def by_load(pipe):
+    pipe.load(FEBRUARY, MARCH)
+
+
+def by_a_load_of_several(pipe):
+    pipe.load(FEBRUARY, APRIL)
+
+
+def in_place(pipe):
+    pipe.load(FEBRUARY, MARCH, options={"strategy": Strategy.DELETE_INSERT})
+
+
+def before_anybody_needs_it(pipe):
+    with connect(pipe.warehouse.endpoint()) as connection:
+        target = read_table(connection, pipe.target, label="warehouse")
+        done = make_ahead(
+            connection,
+            target,
+            read_tree(connection, target),
+            MONTHLY,
+            MaintenanceOptions(partition=MONTHLY),
+            datetime(2013, 2, 3, tzinfo=UTC),
+            deadline=Deadline(timedelta(seconds=5)),
+            stop=threading.Event(),
+            log=RecordedEvents(),
+            dry_run=False,
+        )
+    assert [name.name for name in done.made] == ["t_2013_02"]
+
+
+MADE = [by_load, by_a_load_of_several, in_place, before_anybody_needs_it]
+
+
+def own(warehouse, name, role):
+    """What the table has beside its parent, without its own name."""
+    grants, *rest = warehouse.run(
+        "SELECT relacl::text, reloptions, relreplident::text,"
+        " (SELECT array_agg(conname::text || pg_get_constraintdef(oid)) FROM pg_constraint"
+        "  WHERE conrelid = c.oid AND contype = 'c'),"
+        " ARRAY(SELECT indisunique || substring(pg_get_indexdef(indexrelid) FROM ' USING .*') FROM pg_index"
+        "  WHERE indrelid = c.oid ORDER BY 1),"
+        " (SELECT array_agg(row(attstattarget, attstorage, attcompression, attoptions)::text) FROM pg_attribute"
+        "  WHERE attrelid = c.oid AND attname = 'v'),"
+        " (SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = c.oid)"
+        " FROM pg_class AS c WHERE c.oid = %s::regclass",
+        (name,),
+    )[0]
+    return sorted(grant for grant in grants.strip("{}").split(",") if role in grant), *rest
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_new_partition_has_what_its_sibling_has_of_its_own(source, warehouse, made):
+    pipe = simple(source, warehouse)
+    with login(warehouse) as role:
+        warehouse.run(
+            ONE + " WITH (fillfactor = 70);"
+            f"GRANT SELECT ON a.t, a.t_2013_01 TO {role['user']}; GRANT UPDATE (v) ON a.t_2013_01 TO {role['user']};"
+            "CREATE INDEX t_2013_01_own ON a.t_2013_01 (v); CREATE UNIQUE INDEX strange ON a.t_2013_01 (lower(v), id);"
+            "ALTER TABLE a.t_2013_01 REPLICA IDENTITY FULL, ADD CONSTRAINT positive CHECK (id > 0),"
+            " ALTER v SET DEFAULT 'none', ALTER v SET STATISTICS 50, ALTER v SET STORAGE EXTERNAL, ALTER v SET (n_distinct = 5)"
+        )
+        fill(source, FEBRUARY, APRIL, 20)
+        made(pipe)
+        assert own(warehouse, "a.t_2013_02", role["user"]) == own(
+            warehouse, "a.t_2013_01", role["user"]
+        )
+        assert warehouse.run(
+            "SELECT c.relname::text FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
+            " WHERE i.indrelid = 'a.t_2013_02'::regclass ORDER BY 1"
+        ) == [("t_2013_02_own",), ("t_2013_02_pkey",), ("t_2013_02_strange",)]
+        # And so has what takes its place.
+        pipe.load(FEBRUARY, MARCH)
+        assert own(warehouse, "a.t_2013_02", role["user"]) == own(
+            warehouse, "a.t_2013_01", role["user"]
+        )
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_what_is_said_of_one_sibling_alone_is_not_said_of_another(source18, warehouse18, made):
+    """Rows of February break a CHECK about January, in whatever column it is told."""
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        ONE
+        + ";CREATE TABLE a.t_2012_12 PARTITION OF a.t FOR VALUES FROM ('2012-12-01Z') TO ('2013-01-01Z');"
+        "ALTER TABLE a.t_2013_01 ADD CONSTRAINT bound CHECK (ts >= '2013-01-01Z' AND ts < '2013-02-01Z'),"
+        " ADD CONSTRAINT names CHECK (id < 2), ADD CONSTRAINT all_of_them CHECK (id > 0);"
+        "ALTER TABLE a.t_2012_12 ADD CONSTRAINT other_name CHECK (id > 0)"
+    )
+    fill(source18, FEBRUARY, APRIL, 20)
+    made(pipe)
+    checks = "SELECT conname::text FROM pg_constraint WHERE conrelid = 'a.t_2013_02'::regclass AND contype = 'c'"
+    assert warehouse18.run(checks) == [("all_of_them",)]
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
+def test_settings_of_the_columns_stay(source, warehouse, strategy):
+    pipe = simple(source, warehouse)
+    fill(source, JANUARY, FEBRUARY, 30)
+    pipe.load(JANUARY, FEBRUARY)
+    before = warehouse.run(SETTINGS)
+    warehouse.run(
+        "ALTER TABLE a.t_2013_01 ALTER v SET STATISTICS 500, ALTER v SET STORAGE EXTERNAL,"
+        " ALTER v SET COMPRESSION pglz, ALTER v SET (n_distinct = 5, n_distinct_inherited = -0.5)"
+    )
+    told = warehouse.run(SETTINGS)
+    assert told != before
+    for _ in range(2):
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+        assert warehouse.run(SETTINGS) == told
+
+
+@pytest.fixture
+def tablespaces(warehouse18):
+    """Two tablespaces, gone afterwards with all that is in them."""
+    with warehouse18.connect() as connection:
+        connection.execute("SET allow_in_place_tablespaces = on")
+        for name in ("fast", "slow"):
+            connection.execute(f"CREATE TABLESPACE {name} LOCATION ''")
+    yield
+    warehouse18.run("DROP SCHEMA a CASCADE; DROP SCHEMA IF EXISTS etl_staging CASCADE")
+    for name in ("fast", "slow"):
+        warehouse18.run(f"DROP TABLESPACE {name}")
+
+
+def kept_in(warehouse, name):
+    return warehouse.value(
+        "SELECT t.spcname::text FROM pg_class AS c LEFT JOIN pg_tablespace AS t ON t.oid = c.reltablespace"
+        " WHERE c.oid = %s::regclass",
+        (name,),
+    )
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("told_by", ["parent", "sibling", "both"])
+def test_a_new_partition_is_kept_where_its_siblings_are(
+    source18, warehouse18, tablespaces, made, told_by
+):
+    pipe = simple(source18, warehouse18)
+    if told_by != "sibling":
+        warehouse18.run("ALTER TABLE a.t SET TABLESPACE fast")
+    warehouse18.run(f"{ONE} TABLESPACE {'slow' if told_by == 'both' else 'fast'}")
+    fill(source18, FEBRUARY, APRIL, 20)
+    made(pipe)
+    # What the parent says is where new ones go, whatever has become of older ones.
+    assert kept_in(warehouse18, "a.t_2013_02") == "fast"
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
+def test_what_takes_a_partitions_place_is_kept_where_that_was(
+    source18, warehouse18, tablespaces, strategy
+):
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        f"ALTER TABLE a.t SET TABLESPACE fast; {ONE} TABLESPACE slow;"
+        "CREATE TABLE a.t_2013_02 PARTITION OF a.t FOR VALUES FROM ('2013-02-01Z') TO ('2013-03-01Z') TABLESPACE pg_default"
+    )
+    fill(source18, JANUARY, MARCH, 20)
+    for _ in range(2):
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+        pipe.load(JANUARY, MARCH, options={"strategy": strategy})
+        assert kept_in(warehouse18, "a.t_2013_01") == "slow"
+        assert kept_in(warehouse18, "a.t_2013_02") is None
