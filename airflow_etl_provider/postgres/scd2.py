@@ -7,6 +7,8 @@ written: so the order in which loads arrive does not matter, and a load that com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -52,6 +54,11 @@ class History:
         flag = None if self._gone is None else options.delete_flag
         self._compared = [c for c in self._values if c not in (manifest.cursor, flag)]
         self._from, self._to = options.valid_from, options.valid_to
+        #: Names of what the timeline is made with; the batch may have columns of any name.
+        self._own = {
+            name: sql.Identifier(_prefix([*self._columns, self._from, self._to]) + name)
+            for name in ("at", "gone", "rank", "before", "was_gone")
+        }
         self._require_columns()
 
     def apply(self) -> Counts:
@@ -72,7 +79,7 @@ class History:
         deleted = self._run(
             sql.SQL(
                 "DELETE FROM {} AS t WHERE EXISTS (SELECT FROM {} AS s WHERE {})"
-                " AND NOT EXISTS (SELECT FROM {} AS n WHERE {} AND n.{f} = t.{f} AND NOT n.etl_gone)"
+                " AND NOT EXISTS (SELECT FROM {} AS n WHERE {} AND n.{f} = t.{f})"
             ).format(
                 ident(self._target.name),
                 ident(self._manifest.staging),
@@ -84,10 +91,7 @@ class History:
         )
         updated = self._run(self._update())
         inserted = self._run(self._insert())
-        versions = scalar(
-            self._connection,
-            sql.SQL("SELECT count(*) FROM {} WHERE NOT etl_gone").format(_TIMELINE),
-        )
+        versions = scalar(self._connection, sql.SQL("SELECT count(*) FROM {}").format(_TIMELINE))
         self._connection.execute("DROP TABLE pg_temp.etl_timeline")
         return Counts(inserted, updated, deleted, versions - inserted - updated)
 
@@ -188,7 +192,7 @@ class History:
     # -- the timeline -----------------------------------------------------------------------------
 
     def _timeline(self) -> sql.Composed:
-        """Every version of the touched keys as it should be, and where rows were deleted (``etl_gone``).
+        """Every version of the touched keys as it should be.
 
         Of two events at the same instant the batch's counts, unless a load that read the source later has
         been published (rule: the later reading knows better).
@@ -199,25 +203,17 @@ class History:
         begins: sql.Composable = sql.SQL("{}::timestamptz").format(read_at)
         if self._cursor is not None:
             begins = sql.Identifier("s", self._cursor)
+        columns = [*self._batch.keys, *self._values]
         pieces = [
             sql.SQL(
-                "SELECT {}, {}, t.{} AS etl_at, false AS etl_gone, 2 AS etl_rank FROM etl_there AS t"
-            ).format(
-                qualified("t", self._batch.keys),
-                qualified("t", self._values),
-                sql.Identifier(self._from),
-            ),
+                "SELECT {}, t.{} AS {at}, false AS {gone}, 2 AS {rank} FROM etl_there AS t"
+            ).format(qualified("t", columns), sql.Identifier(self._from), **self._own),
             # Where a version ended and no other began, the row was deleted.
-            sql.SQL(
-                "SELECT {keys}, {values}, t.{e}, true, 0 FROM etl_there AS t WHERE t.{e} IS NOT NULL"
-            ).format(
-                keys=qualified("t", self._batch.keys),
-                values=qualified("t", self._values),
-                e=sql.Identifier(self._to),
+            sql.SQL("SELECT {}, t.{e}, true, 0 FROM etl_there AS t WHERE t.{e} IS NOT NULL").format(
+                qualified("t", columns), e=sql.Identifier(self._to)
             ),
-            sql.SQL("SELECT {}, {}, {}, {}, {} FROM {} AS s").format(
-                qualified("s", self._batch.keys),
-                qualified("s", self._values),
+            sql.SQL("SELECT {}, {}, {}, {} FROM {} AS s").format(
+                qualified("s", columns),
                 begins,
                 self._gone or sql.SQL("false"),
                 batch_rank,
@@ -231,10 +227,9 @@ class History:
             # What is gone from the snapshot was deleted by the time it was read.
             pieces.append(
                 sql.SQL(
-                    "SELECT {}, {}, {}::timestamptz, true, {} FROM etl_there AS t WHERE t.{} IS NULL AND NOT {}"
+                    "SELECT {}, {}::timestamptz, true, {} FROM etl_there AS t WHERE t.{} IS NULL AND NOT {}"
                 ).format(
-                    qualified("t", self._batch.keys),
-                    qualified("t", self._values),
+                    qualified("t", columns),
                     read_at,
                     batch_rank,
                     sql.Identifier(self._to),
@@ -242,30 +237,29 @@ class History:
                 )
             )
             touched = sql.SQL("true")
-        keys = names(self._batch.keys)
-        image = sql.SQL("ROW({})::text").format(names(self._compared))
         return sql.SQL(
             "CREATE TEMP TABLE etl_timeline ON COMMIT DROP AS"
             " WITH etl_there AS MATERIALIZED (SELECT * FROM {target} AS t WHERE {touched}),"
-            " etl_events AS (SELECT DISTINCT ON ({keys}, etl_at) * FROM ({pieces}) AS e"
-            "   ORDER BY {keys}, etl_at, etl_rank DESC),"
+            " etl_events AS (SELECT DISTINCT ON ({keys}, {at}) * FROM ({pieces}) AS e"
+            "   ORDER BY {keys}, {at}, {rank} DESC),"
             " etl_compared AS (SELECT *,"
-            "   lag(CASE WHEN etl_gone THEN NULL ELSE {image} END) OVER w AS etl_before,"
-            "   coalesce(lag(etl_gone) OVER w, true) AS etl_was_gone"
-            "   FROM etl_events WINDOW w AS (PARTITION BY {keys} ORDER BY etl_at)),"
-            " etl_kept AS (SELECT * FROM etl_compared WHERE CASE WHEN etl_gone THEN NOT etl_was_gone"
-            "   ELSE etl_was_gone OR etl_before IS DISTINCT FROM {image} END)"
-            " SELECT {keys}, {values}, etl_at AS {valid_from},"
-            "   lead(etl_at) OVER (PARTITION BY {keys} ORDER BY etl_at) AS {valid_to}, etl_gone FROM etl_kept"
+            "   lag(CASE WHEN {gone} THEN NULL ELSE {image} END) OVER w AS {before},"
+            "   coalesce(lag({gone}) OVER w, true) AS {was_gone}"
+            "   FROM etl_events WINDOW w AS (PARTITION BY {keys} ORDER BY {at})),"
+            " etl_kept AS (SELECT *, lead({at}) OVER (PARTITION BY {keys} ORDER BY {at}) AS {valid_to}"
+            "   FROM etl_compared WHERE CASE WHEN {gone} THEN NOT {was_gone}"
+            "   ELSE {was_gone} OR {before} IS DISTINCT FROM {image} END)"
+            " SELECT {columns}, {at} AS {valid_from}, {valid_to} FROM etl_kept WHERE NOT {gone}"
         ).format(
             target=ident(self._target.name),
             touched=touched,
-            keys=keys,
+            keys=names(self._batch.keys),
+            columns=names(columns),
             pieces=sql.SQL(" UNION ALL ").join(pieces),
-            image=image,
-            values=names(self._values),
+            image=sql.SQL("ROW({})::text").format(names(self._compared)),
             valid_from=sql.Identifier(self._from),
             valid_to=sql.Identifier(self._to),
+            **self._own,
         )
 
     def _same(self, alias: str) -> sql.Composed:
@@ -289,7 +283,7 @@ class History:
             )
         compared = [*self._values, self._to]
         return sql.SQL(
-            "UPDATE {} AS t SET {} FROM {} AS n WHERE {} AND n.{f} = t.{f} AND NOT n.etl_gone"
+            "UPDATE {} AS t SET {} FROM {} AS n WHERE {} AND n.{f} = t.{f}"
             " AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
         ).format(
             ident(self._target.name),
@@ -308,8 +302,8 @@ class History:
             into = into + sql.SQL(", {}").format(sql.Identifier(self._options.is_current))
             chosen = chosen + sql.SQL(", n.{} IS NULL").format(sql.Identifier(self._to))
         return sql.SQL(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS n WHERE NOT n.etl_gone"
-            " AND NOT EXISTS (SELECT FROM {} AS t WHERE {} AND n.{f} = t.{f})"
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} AS n WHERE NOT EXISTS"
+            " (SELECT FROM {} AS t WHERE {} AND n.{f} = t.{f})"
         ).format(
             ident(self._target.name),
             into,
@@ -322,3 +316,11 @@ class History:
 
     def _run(self, statement: sql.Composed) -> int:
         return self._connection.execute(statement).rowcount
+
+
+def _prefix(columns: Sequence[str]) -> str:
+    """What none of *columns* begins with."""
+    tried = (f"etl{number}_" for number in count())
+    return next(
+        prefix for prefix in tried if not any(column.startswith(prefix) for column in columns)
+    )

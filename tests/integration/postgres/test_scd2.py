@@ -151,6 +151,67 @@ def test_a_partitioned_history(source, warehouse):
     assert versions(pipe) == [(1, "a", 1, 9), (1, "b", 9, None)]
 
 
+def test_a_membership_has_nothing_but_its_keys(source, warehouse):
+    source.run("CREATE TABLE t (u int, g int); INSERT INTO t VALUES (1, 1), (1, 2)")
+    warehouse.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (u int, g int, valid_from timestamptz, valid_to timestamptz,"
+        " PRIMARY KEY (u, g, valid_from))"
+    )
+    pipe = Pipeline(
+        source,
+        warehouse,
+        kind=Kind.SNAPSHOTS,
+        keys=("u", "g"),
+        cursor=None,
+        partition=None,
+        options={"filled_by_publish": ("valid_from", "valid_to")},
+    )
+    pipe.load(options={"strategy": SCD2})
+    source.run("UPDATE t SET g = 3 WHERE g = 2")
+    pipe.load(options={"strategy": SCD2})
+    assert warehouse.run("SELECT u, g, valid_to IS NULL FROM a.t ORDER BY g") == [
+        (1, 1, True),
+        (1, 2, False),
+        (1, 3, True),
+    ]
+
+
+def test_columns_may_have_any_name(source18, warehouse18):
+    more = ("etl_at", "etl_gone", "etl_rank", "etl_before", "etl0_at", "etl0_since", "t", "s", "n")
+    pipe = history(source18, warehouse18)
+    for name in more:
+        source18.run(f"ALTER TABLE t ADD {name} int DEFAULT 1")
+        warehouse18.run(f"ALTER TABLE a.t ADD {name} int")
+    load(pipe, (1, 1, "a"))
+    source18.run("ALTER TABLE t ALTER etl_at SET DEFAULT 2")
+    load(pipe, (1, 5, "a"))
+    assert versions(pipe) == [(1, "a", 1, 5), (1, "a", 5, None)]
+
+
+def test_a_history_may_be_as_wide_as_a_table_can_be(source18, warehouse18):
+    wide = ", ".join(f"c{number} int" for number in range(1597))
+    source18.run(f"CREATE TABLE t (id int, {wide}); INSERT INTO t (id) VALUES (1)")
+    warehouse18.run(
+        f"CREATE SCHEMA a; CREATE TABLE a.t (id int, {wide}, valid_from timestamptz, valid_to timestamptz)"
+    )
+    pipe = Pipeline(
+        source18,
+        warehouse18,
+        kind=Kind.SNAPSHOTS,
+        keys=("id",),
+        cursor=None,
+        partition=None,
+        options={"filled_by_publish": ("valid_from", "valid_to")},
+    )
+    pipe.load(options={"strategy": SCD2})
+    source18.run("UPDATE t SET c9 = 9")
+    pipe.load(options={"strategy": SCD2})
+    assert warehouse18.run("SELECT c9, valid_to IS NULL FROM a.t ORDER BY valid_from") == [
+        (None, False),
+        (9, True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
