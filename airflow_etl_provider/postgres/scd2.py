@@ -47,6 +47,10 @@ class History:
         self._target = target
         self._options = options
         self._batch = batch
+        # Tables that inherit from a plain target are tables of their own.
+        self._table: sql.Composable = ident(target.name)
+        if target.kind == "r":
+            self._table = sql.SQL("ONLY {}").format(self._table)
         self._columns = [column.name for column in manifest.columns]
         self._values = [c for c in self._columns if c not in batch.keys]
         #: Whether a row of the batch ends its key's last version and begins none.
@@ -65,11 +69,13 @@ class History:
         """Write what differs.
 
         :raises ContractError: the target lacks a column, or the cursor is no time that ``valid_from`` holds.
-        :raises DataError: the target holds two versions of a key that are true at once.
+        :raises DataError: the target holds two versions of a key that are true at once, or one whose open end is
+            no NULL; the batch has rows without a cursor value.
         :raises ShrinkBrake: more keys are gone from a snapshot than may go.
         """
         expect_random_reads(self._connection)
         self._refuse_nulls()
+        self._refuse_infinity()
         self._refuse_two_truths()
         self._connection.execute("DROP TABLE IF EXISTS pg_temp.etl_timeline")
         self._connection.execute(self._timeline())
@@ -81,7 +87,7 @@ class History:
                 "DELETE FROM {} AS t WHERE EXISTS (SELECT FROM {} AS s WHERE {})"
                 " AND NOT EXISTS (SELECT FROM {} AS n WHERE {} AND n.{f} = t.{f})"
             ).format(
-                ident(self._target.name),
+                self._table,
                 ident(self._manifest.staging),
                 same_key(self._batch.keys),
                 _TIMELINE,
@@ -146,6 +152,31 @@ class History:
                 remedy="mend the source, or use strategy='merge'",
             )
 
+    def _refuse_infinity(self) -> None:
+        """Another way to write an open end would make a version that has ended of every current one."""
+        kind = self._target.column(self._to, use="valid_to").type
+        if kind != "date" and not kind.startswith("timestamp"):
+            return
+        endless = scalar(
+            self._connection,
+            sql.SQL(
+                "SELECT count(*) FROM {t} AS t WHERE t.{e} = 'infinity' AND {touched}"
+                " AND NOT EXISTS (SELECT FROM {t} AS n WHERE {same} AND n.{f} = t.{e})"
+            ).format(
+                t=self._table,
+                touched=self._touched(),
+                same=self._same("n"),
+                e=sql.Identifier(self._to),
+                f=sql.Identifier(self._from),
+            ),
+        )
+        if endless:
+            raise DataError(
+                f"{endless:,} versions of {self._target.name} that the batch meets end at 'infinity', where an open end is NULL",
+                remedy=f"run UPDATE {self._target.name} SET {self._to} = NULL WHERE {self._to} = 'infinity', and let "  # noqa: S608
+                f"queries look for {self._to} IS NULL",
+            )
+
     def _refuse_two_truths(self) -> None:
         twice = scalar(
             self._connection,
@@ -154,7 +185,7 @@ class History:
                 " GROUP BY {g} HAVING count(*) FILTER (WHERE t.{e} IS NULL) > 1"
                 " OR count(*) > count(DISTINCT t.{f})) AS d"
             ).format(
-                t=ident(self._target.name),
+                t=self._table,
                 s=ident(self._manifest.staging),
                 k=same_key(self._batch.keys),
                 g=qualified("t", self._batch.keys),
@@ -177,7 +208,7 @@ class History:
             ).format(
                 s=ident(self._manifest.staging),
                 k=same_key(self._batch.keys),
-                t=ident(self._target.name),
+                t=self._table,
                 e=sql.Identifier(self._to),
             )
         ).fetchone() or (0, 0)
@@ -220,9 +251,6 @@ class History:
                 ident(self._manifest.staging),
             ),
         ]
-        touched: sql.Composable = sql.SQL("EXISTS (SELECT FROM {} AS s WHERE {})").format(
-            ident(self._manifest.staging), same_key(self._batch.keys)
-        )
         if self._manifest.kind is Kind.SNAPSHOTS:
             # What is gone from the snapshot was deleted by the time it was read.
             pieces.append(
@@ -233,10 +261,9 @@ class History:
                     read_at,
                     batch_rank,
                     sql.Identifier(self._to),
-                    touched,
+                    self._in_batch(),
                 )
             )
-            touched = sql.SQL("true")
         return sql.SQL(
             "CREATE TEMP TABLE etl_timeline ON COMMIT DROP AS"
             " WITH etl_there AS MATERIALIZED (SELECT * FROM {target} AS t WHERE {touched}),"
@@ -251,8 +278,8 @@ class History:
             "   ELSE {was_gone} OR {before} IS DISTINCT FROM {image} END)"
             " SELECT {columns}, {at} AS {valid_from}, {valid_to} FROM etl_kept WHERE NOT {gone}"
         ).format(
-            target=ident(self._target.name),
-            touched=touched,
+            target=self._table,
+            touched=self._touched(),
             keys=names(self._batch.keys),
             columns=names(columns),
             pieces=sql.SQL(" UNION ALL ").join(pieces),
@@ -261,6 +288,16 @@ class History:
             valid_to=sql.Identifier(self._to),
             **self._own,
         )
+
+    def _in_batch(self) -> sql.Composed:
+        """Whether the batch has the key of ``t``."""
+        return sql.SQL("EXISTS (SELECT FROM {} AS s WHERE {})").format(
+            ident(self._manifest.staging), same_key(self._batch.keys)
+        )
+
+    def _touched(self) -> sql.Composable:
+        """Whether the batch says something about the key of ``t``: a snapshot does about every key."""
+        return sql.SQL("true") if self._manifest.kind is Kind.SNAPSHOTS else self._in_batch()
 
     def _same(self, alias: str) -> sql.Composed:
         return sql.SQL(" AND ").join(
@@ -286,7 +323,7 @@ class History:
             "UPDATE {} AS t SET {} FROM {} AS n WHERE {} AND n.{f} = t.{f}"
             " AND ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
         ).format(
-            ident(self._target.name),
+            self._table,
             sql.SQL(", ").join(sets),
             _TIMELINE,
             self._same("n"),
@@ -309,7 +346,7 @@ class History:
             into,
             chosen,
             _TIMELINE,
-            ident(self._target.name),
+            self._table,
             self._same("n"),
             f=sql.Identifier(self._from),
         )

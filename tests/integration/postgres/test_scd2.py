@@ -212,6 +212,51 @@ def test_a_history_may_be_as_wide_as_a_table_can_be(source18, warehouse18):
     ]
 
 
+def test_a_snapshot_meets_every_key(source18, warehouse18):
+    """Or a row that is gone from it would stay, where an open end is written otherwise."""
+    pipe = history(source18, warehouse18, kind=Kind.SNAPSHOTS, cursor=None)
+    warehouse18.run("INSERT INTO a.t VALUES (2, NULL, 'x', NULL, '2023-01-01Z', 'infinity', true)")
+    with pytest.raises(DataError, match="1 versions of") as told:
+        load(pipe, (1, 1, "a"), delete_flag=None)
+    assert "UPDATE a.t SET valid_to = NULL WHERE valid_to = 'infinity'" in str(told.value)
+    warehouse18.run("UPDATE a.t SET valid_to = NULL WHERE valid_to = 'infinity'")
+    load(pipe, (1, 1, "a"), delete_flag=None)
+    assert warehouse18.run("SELECT id, valid_to IS NULL FROM a.t ORDER BY id") == [
+        (1, True),
+        (2, False),
+    ]
+
+
+def test_a_table_that_inherits_has_a_history_of_its_own(source18, warehouse18):
+    pipe = history(source18, warehouse18)
+    warehouse18.run(
+        "CREATE TABLE a.archive () INHERITS (a.t);"
+        "INSERT INTO a.archive VALUES (1, '2023-01-01Z', 'old', false, '2023-01-01Z', NULL, true)"
+    )
+    before = warehouse18.run("SELECT ctid::text, xmin::text, t.* FROM a.archive AS t")
+    load(pipe, (1, 1, "a"))
+    load(pipe, (1, 5, "b"))
+    assert warehouse18.run("SELECT ctid::text, xmin::text, t.* FROM a.archive AS t") == before
+    assert warehouse18.run("SELECT v, valid_to IS NULL FROM ONLY a.t ORDER BY valid_from") == [
+        ("a", False),
+        ("b", True),
+    ]
+
+
+def test_what_begins_at_infinity_ends_what_is_before(source18, warehouse18):
+    """Sources hold such rows; they are no reason to refuse what was written because of them."""
+    pipe = history(source18, warehouse18)
+    load(pipe, (1, 1, "a"))
+    source18.run("UPDATE t SET changed = 'infinity', v = 'b'")
+    told = {"strategy": SCD2, "is_current": "is_current", "delete_flag": "gone"}
+    pipe.load(options=told)
+    assert not pipe.load(options=told).changed
+    assert warehouse18.run("SELECT v, valid_to::text FROM a.t ORDER BY valid_from") == [
+        ("a", "infinity"),
+        ("b", None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -221,6 +266,11 @@ def test_a_history_may_be_as_wide_as_a_table_can_be(source18, warehouse18):
             "ALTER TABLE a.t ALTER valid_to TYPE date, ALTER valid_from TYPE date",
             ContractError,
             "versions begin at changed",
+        ),
+        (
+            "INSERT INTO a.t VALUES (1, now(), 'x', NULL, '2023-01-01Z', 'infinity', true), (2, now(), 'x', NULL, '2023-01-01Z', 'infinity', true)",
+            DataError,
+            r"1 versions of a\.t .* end at 'infinity'",
         ),
         (
             "ALTER TABLE a.t DROP CONSTRAINT t_pkey; INSERT INTO a.t VALUES (1, now(), 'x', NULL, '2023-01-01Z', NULL, true), (1, now(), 'y', NULL, '2023-02-01Z', NULL, true)",
