@@ -2,7 +2,18 @@
 
 A slowly changing dimension of type 2 (R. Kimball, The Data Warehouse Toolkit). For every key of the batch
 the timeline is made anew from the versions that are there and those that come, and only the difference is
-written: so the order in which loads arrive does not matter, and a load that comes again changes nothing.
+written: so a load that comes again changes nothing, and the order in which loads arrive does not matter, as far
+as the target's rows tell what has been seen:
+
+* A version was seen from ``valid_from`` to the value of its cursor column, which a later row that is the same
+  otherwise moves on. What comes late between the two splits it, so the current version is that of the row with
+  the latest cursor. How often it was seen between the two is not kept: what splits a version lasts up to that
+  latest value.
+* A deletion (``deletes='hard'``) is kept where it ended a version. One of a key that was not there leaves nothing
+  behind, so an older row that comes later is taken for current. Flags that are kept (``deletes='soft'``) are
+  versions like all others.
+* Snapshots, and rows without their cursor column, only tell when they were read: a batch of them is not published
+  after one that was read later.
 """
 
 from __future__ import annotations
@@ -31,7 +42,7 @@ class History:
 
     A version is true from the cursor's value of its row on, without a cursor from the moment that the source
     was read. It ends where the next one begins, or where the row was deleted. A row that only got another
-    cursor value, and is the same otherwise, begins no version.
+    cursor value, and is the same otherwise, begins no version; the version takes the later value.
     """
 
     def __init__(
@@ -56,12 +67,15 @@ class History:
         #: Whether a row of the batch ends its key's last version and begins none.
         self._gone = batch.deleted if options.deletes is Deletes.HARD else None
         flag = None if self._gone is None else options.delete_flag
+        #: The column that keeps when a version was last seen.
+        self._seen = manifest.cursor if manifest.cursor in self._values else None
         self._compared = [c for c in self._values if c not in (manifest.cursor, flag)]
         self._from, self._to = options.valid_from, options.valid_to
         #: Names of what the timeline is made with; the batch may have columns of any name.
+        prefix = _prefix([*self._columns, self._from, self._to])
         self._own = {
-            name: sql.Identifier(_prefix([*self._columns, self._from, self._to]) + name)
-            for name in ("at", "gone", "rank", "before", "was_gone")
+            name: sql.Identifier(prefix + name)
+            for name in ("at", "gone", "rank", "begins", "ends", "next")
         }
         self._require_columns()
 
@@ -72,16 +86,21 @@ class History:
         :raises DataError: the target holds two versions of a key that are true at once, or one whose open end is
             no NULL; the batch has rows without a cursor value.
         :raises ShrinkBrake: more keys are gone from a snapshot than may go.
+        :raises StateError: nothing but the time of reading tells what is newer, and a later reading is published.
         """
+        _, overtaken, _ = ledger.newer_snapshots(self._connection, self._manifest)
+        if overtaken and self._cursor is None and self._manifest.replays is None:
+            ledger.require_latest(self._connection, self._manifest)
         expect_random_reads(self._connection)
         self._refuse_nulls()
         self._refuse_infinity()
         self._refuse_two_truths()
         self._connection.execute("DROP TABLE IF EXISTS pg_temp.etl_timeline")
-        self._connection.execute(self._timeline())
+        self._connection.execute(self._timeline(overtaken))
         self._connection.execute(sql.SQL("ANALYZE {}").format(_TIMELINE))
         if self._manifest.kind is Kind.SNAPSHOTS:
             self._brake()
+        unchanged = self._count_known()
         deleted = self._run(
             sql.SQL(
                 "DELETE FROM {} AS t WHERE EXISTS (SELECT FROM {} AS s WHERE {})"
@@ -97,9 +116,8 @@ class History:
         )
         updated = self._run(self._update())
         inserted = self._run(self._insert())
-        versions = scalar(self._connection, sql.SQL("SELECT count(*) FROM {}").format(_TIMELINE))
         self._connection.execute("DROP TABLE pg_temp.etl_timeline")
-        return Counts(inserted, updated, deleted, versions - inserted - updated)
+        return Counts(inserted, updated, deleted, unchanged)
 
     # -- what must hold ---------------------------------------------------------------------------
 
@@ -222,30 +240,29 @@ class History:
 
     # -- the timeline -----------------------------------------------------------------------------
 
-    def _timeline(self) -> sql.Composed:
-        """Every version of the touched keys as it should be.
+    def _timeline(self, overtaken: bool) -> sql.Composed:
+        """Every version of the touched keys as it should be, as it was last seen.
 
         Of two events at the same instant the batch's counts, unless a load that read the source later has
         been published (rule: the later reading knows better).
         """
-        _, overtaken, _ = ledger.newer_snapshots(self._connection, self._manifest)
-        batch_rank = sql.Literal(1 if overtaken else 3)
+        batch_rank = sql.Literal(0 if overtaken else 3)
         read_at = sql.Literal(self._manifest.snapshot_at.isoformat())
-        begins: sql.Composable = sql.SQL("{}::timestamptz").format(read_at)
-        if self._cursor is not None:
-            begins = sql.Identifier("s", self._cursor)
         columns = [*self._batch.keys, *self._values]
         pieces = [
             sql.SQL(
                 "SELECT {}, t.{} AS {at}, false AS {gone}, 2 AS {rank} FROM etl_there AS t"
-            ).format(qualified("t", columns), sql.Identifier(self._from), **self._own),
+            ).format(self._as_first_seen(), sql.Identifier(self._from), **self._own),
+            sql.SQL("SELECT {}, {}, false, 2 FROM etl_there AS t WHERE {}").format(
+                qualified("t", columns), self._last_seen(), self._seen_again()
+            ),
             # Where a version ended and no other began, the row was deleted.
-            sql.SQL("SELECT {}, t.{e}, true, 0 FROM etl_there AS t WHERE t.{e} IS NOT NULL").format(
+            sql.SQL("SELECT {}, t.{e}, true, 1 FROM etl_there AS t WHERE t.{e} IS NOT NULL").format(
                 qualified("t", columns), e=sql.Identifier(self._to)
             ),
             sql.SQL("SELECT {}, {}, {}, {} FROM {} AS s").format(
                 qualified("s", columns),
-                begins,
+                self._begins(),
                 self._gone or sql.SQL("false"),
                 batch_rank,
                 ident(self._manifest.staging),
@@ -269,14 +286,14 @@ class History:
             " WITH etl_there AS MATERIALIZED (SELECT * FROM {target} AS t WHERE {touched}),"
             " etl_events AS (SELECT DISTINCT ON ({keys}, {at}) * FROM ({pieces}) AS e"
             "   ORDER BY {keys}, {at}, {rank} DESC),"
-            " etl_compared AS (SELECT *,"
-            "   lag(CASE WHEN {gone} THEN NULL ELSE {image} END) OVER w AS {before},"
-            "   coalesce(lag({gone}) OVER w, true) AS {was_gone}"
+            " etl_marked AS (SELECT *, CASE WHEN {gone} THEN NOT lag({gone}, 1, true) OVER w"
+            "   ELSE lag({gone}, 1, true) OVER w OR lag({image}) OVER w IS DISTINCT FROM {image} END AS {begins}"
             "   FROM etl_events WINDOW w AS (PARTITION BY {keys} ORDER BY {at})),"
-            " etl_kept AS (SELECT *, lead({at}) OVER (PARTITION BY {keys} ORDER BY {at}) AS {valid_to}"
-            "   FROM etl_compared WHERE CASE WHEN {gone} THEN NOT {was_gone}"
-            "   ELSE {was_gone} OR {before} IS DISTINCT FROM {image} END)"
-            " SELECT {columns}, {at} AS {valid_from}, {valid_to} FROM etl_kept WHERE NOT {gone}"
+            " etl_bounded AS (SELECT *, lead({at}) OVER w AS {next}, lead({begins}, 1, true) OVER w AS {ends}"
+            "   FROM etl_marked WINDOW w AS (PARTITION BY {keys} ORDER BY {at})),"
+            " etl_versions AS (SELECT *, CASE WHEN {begins} THEN {at} ELSE lag({at}) OVER w END AS {valid_from}"
+            "   FROM etl_bounded WHERE {begins} OR {ends} WINDOW w AS (PARTITION BY {keys} ORDER BY {at}))"
+            " SELECT {columns}, {valid_from}, {next} AS {valid_to} FROM etl_versions WHERE {ends} AND NOT {gone}"
         ).format(
             target=self._table,
             touched=self._touched(),
@@ -288,6 +305,58 @@ class History:
             valid_to=sql.Identifier(self._to),
             **self._own,
         )
+
+    def _begins(self) -> sql.Composable:
+        """From when on the batch's row ``s`` is true."""
+        if self._cursor is not None:
+            return sql.Identifier("s", self._cursor)
+        return sql.SQL("{}::timestamptz").format(
+            sql.Literal(self._manifest.snapshot_at.isoformat())
+        )
+
+    def _last_seen(self) -> sql.Identifier:
+        return sql.Identifier("t", self._seen or self._from)
+
+    def _seen_again(self) -> sql.Composed:
+        """Whether the version ``t`` was seen after it began; not where its cursor says something else."""
+        return sql.SQL("{seen} > t.{f} AND (t.{e} IS NULL OR {seen} < t.{e})").format(
+            seen=self._last_seen(), f=sql.Identifier(self._from), e=sql.Identifier(self._to)
+        )
+
+    def _as_first_seen(self) -> sql.Composed:
+        """The version ``t`` when it began: a later sight may belong to another, if what comes splits it."""
+        return sql.SQL(", ").join(
+            sql.SQL("CASE WHEN {} THEN t.{} ELSE t.{c} END AS {c}").format(
+                self._seen_again(), sql.Identifier(self._from), c=sql.Identifier(column)
+            )
+            if column == self._seen
+            else sql.Identifier("t", column)
+            for column in [*self._batch.keys, *self._values]
+        )
+
+    def _count_known(self) -> int:
+        """Rows of the batch that say nothing new: the target holds their version as they are, or as seen later."""
+        known: int = scalar(
+            self._connection,
+            sql.SQL(
+                "SELECT count(*) FROM {s} AS s LEFT JOIN {t} AS t ON {k} AND t.{f} <= {at} AND (t.{e} IS NULL OR t.{e} > {at})"
+                " WHERE CASE WHEN {gone} THEN t.{f} IS NULL ELSE {same} OR ({seen} > {at} AND {again} AND {alike}) END"
+            ).format(
+                s=ident(self._manifest.staging),
+                t=self._table,
+                k=same_key(self._batch.keys),
+                f=sql.Identifier(self._from),
+                e=sql.Identifier(self._to),
+                at=self._begins(),
+                gone=self._gone or sql.SQL("false"),
+                same=_same_image(self._values),
+                seen=self._last_seen(),
+                again=self._seen_again(),
+                alike=_same_image(self._compared),
+            ),
+        )
+        # Where versions of the target overlap, a row meets two.
+        return min(known, self._manifest.rows)
 
     def _in_batch(self) -> sql.Composed:
         """Whether the batch has the key of ``t``."""
@@ -353,6 +422,13 @@ class History:
 
     def _run(self, statement: sql.Composed) -> int:
         return self._connection.execute(statement).rowcount
+
+
+def _same_image(columns: Sequence[str]) -> sql.Composed:
+    """Whether ``s`` and ``t`` look the same in *columns*."""
+    return sql.SQL("ROW({})::text = ROW({})::text").format(
+        qualified("s", columns), qualified("t", columns)
+    )
 
 
 def _prefix(columns: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from airflow_etl_provider.core.errors import (
     ContractError,
     DataError,
     ShrinkBrake,
+    StateError,
 )
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.publish import Deletes
@@ -67,6 +69,15 @@ def versions(pipe) -> list[tuple[Any, ...]]:
     return [(key, v, number.get(start), number.get(end)) for key, v, start, end, _ in rows]
 
 
+def seen(pipe) -> list[int | None]:
+    """The day at which each version was last seen, in the order of :func:`versions`."""
+    number = {day: n for n, day in enumerate(DAY)}
+    return [
+        number.get(at)
+        for (at,) in pipe.warehouse.run("SELECT changed FROM a.t ORDER BY id, valid_from")
+    ]
+
+
 def test_keys_are_looked_up_at_the_cost_of_memory(source18, warehouse18):
     """As in a merge: not the whole history is read for a few keys, unless somebody has set what a read costs."""
     pipe = history(source18, warehouse18)
@@ -89,12 +100,83 @@ def test_versions_open_and_close(source, warehouse):
 
 
 def test_a_row_that_was_only_touched_begins_no_version(source, warehouse):
+    """The version keeps when it was last seen; what is the same altogether is not written."""
+    pipe = history(source, warehouse)
+    load(pipe, (1, 1, "a"), (2, 1, "b"))
+    done = load(pipe, (1, 5, "a"), (2, 1, "b"))
+    assert (done.rows_inserted, done.rows_updated, done.rows_unchanged) == (0, 1, 1)
+    assert versions(pipe) == [(1, "a", 1, None), (2, "b", 1, None)]
+    assert seen(pipe) == [5, 1]
+    before = warehouse.run("SELECT ctid::text, xmin::text FROM a.t")
+    for again in ((1, 5, "a"), (1, 1, "a"), (1, 3, "a")):
+        done = load(pipe, again)
+        assert (done.changed, done.rows_unchanged) == (False, 1)
+    assert warehouse.run("SELECT ctid::text, xmin::text FROM a.t") == before
+
+
+def test_what_comes_late_splits_a_version_that_was_seen_later(source, warehouse):
     pipe = history(source, warehouse)
     load(pipe, (1, 1, "a"))
-    before = warehouse.run("SELECT ctid::text, xmin::text FROM a.t")
-    done = load(pipe, (1, 5, "a"))
-    assert not done.changed
-    assert warehouse.run("SELECT ctid::text, xmin::text FROM a.t") == before
+    load(pipe, (1, 5, "a"))
+    load(pipe, (1, 3, "b"))
+    assert versions(pipe) == [(1, "a", 1, 3), (1, "b", 3, 5), (1, "a", 5, None)]
+    assert seen(pipe) == [1, 3, 5]
+    load(pipe, (1, 4, "a", True))
+    assert versions(pipe) == [(1, "a", 1, 3), (1, "b", 3, 4), (1, "a", 5, None)]
+
+
+def test_a_cursor_that_lies_outside_its_version_says_nothing(source18, warehouse18):
+    """Others have written the history, and the time of their load into the column, or nothing."""
+    pipe = history(source18, warehouse18)
+    warehouse18.run(
+        "INSERT INTO a.t VALUES (1, '2024-01-20Z', 'a', NULL, '2024-01-02Z', '2024-01-06Z', false),"
+        " (1, NULL, 'b', NULL, '2024-01-06Z', NULL, true)"
+    )
+    load(pipe, (1, 3, "c"))
+    assert versions(pipe) == [(1, "a", 1, 3), (1, "c", 3, 5), (1, "b", 5, None)]
+    assert seen(pipe) == [19, 3, None]
+
+
+def test_counts_are_of_staged_rows(source18, warehouse18):
+    pipe = history(source18, warehouse18)
+    load(pipe, *((1, day, str(day)) for day in range(1, 10)))
+    done = load(pipe, (1, 15, "new"))
+    assert (done.rows_inserted, done.rows_updated, done.rows_unchanged) == (1, 1, 0)
+    done = load(pipe, (1, 15, "new"), (1, 3, "3"), (1, 20, "newer"), (2, 1, "x", True))
+    assert (done.rows_inserted, done.rows_updated, done.rows_unchanged) == (1, 1, 3)
+    done = load(pipe, (1, 18, "new", True), (1, 2, "other"))
+    assert (done.rows_inserted, done.rows_updated, done.rows_unchanged) == (0, 2, 0)
+
+
+def test_an_older_reading_of_the_same_instant_counts_for_nothing(source18, warehouse18):
+    """It was read before a load of a part of its window that is published: the row has changed in between."""
+    pipe = history(source18, warehouse18, mode=WindowMode.INTERVAL)
+    told = {"strategy": SCD2, "is_current": "is_current", "delete_flag": "gone"}
+    source18.run("INSERT INTO t SELECT id, %s, 'a' FROM generate_series(1, 2) AS id", (DAY[1],))
+    pipe.load(DAY[0], DAY[3], options=told)
+    source18.run("UPDATE t SET changed = %s, v = 'older'", (DAY[5],))
+    older = pipe.staged(DAY[3], DAY[9])
+    source18.run("UPDATE t SET v = 'newer' WHERE id = 1; UPDATE t SET gone = true WHERE id = 2")
+    pipe.load(DAY[4], DAY[12], options=told)
+    expected = [(1, "a", 1, 5), (1, "newer", 5, None), (2, "a", 1, 5)]
+    assert versions(pipe) == expected
+    assert not pipe.publish(older, **told).changed
+    assert versions(pipe) == expected
+
+
+def test_what_only_tells_when_it_was_read_is_published_in_that_order(source18, warehouse18):
+    pipe = history(source18, warehouse18, mode=WindowMode.INTERVAL, columns=("id", "v"))
+    told = {"strategy": SCD2, "is_current": "is_current"}
+    source18.run("INSERT INTO t VALUES (1, %s, 'a')", (DAY[5],))
+    pipe.load(DAY[4], DAY[12], options=told)
+    source18.run("UPDATE t SET v = 'between'")
+    older = pipe.staged(DAY[3], DAY[9])
+    source18.run("UPDATE t SET v = 'a'")
+    pipe.load(DAY[4], DAY[12], options=told)
+    before = pipe.picture()
+    with pytest.raises(StateError, match="read later"):
+        pipe.publish(older, **told)
+    assert pipe.picture() == before
 
 
 def test_several_versions_of_a_batch_and_a_late_one(source, warehouse):
@@ -322,6 +404,16 @@ def told(events) -> list[tuple[Any, ...]]:
     return found
 
 
+def emptied(source, warehouse) -> Pipeline:
+    """A pipeline beside which an earlier example has left nothing."""
+    for database in (source, warehouse):
+        database.run(
+            "DROP TABLE IF EXISTS t; DROP SCHEMA IF EXISTS a CASCADE; DROP SCHEMA IF EXISTS etl CASCADE;"
+            "DROP SCHEMA IF EXISTS etl_staging CASCADE"
+        )
+    return history(source, warehouse)
+
+
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -330,12 +422,7 @@ def test_the_history_is_right_and_a_load_that_comes_again_changes_nothing(
     source18, warehouse18, events, data
 ):
     """Loads in the order of time, each of any number of versions."""
-    for database in (source18, warehouse18):
-        database.run(
-            "DROP TABLE IF EXISTS t; DROP SCHEMA IF EXISTS a CASCADE; DROP SCHEMA IF EXISTS etl CASCADE;"
-            "DROP SCHEMA IF EXISTS etl_staging CASCADE"
-        )
-    pipe = history(source18, warehouse18)
+    pipe = emptied(source18, warehouse18)
     events = sorted(events, key=lambda event: event[1])
     while events:
         size = data.draw(st.integers(1, len(events)))
@@ -352,14 +439,58 @@ def test_the_history_is_right_and_a_load_that_comes_again_changes_nothing(
 @given(events=EVENTS, cut=st.integers(0, 12))
 def test_the_history_is_what_one_would_write_down(source18, warehouse18, events, cut):
     """In two loads, by time."""
-    for database in (source18, warehouse18):
-        database.run(
-            "DROP TABLE IF EXISTS t; DROP SCHEMA IF EXISTS a CASCADE; DROP SCHEMA IF EXISTS etl CASCADE;"
-            "DROP SCHEMA IF EXISTS etl_staging CASCADE"
-        )
-    pipe = history(source18, warehouse18)
+    pipe = emptied(source18, warehouse18)
     early = [event for event in events if event[1] < cut]
     late = [event for event in events if event[1] >= cut]
     for batch in (early, late):
         load(pipe, *batch)
     assert versions(pipe) == told(events)
+
+
+def in_loads(data, pipe, events) -> Iterator[list[tuple[Any, ...]]]:
+    """In any order, in loads of any size, some of which come again."""
+    left = data.draw(st.permutations(events))
+    while left:
+        size = data.draw(st.integers(1, len(left)))
+        load(pipe, *left[:size], deletes=Deletes.SOFT)
+        if data.draw(st.booleans()):
+            assert not load(pipe, *left[:size], deletes=Deletes.SOFT).changed
+        yield left[:size]
+        left = left[size:]
+
+
+#: No value comes more than twice, so that every time at which it was seen begins a version or ends its sight.
+TWICE = st.permutations("aabbccdd").map(
+    lambda values: [(1, 1 + 2 * n, value) for n, value in enumerate(values)]
+)
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=TWICE, data=st.data())
+def test_the_history_is_the_same_whatever_the_order(source18, warehouse18, events, data):
+    pipe = emptied(source18, warehouse18)
+    for _ in in_loads(data, pipe, events):
+        pass
+    assert versions(pipe) == told([(*event, False) for event in events])
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=EVENTS, data=st.data())
+def test_the_current_version_is_that_of_the_newest_row(source18, warehouse18, events, data):
+    """However often it was seen; rows that are deleted softly are rows like all others."""
+    pipe = emptied(source18, warehouse18)
+    newest: dict[int, tuple[Any, ...]] = {}
+    for batch in in_loads(data, pipe, events):
+        for event in batch:
+            newest[event[0]] = max(newest.get(event[0], event), event)
+        current = warehouse18.run("SELECT id, changed, v, gone FROM a.t WHERE is_current")
+        assert {(key, DAY.index(at), v, gone) for key, at, v, gone in current} == set(
+            newest.values()
+        )
+        # No gap and no overlap.
+        for version, after in pairwise(versions(pipe)):
+            assert version[3] == (after[2] if after[0] == version[0] else None)
