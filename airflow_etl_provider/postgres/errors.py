@@ -93,7 +93,8 @@ def _translated(error: Exception, what: str) -> EtlError:
     if sqlstate == "25006":
         return ConfigurationError(
             f"{what}: {primary} ({sqlstate})",
-            remedy="name a connection to a server that can be written, not to a standby",
+            remedy="if that server is a standby, name a connection to its primary; else its role or database is set to "
+            "read only: ALTER ROLE ... SET default_transaction_read_only = off (or ALTER DATABASE ...)",
         )
     if sqlstate[:2] in _STRUCTURAL:
         return TerminalError(f"{what}: {primary} ({sqlstate})", remedy=remedy)

@@ -31,7 +31,8 @@ _open: set[psycopg.Connection[Any] | psycopg2.extensions.connection] = set()
 #: How long either end waits for an answer on the wire. What asks only every ten seconds (keepalive, progress)
 #: notices a silent host after 25, and half a minute is promised.
 _SILENCE_MS = "15000"
-#: Text form of every value is the same in all our sessions, whatever the server's defaults are.
+#: Text form of every value, and what a transaction sees, is the same in all our sessions, whatever the defaults
+#: of the server, the database and the role are.
 _SETTINGS = {
     "TimeZone": "UTC",
     "DateStyle": "ISO, YMD",
@@ -42,6 +43,10 @@ _SETTINGS = {
     "array_nulls": "on",
     "xmloption": "content",
     "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    # Whoever waits for another publish must see what that has written. One snapshot for all that is read is
+    # asked for where it is wanted.
+    "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
@@ -51,6 +56,8 @@ _SETTINGS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": _SILENCE_MS,
 }
+#: The first version that knows ``transaction_timeout``.
+_WITH_TRANSACTION_TIMEOUT = 170000
 _KEEPALIVE = {
     "connect_timeout": "15",
     "keepalives": "1",
@@ -359,11 +366,14 @@ def _prepare(
 ) -> bool:
     """Set what all our sessions have; not where strangers would get it, which the answer says."""
     cursor = connection.cursor()
+    wanted = {**_SETTINGS, **endpoint.settings}
+    if connection.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
+        wanted["transaction_timeout"] = "0"
     pairs = [
         sql.SQL("pg_catalog.set_config({}, {}, false)").format(
             sql.Literal(name), sql.Literal(value)
         )
-        for name, value in {**_SETTINGS, **endpoint.settings}.items()
+        for name, value in wanted.items()
     ]
     settings = sql.SQL("SELECT ") + sql.SQL(", ").join(pairs)
     # A pooler gives its clients numbers of its own: whoever meets another process than the one he was told
