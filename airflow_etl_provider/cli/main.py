@@ -152,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also set the position back to where the load's window begins",
     )
+    back.add_argument(
+        "--discard-changes",
+        action="store_true",
+        help="even if others have written into its partitions since",
+    )
     _asked(back)
     _dead_letters(commands, database)
     group = commands.add_parser("watermark", help="show, rewind, reset or repair a watermark")

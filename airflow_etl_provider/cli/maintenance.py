@@ -97,7 +97,10 @@ def rollback(arguments: argparse.Namespace) -> Answer:
             arguments.load_id,
             arguments.reason,
             actor(),
-            options=RollbackOptions(move_watermark=arguments.move_watermark),
+            options=RollbackOptions(
+                move_watermark=arguments.move_watermark,
+                discard_changes=arguments.discard_changes,
+            ),
             stop=threading.Event(),
             log=_log.info,
         )

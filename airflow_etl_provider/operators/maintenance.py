@@ -194,13 +194,16 @@ class PartitionRollbackOperator(BaseOperator):
 
     The load becomes ``rolled_back``, its window is no longer covered, and what it had published is kept
     aside until the janitor takes it. A retry of what is already rolled back does nothing. Refused where a
-    version is gone or a later load has published the partition. Returns what was done (small JSON).
+    version is gone, a later load has published the partition, or others have written into it. Returns what
+    was done (small JSON).
 
     :param target_conn_id: PostgreSQL connection of the warehouse. (templated)
     :param load_id: the load to take back, as ``airflow-etl loads`` and publish show it. (templated)
     :param reason: why; recorded with the load. (templated)
     :param move_watermark: also set the stream's position back to where the load's window begins; the
         Variable follows with the stream's next run.
+    :param discard_changes: take the load back even if others have written into its partitions since, or a later
+        load has changed rows of the table in place and may have changed theirs.
     :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
         ``deadlock_timeout``.
     :param lock_deadline: how long attempts go on; then the task fails as transient, and nothing is changed.
@@ -215,6 +218,7 @@ class PartitionRollbackOperator(BaseOperator):
         load_id: str,
         reason: str,
         move_watermark: bool = False,
+        discard_changes: bool = False,
         lock_budget: timedelta = timedelta(milliseconds=300),
         lock_deadline: timedelta = timedelta(minutes=30),
         **kwargs: Any,
@@ -224,6 +228,7 @@ class PartitionRollbackOperator(BaseOperator):
         self.load_id = load_id
         self.reason = reason
         self.move_watermark = move_watermark
+        self.discard_changes = discard_changes
         self.lock_budget = lock_budget
         self.lock_deadline = lock_deadline
         self._stopper = Stopper()
@@ -234,6 +239,7 @@ class PartitionRollbackOperator(BaseOperator):
         with airflow_errors():
             options = RollbackOptions(
                 move_watermark=self.move_watermark,
+                discard_changes=self.discard_changes,
                 lock_budget=self.lock_budget,
                 lock_deadline=self.lock_deadline,
             )

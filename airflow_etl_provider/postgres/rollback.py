@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -40,7 +41,7 @@ from airflow_etl_provider.postgres.catalog import (
     read_table,
     scalar,
 )
-from airflow_etl_provider.postgres.cursors import cursor_type_sql
+from airflow_etl_provider.postgres.cursors import cursor_kind, cursor_type_sql, plain_type
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.exchange import Place
 from airflow_etl_provider.postgres.leaves import Leaf, read_leaves
@@ -81,6 +82,7 @@ _RACES = (
     psycopg.errors.InternalError_,
 )
 _ROUNDS = 5
+_DISCARD = "roll back with discard_changes=True (--discard-changes); the version taken back is kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,14 @@ class RollbackOptions:
 
     :param move_watermark: also set the stream's position back to where the load's window begins, if it is
         above that.
+    :param discard_changes: take the load back even if others have written into its partitions since, or a later
+        load has changed rows of the table in place and may have changed theirs.
     :param lock_budget: longest time one attempt may spend waiting for and holding table locks.
     :param lock_deadline: how long attempts go on.
     """
 
     move_watermark: bool = False
+    discard_changes: bool = False
     lock_budget: timedelta = timedelta(milliseconds=300)
     lock_deadline: timedelta = timedelta(minutes=30)
 
@@ -166,7 +171,7 @@ def rollback(
     :param connection: in autocommit; its ``lock_timeout`` is set.
     :raises ConfigurationError: no reason, no load id, or the window has no start to move the watermark to.
     :raises StateError: the load is not published, was no swap, has nothing to go back to, or a later load
-        has published one of its partitions since.
+        or somebody else has changed one of its partitions since.
     :raises ContractError: a version no longer fits the target as it is now.
     :raises CatalogError: the target cannot be swapped.
     :raises LockBudgetExceeded: readers held their locks up to the deadline; nothing was changed.
@@ -185,7 +190,8 @@ def rollback(
         ) from None
     label = f"database {connection.info.dbname}"
     ledger.require_ledger(connection, label=label, current=True)
-    why = f"rolled back by {actor.strip()}: {reason.strip()}"
+    discarding = ", with what was changed since" if options.discard_changes else ""
+    why = f"rolled back by {actor.strip()}{discarding}: {reason.strip()}"
     with translated_errors(f"rolling back load {load_id}"):
         load = _require(connection, load_id, options)
         if load.state is LoadState.ROLLED_BACK:
@@ -425,21 +431,45 @@ class _Rollback:
         later = self._connection.execute(queries("rollback")["swapped_since"], params).fetchone()
         if later is not None:
             raise self._later(later[0], later[1])
-        statement = queries("rollback")["changed_since"].format(
-            # Without a type there is no window to compare.
-            t=cursor_type_sql(self._load.window.type or "text")
-        )
-        manifest = self._load.manifest
-        by_cursor = manifest is not None and self._target.partition_columns == (manifest.cursor,)
+        column, column_type = self._partition_column()
+        statement = queries("rollback")["changed_since"].format(t=cursor_type_sql(column_type))
         for one in found:
-            # Windows tell what lies in a partition only where both go by the same column.
-            bounds = {
-                "low": one.current.low if by_cursor else None,
-                "high": one.current.high if by_cursor else None,
-            }
-            later = self._connection.execute(statement, {**params, **bounds}).fetchone()
-            if later is not None:
-                raise self._later(later[0], str(one.current.table))
+            low, high = one.current.low, one.current.high
+            range_of = {"column": None if low == high else column, "low": low, "high": high}
+            self._refuse_changed(
+                one.current.table, statement, {**params, **range_of, "type": column_type}
+            )
+
+    def _partition_column(self) -> tuple[str | None, str]:
+        """The column that windows can be held against, and its type; text where there is none."""
+        if self._target.partition_strategy == "r" and len(self._target.partition_columns) == 1:
+            name = self._target.partition_columns[0]
+            column_type = self._target.column(name, use="the partition column").type
+            with suppress(ConfigurationError):
+                cursor_kind(column_type)
+                return name, plain_type(column_type)
+        return None, "text"
+
+    def _refuse_changed(
+        self, partition: TableName, statement: sql.Composed, params: Mapping[str, Any]
+    ) -> None:
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            later = cursor.execute(statement, params).fetchone()
+        if later is None:
+            return
+        if later["is_known"]:
+            raise StateError(
+                f"load {later['load_id']} of stream {later['stream']} ({later['strategy']}) has changed rows of "
+                f"{partition} since load {self._load.load_id} was published: they would be lost",
+                remedy=f"mend the source, then {RELOAD}",
+            )
+        if not self._options.discard_changes:
+            raise StateError(
+                f"load {later['load_id']} of stream {later['stream']} ({later['strategy']}) has changed rows of "
+                f"{self._target.name} since load {self._load.load_id} was published, and in which partitions is not "
+                f"recorded: those in {partition} would be lost",
+                remedy=f"mend the source, then {RELOAD}; if it has changed none there, or they may go: {_DISCARD}",
+            )
 
     def _later(self, load_id: str, partition: str) -> StateError:
         return StateError(

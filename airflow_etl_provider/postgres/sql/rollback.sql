@@ -14,18 +14,23 @@ WHERE mine.load_id = %(load_id)s AND p.load_id <> mine.load_id
 ORDER BY p.published_at DESC LIMIT 1
 
 -- name: changed_since
--- A load that has changed rows of the partition in place since; only events are known to stay in their window.
-SELECT l.load_id::text AS load_id
-FROM etl.loads AS mine
-JOIN etl.loads AS l ON l.target = mine.target AND l.published_at > mine.published_at
-WHERE mine.load_id = %(load_id)s AND l.state = 'published' AND l.strategy NOT IN ('swap', 'swap_merge')
-  AND l.rows_inserted + l.rows_updated + l.rows_deleted > 0
-  AND CASE WHEN l.strategy = 'delete_insert' AND l.window_type = mine.window_type AND l.bounds <> 'nulls'
-           THEN coalesce(l.window_low::{t} < %(high)s::{t}, true)
-                AND coalesce(l.window_high::{t} > %(low)s::{t}
-                             OR right(l.bounds, 1) = ']' AND l.window_high::{t} = %(low)s::{t}, true)
-           ELSE true END
-ORDER BY l.published_at DESC LIMIT 1
+-- Loads that have changed rows of the table in place since, and whether they are known to have changed the partition.
+-- Only events stay in their window, and that tells what lies in a partition only where the load goes by the column
+-- that the table is partitioned by.
+SELECT load_id, stream, strategy, is_known FROM (
+    SELECT l.load_id::text AS load_id, l.stream, l.strategy, l.published_at,
+           CASE WHEN l.strategy = 'delete_insert' AND l.manifest ->> 'cursor' = %(column)s AND l.bounds <> 'nulls'
+                     AND regexp_replace(l.window_type, '\([0-9,]+\)', '') = %(type)s
+                THEN coalesce(l.window_low::{t} < %(high)s::{t}, true)
+                     AND coalesce(l.window_high::{t} > %(low)s::{t}
+                                  OR right(l.bounds, 1) = ']' AND l.window_high::{t} = %(low)s::{t}, true) END AS is_known
+    FROM etl.loads AS mine
+    JOIN etl.loads AS l ON l.target = mine.target AND l.published_at > mine.published_at
+    WHERE mine.load_id = %(load_id)s AND l.state = 'published' AND l.strategy NOT IN ('swap', 'swap_merge')
+      AND l.rows_inserted + l.rows_updated + l.rows_deleted > 0
+) AS changed
+WHERE is_known IS NOT FALSE
+ORDER BY is_known NULLS LAST, published_at DESC LIMIT 1
 
 -- name: hold_streams
 SELECT stream FROM etl.streams WHERE target = %(target)s ORDER BY stream FOR UPDATE

@@ -19,7 +19,8 @@ from airflow_etl_provider.core.errors import (
     Stopped,
     TransientError,
 )
-from airflow_etl_provider.core.load import Strategy
+from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.postgres import rollback as rollback_module
 from airflow_etl_provider.postgres.clean import CleanOptions, clean
 from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
@@ -260,6 +261,44 @@ class TestRefusals:
         )
         rolled_back(pipe, load)
         assert [row for row in pipe.rows() if row in before] == before
+
+    def test_rows_of_a_stream_that_goes_by_another_column(self, pipe):
+        """Its window says nothing of where its rows lie; whoever knows better may go on."""
+        before, load = twice(pipe)
+        pipe.source.run(
+            "CREATE TABLE u (id bigint PRIMARY KEY, ts timestamptz NOT NULL, v text, at timestamptz NOT NULL);"
+            "INSERT INTO u VALUES (1001, '2013-01-05Z', 'of u', '2013-03-02Z')"
+        )
+        pipe.warehouse.run("ALTER TABLE a.t ADD at timestamptz")
+        other = replace(
+            pipe,
+            stream="u",
+            table=TableName("public", "u"),
+            cursor="at",
+            partition=None,
+            store=MemoryWatermarkStore(),
+        )
+        later = other.load(MARCH, APRIL, options={"strategy": Strategy.DELETE_INSERT})
+        assert later.load_id in self.refused(pipe, load)
+        rolled_back(pipe, load, discard_changes=True)
+        assert pipe.warehouse.value("SELECT count(*) FROM a.t") == len(before)
+
+    def test_a_merge_of_which_nobody_knows_what_it_changed(self, source18, warehouse18):
+        """It is said so, and not that it had published the partition; there is a way on."""
+        pipe = simple(source18, warehouse18, kind=Kind.ENTITIES, keys=("id",))
+        warehouse18.run("CREATE INDEX ON a.t (id)")
+        fill(source18, JANUARY, APRIL, 90)
+        pipe.load(JANUARY, FEBRUARY)
+        before = pipe.rows()
+        source18.run("UPDATE t SET v = v || ' wrong'")
+        load = pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP_MERGE})
+        later = pipe.load(MARCH, APRIL, options={"strategy": Strategy.MERGE})
+        told = self.refused(pipe, load)
+        assert later.load_id in told
+        assert "in which partitions is not recorded" in told
+        rolled_back(pipe, load, discard_changes=True)
+        assert [row for row in pipe.rows() if row in before] == before
+        assert len(pipe.rows()) > len(before)
 
     def test_a_view_on_the_partition(self, pipe):
         _, load = twice(pipe)
