@@ -142,13 +142,14 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class _Return:
-    """One partition: what is attached now, and what comes back."""
+    """One partition: what is attached now, and what comes back; ``rows`` were published."""
 
     current: Partition
     place: Place
     previous: TableName
     oid: int
     kept: TableName
+    rows: int
     foreign_keys: Mapping[str, str]
 
 
@@ -253,7 +254,7 @@ def _already(connection: Connection, load: Load) -> RolledBack:
         load.load_id,
         load.stream,
         load.target,
-        {name: previous for name, previous, _ in rows},
+        {name: previous for name, previous, *_ in rows},
         ledger.position_of(connection, load.stream),
         already=True,
     )
@@ -375,7 +376,7 @@ class _Rollback:
             )
         attached = {leaf.place.name: leaf for leaf in read_leaves(self._connection, self._target)}
         found = []
-        for partition, previous, rebuild in rows:
+        for partition, previous, rebuild, published in rows:
             name = TableName.parse(partition)
             current = attached.get(name)
             if current is None:
@@ -389,7 +390,7 @@ class _Rollback:
                     "go back to",
                     remedy=f"mend the source, then {RELOAD}",
                 )
-            found.append(self._return(current, previous, rebuild))
+            found.append(self._return(current, previous, rebuild, published))
         self._refuse_later(found)
         return sorted(found, key=lambda one: (one.current.low or "", str(one.place.name)))
 
@@ -398,6 +399,7 @@ class _Rollback:
         leaf: Leaf,
         previous: str,
         rebuild: Mapping[str, Any] | None,
+        rows: int,
     ) -> _Return:
         table = TableName.parse(previous)
         row = self._table(table)
@@ -416,6 +418,7 @@ class _Rollback:
             kept=TableName(
                 STAGING_SCHEMA, f"{shortened(name, room=20)}_{short_id(self._load.load_id)}_rb"
             ),
+            rows=rows,
             foreign_keys=foreign_keys_in(rebuild),
         )
 
@@ -548,6 +551,8 @@ class _Rollback:
             if load.state is LoadState.ROLLED_BACK:
                 return _already(connection, load)
             self._refuse_later(found)
+            if not self._options.discard_changes:
+                self._refuse_written(found)
             moved = self._record(found, stream)
             parents = {one.place.parent.oid: one.place.parent for one in found}
             locks = locking.in_order(
@@ -573,6 +578,28 @@ class _Rollback:
             moved=moved,
             lock_ms=(time.monotonic() - locked) * 1000,
         )
+
+    def _refuse_written(self, found: Sequence[_Return]) -> None:
+        """Keep writers out to the end of the transaction, and see that there were none since the load.
+
+        :raises StateError: a partition does not hold what the load has published: others' rows would be lost.
+        """
+        connection = self._connection
+        parents = {one.place.parent.oid: one.place.parent.name for one in found}
+        for table in [*parents.values(), *(one.current.table for one in found)]:
+            connection.execute(statements.lock(table, "SHARE ROW EXCLUSIVE"))
+        for one in found:
+            table = one.current.table
+            now, written = connection.execute(
+                queries("rollback")["rows_now"].format(table=statements.ident(table)),
+                {"oid": one.current.oid},
+            ).fetchone() or (0, 0)
+            if now != one.rows or written:
+                raise StateError(
+                    f"{table} holds {now:,} rows, of which {written:,} were written since load {self._load.load_id} "
+                    f"published {one.rows:,} there: what others have changed would be lost",
+                    remedy=f"look at what was changed; if it may go: {_DISCARD}",
+                )
 
     def _record(self, found: Sequence[_Return], stream: Mapping[str, Any]) -> bool:
         """Write the ledger, before the table locks; whether the watermark was moved."""

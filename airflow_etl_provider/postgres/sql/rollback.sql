@@ -1,5 +1,5 @@
 -- name: partitions
-SELECT partition, previous, rebuild FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
+SELECT partition, previous, rebuild, rows FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
 
 -- name: strategy
 SELECT strategy FROM etl.loads WHERE load_id = %(load_id)s
@@ -31,6 +31,12 @@ SELECT load_id, stream, strategy, is_known FROM (
 ) AS changed
 WHERE is_known IS NOT FALSE
 ORDER BY is_known NULLS LAST, published_at DESC LIMIT 1
+
+-- name: rows_now
+-- Of a partition: its rows, and those written since it was attached: by transactions with a later number than the one
+-- that attached it. Freezing a row leaves its number as it is.
+SELECT count(*), count(*) FILTER (WHERE age(t.xmin) < (SELECT age(i.xmin) FROM pg_inherits AS i WHERE i.inhrelid = %(oid)s))
+FROM ONLY {table} AS t
 
 -- name: hold_streams
 SELECT stream FROM etl.streams WHERE target = %(target)s ORDER BY stream FOR UPDATE

@@ -259,7 +259,8 @@ class TestRefusals:
         pipe.warehouse.run(
             "UPDATE etl.loads SET state = 'superseded' WHERE load_id = %s", (later.load_id,)
         )
-        rolled_back(pipe, load)
+        assert "3 were written since" in self.refused(pipe, load)
+        rolled_back(pipe, load, discard_changes=True)
         assert [row for row in pipe.rows() if row in before] == before
 
     def test_rows_of_a_stream_that_goes_by_another_column(self, pipe):
@@ -299,6 +300,33 @@ class TestRefusals:
         rolled_back(pipe, load, discard_changes=True)
         assert [row for row in pipe.rows() if row in before] == before
         assert len(pipe.rows()) > len(before)
+
+    @pytest.mark.parametrize(
+        ("statement", "told"),
+        [
+            (
+                "INSERT INTO a.t VALUES (5000, '2013-01-07Z', 'by an application')",
+                "holds 32 rows, of which 1 were",
+            ),
+            ("UPDATE a.t SET v = 'mended' WHERE id = 1", "holds 31 rows, of which 1 were"),
+            ("DELETE FROM a.t WHERE id = 1", "holds 30 rows, of which 0 were"),
+            ("TRUNCATE a.t_2013_01", "holds 0 rows"),
+        ],
+        ids=["insert", "update", "delete", "truncate"],
+    )
+    def test_what_others_have_changed(self, pipe, statement, told):
+        """By hand, or by an application: with figures; whoever wants it may go on, and it is kept aside."""
+        before, load = twice(pipe)
+        pipe.warehouse.run(statement)
+        changed = pipe.rows()
+        assert told in self.refused(pipe, load)
+        done = rolled_back(pipe, load, discard_changes=True)
+        assert pipe.rows() == before
+        kept = done.kept["a.t_2013_01"]
+        assert pipe.warehouse.run(f"SELECT t::text FROM {kept} AS t ORDER BY 1") == changed
+        assert pipe.warehouse.value(
+            "SELECT error FROM etl.loads WHERE load_id = %s", (load.load_id,)
+        ) == ("rolled back by ada, with what was changed since: wrong rates")
 
     def test_a_view_on_the_partition(self, pipe):
         _, load = twice(pipe)
@@ -540,6 +568,20 @@ def test_a_session_killed_at_the_exchange(pipe, warehouse18):
     assert everything(pipe) == was
     rolled_back(pipe, load)
     assert pipe.rows() == before
+
+
+def test_a_writer_at_the_partition(pipe, warehouse18):
+    """Waited for, and its row is seen then."""
+    _, load = twice(pipe)
+    log = RecordedEvents()
+    with warehouse18.connect() as writer, ExitStack() as stack:
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO a.t VALUES (5000, '2013-01-07Z', 'by an application')")
+        rolling = stack.enter_context(in_background(lambda: rolled_back(pipe, load, log=log)))
+        wait_until(lambda: "waiting for locks" in log.names(), "the rollback waits")
+        writer.execute("COMMIT")
+    assert isinstance(rolling.exception(), StateError)
+    assert "1 were written since" in str(rolling.exception())
 
 
 def test_a_stop_while_waiting(pipe, warehouse18):
