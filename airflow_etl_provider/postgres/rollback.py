@@ -605,8 +605,13 @@ class _Rollback:
         """Write the ledger, before the table locks; whether the watermark was moved."""
         connection, named = self._connection, queries("rollback")
         params = {"load_id": self._load.load_id, "stream": self._load.stream, "why": self._why}
-        for name in ("mark", "uncover"):
-            connection.execute(named[name], params)
+        connection.execute(named["mark"], params)
+        if self._load.window.is_range:
+            window = ledger.bounded(self._load.window)
+            connection.execute(
+                named["uncover"].format(t=cursor_type_sql(window.type or "")),
+                {**params, "low": window.low, "high": window.high},
+            )
         dead_letters.end(connection, [self._load.load_id], self._why)
         for one in found:
             connection.execute(

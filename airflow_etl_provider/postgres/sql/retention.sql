@@ -125,7 +125,7 @@ ORDER BY beginning.low
 
 -- name: give_coverage_back
 -- Whichever retirement has taken it: of a range that is in several partitions the last one that went did, and the
--- first that returns brings it back.
+-- first that returns brings it back. But for what a load covered that was rolled back meanwhile.
 WITH told AS (
     SELECT %(retirement_id)s::uuid AS retirement_id, %(pieces)s::jsonb AS pieces
     UNION ALL
@@ -143,6 +143,7 @@ WITH told AS (
     JOIN etl.coverage AS c ON c.load_id = told.retirement_id
     CROSS JOIN LATERAL jsonb_to_recordset(told.pieces) AS p (low text, high text, bounds text, load_id uuid)
     WHERE c.stream = %(stream)s AND c.retired_at IS NOT NULL
+      AND NOT EXISTS (SELECT FROM etl.loads AS l WHERE l.load_id = p.load_id AND l.state = 'rolled_back')
 )
 INSERT INTO etl.coverage (stream, low, high, bounds, load_id)
 SELECT %(stream)s, low::text, high::text, bounds, load_id FROM back WHERE low < high

@@ -45,7 +45,18 @@ SELECT stream FROM etl.streams WHERE target = %(target)s ORDER BY stream FOR UPD
 UPDATE etl.loads SET state = 'rolled_back', error = %(why)s WHERE load_id = %(load_id)s AND state = 'published'
 
 -- name: uncover
-DELETE FROM etl.coverage WHERE stream = %(stream)s AND load_id = %(load_id)s
+-- Also what loads after this one have covered of its window: they found its rows there, and changed none.
+WITH gone AS (
+    DELETE FROM etl.coverage AS c USING etl.loads AS l, etl.loads AS mine
+    WHERE mine.load_id = %(load_id)s AND c.stream = mine.stream AND c.retired_at IS NULL
+      AND l.load_id = c.load_id AND l.published_at >= mine.published_at
+      AND c.low::{t} < %(high)s::{t} AND c.high::{t} > %(low)s::{t}
+    RETURNING c.stream, c.low, c.high, c.bounds, c.load_id
+)
+INSERT INTO etl.coverage (stream, low, high, bounds, load_id)
+SELECT gone.stream, rest.low, rest.high, gone.bounds, gone.load_id
+FROM gone CROSS JOIN LATERAL (VALUES (gone.low, %(low)s::text), (%(high)s::text, gone.high)) AS rest (low, high)
+WHERE rest.low::{t} < rest.high::{t}
 
 -- name: keep
 -- The version that was taken back is kept in the place of the one that came back, and ages from now on.

@@ -32,6 +32,7 @@ from airflow_etl_provider.postgres.ledger import (
 )
 from airflow_etl_provider.postgres.maintenance import maintain
 from airflow_etl_provider.postgres.restore import restore
+from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
 from airflow_etl_provider.postgres.session import connect
 from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
 from tests.builders import (
@@ -1169,6 +1170,28 @@ class TestRestore:
         restored(warehouse18, "a.t_2013_02")
         assert seen(pipe) == ([("covered", JAN, APR)], [])
         assert pipe.coverage()[0][2] == again.load_id
+
+    def test_what_was_rolled_back_meanwhile_is_not_covered(self, source18, warehouse18):
+        pipe = simple(source18, warehouse18)
+        warehouse18.run(
+            "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+        )
+        fill(source18, FEBRUARY, MARCH, 30)
+        pipe.load(FEBRUARY, MARCH)
+        load = pipe.load(JANUARY, MARCH)
+        assert names(maintained(warehouse18, keep=timedelta(days=1))) == ["a.t_2013_01"]
+        with connect(warehouse18.endpoint()) as connection:
+            rollback(
+                connection,
+                load.load_id,
+                "wrong rates",
+                "ada",
+                options=RollbackOptions(),
+                stop=threading.Event(),
+                log=RecordedEvents(),
+            )
+        restored(warehouse18, "a.t_2013_01")
+        assert pipe.coverage() == []
 
 
 def indexes(database):

@@ -334,6 +334,33 @@ class TestRefusals:
         assert "a.w" in self.refused(pipe, load, CatalogError)
 
 
+class TestTheWindowIsOpenAgain:
+    """Whichever load covers it: one that came after and changed nothing is not needed for it any more."""
+
+    def test_a_merge_that_changed_nothing(self, source18, warehouse18):
+        pipe = simple(source18, warehouse18, kind=Kind.ENTITIES, keys=("id",))
+        fill(source18, JANUARY, MARCH, 60)
+        pipe.load(JANUARY, MARCH)
+        source18.run("UPDATE t SET v = v || ' new'")
+        load = pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP_MERGE})
+        later = pipe.load(JANUARY, FEBRUARY)
+        assert (later.strategy, later.rows_unchanged) == ("merge", 32)
+        rolled_back(pipe, load)
+        assert [(low, high) for low, high, _ in pipe.coverage()] == [(FEB, MAR)]
+        pipe.load(JANUARY, FEBRUARY)
+        assert pipe.warehouse.value("SELECT count(*) FROM a.t WHERE v LIKE '% new'") == 32
+
+    def test_loads_that_reach_beyond_it(self, pipe):
+        """What they cover outside of the window stays theirs."""
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.source.run("DELETE FROM t")
+        load = pipe.load(JANUARY, FEBRUARY, options={"max_shrink": 1.0})
+        later = pipe.load(JANUARY, MARCH)
+        assert (later.rows_deleted, later.partitions) == (0, ())
+        rolled_back(pipe, load)
+        assert pipe.coverage() == [(FEB, MAR, later.load_id)]
+
+
 def test_publish_alone_afterwards_is_refused(pipe):
     """With who did it and why, which the attempt does not wipe out; extract and downstream load anew."""
     pipe.load(JANUARY, FEBRUARY)
