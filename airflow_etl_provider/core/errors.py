@@ -47,6 +47,8 @@ class EtlError(Exception):
     error_class: ClassVar[ErrorClass] = ErrorClass.FATAL
     #: The server's code, where a server's error was translated.
     sqlstate: str | None = None
+    #: The function of the database in whose body that happened, such as a trigger's.
+    function: str | None = None
 
     def __init__(self, what: str, *, remedy: str | None = None) -> None:
         super().__init__(what)

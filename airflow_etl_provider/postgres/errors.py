@@ -39,10 +39,40 @@ _TRANSIENT = {
 _REMEDIES = {
     "28": "check login and password of the Airflow connection",
     "3D": "check the database name (schema field) of the Airflow connection",
+    "23503": "load the rows that are referred to first; where rows would go that others refer to, publish with a "
+    "strategy that updates them, or let the foreign key say what follows (ON DELETE ...)",
+    "23505": "let the keys of the stream be the columns of that constraint, or mend the rows that stand double in the "
+    "source",
+    "23514": "mend the rows in the source, set them aside with an expectation (on_fail: quarantine), or alter the "
+    "constraint",
     "42501": "grant the missing privilege to the connection's role, or use a role that has it",
     "53100": "free disk space on that server; Airflow retries by itself, and a clear does it at once",
     "53300": "raise max_connections or lower the number of parallel runs",
 }
+#: Where one code has several causes: for a message with these words.
+_REMEDIES_BY_WORDS = {
+    "0A000": (
+        "foreign table",
+        "that partition takes no rows from here: leave them out of the window, or make it a table of this database",
+    ),
+    "23514": (
+        "no partition of relation",
+        "make a partition for those rows or a DEFAULT partition, or let publish make them by the pipeline's partition:",
+    ),
+    "55000": (
+        "replica identity",
+        "give it a primary key, or say what tells its rows apart: ALTER TABLE ... REPLICA IDENTITY USING INDEX ...",
+    ),
+}
+_IN_FUNCTION = (
+    "look into that function, which a trigger, a default, a check or the SQL at hand calls: mend it, or what it objects "
+    "to, then clear the task"
+)
+_LEFT_TO_AUTHORS = (CatalogError, DataError, TerminalError)
+#: The languages' names are not translated; the statement that a function was at may hold values.
+_FUNCTION = re.compile(
+    r'^(?:\w+ )?PL/\w+.*? ([\w$."]+)\(|^(?:PL/\w+|SQL) function "([\w$.]+)"', re.MULTILINE
+)
 #: Only a column of an ordinary name is told, since one with quotes could let the value after it through.
 _COPY_CONTEXT = re.compile(r', line (\d+)(?:, column ([A-Za-z_][A-Za-z0-9_$]*)(?=: "|: null|$))?')
 #: Classes of SQLSTATE whose messages speak of structure, never of rows.
@@ -59,8 +89,11 @@ _NO_DATABASE = re.compile(r"database \".*\" does not exist")
 def translate(error: Exception, what: str) -> EtlError:
     """Our error for a driver's *error* that happened while doing *what* (a phrase such as
     ``creating the staging table etl_staging.x``)."""
-    found = _translated(error, what)
-    found.sqlstate = sqlstate_of(error)
+    function = function_of(error)
+    found = _translated(error, what if function is None else f"{what}, in function {function}")
+    found.sqlstate, found.function = sqlstate_of(error), function
+    if function is not None and type(found) in _LEFT_TO_AUTHORS and found.sqlstate != "42501":
+        found.remedy = _IN_FUNCTION
     return found
 
 
@@ -76,7 +109,7 @@ def _translated(error: Exception, what: str) -> EtlError:
             f"{what}: {reason or 'the connection broke'}",
             remedy="check that the server is up and reachable; Airflow retries by itself",
         )
-    remedy = _REMEDIES.get(sqlstate) or _REMEDIES.get(sqlstate[:2])
+    remedy = _remedy(sqlstate, primary)
     if sqlstate == "55P03":
         return LockBudgetExceeded(f"{what}: a lock was not granted in time", remedy=remedy)
     if sqlstate in _TRANSIENT:
@@ -101,6 +134,13 @@ def _translated(error: Exception, what: str) -> EtlError:
     return TerminalError(
         f"{what}: the server answered {_condition(sqlstate)} ({sqlstate})", remedy=remedy
     )
+
+
+def _remedy(sqlstate: str, primary: str) -> str | None:
+    words, remedy = _REMEDIES_BY_WORDS.get(sqlstate, ("", None))
+    if remedy is not None and words in primary:
+        return remedy
+    return _REMEDIES.get(sqlstate) or _REMEDIES.get(sqlstate[:2])
 
 
 @contextmanager
@@ -132,6 +172,12 @@ def sqlstate_of(error: Exception) -> str | None:
     return _diagnosis(error)[0]
 
 
+def function_of(error: Exception) -> str | None:
+    """The function of the database in whose body the server raised *error*; ``None`` where it was in none."""
+    found = _FUNCTION.search(_diagnosis(error)[2])
+    return None if found is None else found[1] or found[2]
+
+
 def _is_misuse(error: Exception) -> bool:
     """A driver called wrongly: a defect of this package, which must show where it is."""
     return sqlstate_of(error) is None and not isinstance(
@@ -154,7 +200,11 @@ def _diagnosis(error: Exception) -> tuple[str | None, str, str]:
     if sqlstate == "23505" and error.diag.schema_name == "pg_catalog":
         # Two sessions have made an object of one name at the same moment: the same as one after the other.
         sqlstate = "42P07"
-    return sqlstate, error.diag.message_primary or "", error.diag.context or ""
+    primary = error.diag.message_primary or ""
+    if sqlstate is not None and error.diag.source_function == "exec_stmt_raise":
+        # RAISE in PL/pgSQL: the words are the author's own, and may hold values.
+        primary = _condition(sqlstate)
+    return sqlstate, primary, error.diag.context or ""
 
 
 def _server_of(error: Exception) -> str:

@@ -27,7 +27,7 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Facts, PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger, locking
 from airflow_etl_provider.postgres.clean import CleanOptions, clean_versions
-from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
+from airflow_etl_provider.postgres.errors import function_of, sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
@@ -86,7 +86,7 @@ class PostgresPublisher:
                     ledger.abandon(connection, manifest.load_id, replaced.what)
                 raise
             except (psycopg.Error, EtlError) as error:
-                sqlstate = error.sqlstate if isinstance(error, EtlError) else sqlstate_of(error)
+                sqlstate = _own_state(error)
                 if sqlstate in _ALTERED:
                     raise _does_not_fit(manifest, error) from None
                 raced = sqlstate in _RACES
@@ -221,6 +221,13 @@ def _enter(
             f"{manifest.stream}, held by {holders}",
             remedy="the load stays validated: look at what the other session waits for, then retry",
         ) from None
+
+
+def _own_state(error: psycopg.Error | EtlError) -> str | None:
+    """The SQLSTATE of a statement of ours; what a function of the target (a trigger's) does wrong is not ours."""
+    if isinstance(error, EtlError):
+        return error.sqlstate if error.function is None else None
+    return sqlstate_of(error) if function_of(error) is None else None
 
 
 def _does_not_fit(manifest: Manifest, error: psycopg.Error | EtlError) -> ContractError:
