@@ -38,6 +38,9 @@ _LOSES_FOREIGN_KEYS = frozenset(
     for minor in range(mended)
 )
 
+#: From the one up to the other, a year and the next one lie within the years 1 to 9999 of UTC, whatever the time zone.
+_FIRST, _LAST = "0002-01-01", "9997-01-01"
+
 #: What is met by whoever makes a table that another session has made, or makes at this moment; and by whoever meets a
 #: table or type of that name which has nothing to do with it.
 _NAME_TAKEN = (
@@ -101,7 +104,8 @@ def make_missing_partitions(
 ) -> list[TableName]:
     """Attach an empty partition for every staged row that has none; returns those made.
 
-    A parallel load that makes the same partition first is no failure.
+    Rows at the ends of the calendar or beyond, as ``9999-12-31`` for never, are left to DEFAULT. A parallel load that
+    makes the same partition first is no failure.
 
     :raises CatalogError: the DEFAULT partition holds rows of one, or its name is taken.
     :raises LockBudgetExceeded: readers of the DEFAULT partition, or of what foreign keys refer to, held it up to
@@ -118,7 +122,8 @@ def make_missing_partitions(
     zoned = column_type.endswith("with time zone")
     starts = connection.execute(
         sql.SQL(
-            "SELECT DISTINCT date_trunc({every}, {column}{zone}){back} FROM {staging} WHERE isfinite({column})"
+            "SELECT DISTINCT date_trunc({every}, {column}{zone}){back} FROM {staging}"
+            " WHERE {column} >= {first} AND {column} < {last}"
         ).format(
             every=sql.Literal(spec.every.value),
             column=sql.Identifier(spec.column),
@@ -128,6 +133,8 @@ def make_missing_partitions(
             back=sql.SQL("")
             if zoned
             else sql.SQL(" AT TIME ZONE {}").format(sql.Literal(spec.timezone)),
+            first=sql.Literal(_FIRST),
+            last=sql.Literal(_LAST),
             staging=statements.ident(manifest.staging),
         )
     ).fetchall()

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from airflow_etl_provider.core.errors import CatalogError, LockBudgetExceeded
+from airflow_etl_provider.core.errors import CatalogError, DataError, LockBudgetExceeded
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.core.request import WindowMode
@@ -216,3 +216,54 @@ def test_entities_whose_month_is_new(source18, warehouse18):
     pipe.load()
     assert pipe.rows() == pipe.source_rows()
     assert partitions(warehouse18) == ["a.y2012m12", "a.y2013m01", "a.y2013m02"]
+
+
+class TestBeyondTheCalendar:
+    """Sentinels for "never" and "always" have no partition of their own: DEFAULT takes them."""
+
+    COLUMNS = "id int, ts {} NOT NULL, changed timestamptz, v text"
+
+    def pipe(self, source, warehouse, column_type: str, rest: str, **changes: Any) -> Pipeline:
+        columns = self.COLUMNS.format(column_type)
+        source.run(f"CREATE TABLE t ({columns})")
+        warehouse.run(
+            f"CREATE SCHEMA a; CREATE TABLE a.t ({columns}) PARTITION BY RANGE (ts){rest}"
+        )
+        entities: dict[str, Any] = {
+            "kind": Kind.ENTITIES,
+            "keys": ("id",),
+            "cursor": "changed",
+            "mode": WindowMode.FULL,
+        }
+        return Pipeline(source, warehouse, **entities | changes)
+
+    @pytest.mark.parametrize("every", [Every.MONTH, Every.YEAR])
+    @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
+    @pytest.mark.parametrize("column_type", ["date", "timestamp", "timestamptz"])
+    def test_default_takes_them(self, source18, warehouse18, column_type, zone, every):
+        pipe = self.pipe(
+            source18,
+            warehouse18,
+            column_type,
+            "; CREATE TABLE a.rest PARTITION OF a.t DEFAULT",
+            partition=PartitionSpec("ts", every, zone),
+        )
+        beyond = ("0044-03-15 BC", "0001-01-01", "9999-12-31", "20000-01-01", "infinity")
+        within = ("0002-01-02", "2013-01-15", "9996-12-31")
+        for number, moment in enumerate((*beyond, *within)):
+            source18.run("INSERT INTO t VALUES (%s, %s, '2013-01-02Z', 'v')", (number, f"{moment}"))
+        pipe.load()
+        assert pipe.rows() == pipe.source_rows()
+        assert warehouse18.value("SELECT count(*) FROM a.rest") == len(beyond)
+        assert len(partitions(warehouse18)) == len(within) + 1
+
+    @pytest.mark.parametrize("moment", ["0044-03-15 BC", "9999-12-31", "20000-01-01"])
+    def test_without_default_the_server_s_refusal_says_what_to_do(
+        self, source18, warehouse18, moment
+    ):
+        pipe = self.pipe(source18, warehouse18, "timestamp", "")
+        source18.run("INSERT INTO t VALUES (1, %s, '2013-01-02Z', 'v')", (moment,))
+        with pytest.raises(DataError, match='no partition of relation "t"') as caught:
+            pipe.load()
+        assert "DEFAULT partition" in (caught.value.remedy or "")
+        assert moment[:5] not in str(caught.value)
