@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Self
 
 import psycopg
@@ -31,6 +34,7 @@ from airflow_etl_provider.postgres.errors import function_of, sqlstate_of, trans
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
+from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.releasing import release_version
 from airflow_etl_provider.postgres.session import Endpoint, KeptSession
 from airflow_etl_provider.postgres.staging import drop_staging, exists
@@ -71,7 +75,11 @@ class PostgresPublisher:
         log: EventLog,
     ) -> Published:
         what = f"publishing load {manifest.load_id} into {manifest.target}"
-        with self._session.use() as connection, translated_errors(what):
+        with (
+            self._session.use() as connection,
+            translated_errors(what),
+            self._waiting(connection, manifest.target, options, what),
+        ):
             try:
                 entered = _enter(connection, manifest, strategy, options)
                 if isinstance(entered, Published):
@@ -99,6 +107,32 @@ class PostgresPublisher:
                 if not raced:
                     raise
                 raise self._raced(connection, manifest, what) from None
+
+    @contextmanager
+    def _waiting(
+        self,
+        connection: psycopg.Connection[Any],
+        table: TableName,
+        options: PublishOptions,
+        what: str,
+    ) -> Iterator[None]:
+        """For statements outside of a transaction that sets a narrower limit: most of them only look at *table*.
+
+        :raises LockBudgetExceeded: another session has it locked against everybody up to the deadline.
+        """
+        _limit_waiting(connection, options.lock_deadline)
+        try:
+            yield
+        except (psycopg.errors.LockNotAvailable, LockBudgetExceeded) as error:
+            if isinstance(error, LockBudgetExceeded) and error.remedy is not None:
+                raise
+            target = catalog.read_table(connection, table, label=self.endpoint.label)
+            found = connection.execute(queries("catalog")["tree"], {"oid": target.oid}).fetchall()
+            holders = locking.blockers(connection, target, [oid for (oid,) in found])
+            raise LockBudgetExceeded(
+                f"{what} waited {options.lock_deadline} for a lock on it, or on what belongs to it; held by {holders}",
+                remedy="the load stays validated: end the session that blocks, then retry",
+            ) from None
 
     def _raced(
         self, connection: psycopg.Connection[Any], manifest: Manifest, what: str
@@ -136,7 +170,11 @@ class PostgresPublisher:
 
     def facts(self, manifest: Manifest, options: PublishOptions) -> Facts:
         what = f"looking at {manifest.target} for load {manifest.load_id}"
-        with self._session.use() as connection, translated_errors(what):
+        with (
+            self._session.use() as connection,
+            translated_errors(what),
+            self._waiting(connection, manifest.target, options, what),
+        ):
             if not exists(connection, manifest.staging):
                 # Published before, or gone: publish says which.
                 return Facts()
@@ -148,10 +186,7 @@ class PostgresPublisher:
             try:
                 with translated_errors("dropping replaced versions"):
                     # A reader of an old version is not waited for: it is dropped after a later publish.
-                    connection.execute(
-                        "SELECT set_config('lock_timeout', %s, false)",
-                        (str(round(options.lock_budget.total_seconds() * 1000)),),
-                    )
+                    _limit_waiting(connection, options.lock_budget)
                     for partition in published.partitions:
                         if partition.previous is not None:
                             # Again, should an earlier try have died before it came to this.
@@ -197,6 +232,14 @@ class PostgresPublisher:
             translated_errors(f"recording the failure of {load_id}"),
         ):
             ledger.mark_failed(connection, load_id, error)
+
+
+def _limit_waiting(connection: psycopg.Connection[Any], length: timedelta) -> None:
+    """No lock that the session asks for is waited for any longer, where its transaction sets no other limit."""
+    connection.execute(
+        "SELECT set_config('lock_timeout', %s, false)",
+        (str(round(length.total_seconds() * 1000)),),
+    )
 
 
 def _enter(

@@ -119,6 +119,15 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
 ORDER BY 1, 2
 
+-- name: tree
+-- Not pg_partition_tree(), which locks what it tells.
+WITH RECURSIVE tree AS (
+    SELECT %(oid)s::oid AS oid
+    UNION ALL
+    SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
+)
+SELECT oid::bigint FROM tree
+
 -- name: pages
 WITH RECURSIVE tree AS (
     SELECT %(oid)s::oid AS oid
