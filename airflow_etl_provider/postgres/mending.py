@@ -6,7 +6,7 @@ without writing a row: readers with an older snapshot would find a table that wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -23,7 +23,7 @@ from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Relation, Table, scalar
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.twin import add_constraint
+from airflow_etl_provider.postgres.twin import Index, add_constraint
 from airflow_etl_provider.postgres.types import widens_in_place
 
 log = structlog.get_logger(__name__)
@@ -49,6 +49,52 @@ def mend(connection: Connection, table: TableName, parent: Relation, like: int) 
             f"rows of {table} do not fit {parent.name} as it is now: {error.diag.message_primary}",
             remedy=f"mend the table's rows, or {RELOAD}",
         ) from None
+
+
+def drop_what_is_gone(
+    connection: Connection,
+    table: TableName,
+    parent: Relation,
+    like: int,
+    indexes: Sequence[Index],
+    *,
+    log: EventLog,
+) -> None:
+    """Take from a kept *table* the constraints and *indexes* that *parent* no longer has, and log which.
+
+    A partition that had them alone would keep rows out that fit everywhere else; and those that were replaced stand
+    in the way of their successors.
+
+    :param like: oid of a sibling, whose own constraints stay, or of the parent.
+    :param indexes: those of its indexes that it shall not have.
+    """
+    with connection.transaction():
+        for index in indexes:
+            connection.execute(
+                sql.SQL("DROP INDEX {}").format(sql.Identifier(table.schema, index.name))
+                if index.constraint_type is None
+                else statements.drop_constraint(table, index.name)
+            )
+        gone = _ask(connection, "gone", table, parent, like)
+        for one in gone:
+            # The server's own rendering.
+            connection.execute(sql.SQL(one["statement"]))
+    if indexes or gone:
+        log(
+            "what the table no longer has goes",
+            table=str(parent.name),
+            partition=str(table),
+            gone=[
+                *(f"index {quoted(index.name)}" for index in indexes),
+                *(one["what"] for one in gone),
+            ],
+        )
+
+
+def unpaired(has: Sequence[Index], pairs: Sequence[tuple[Index, Index | None]]) -> list[Index]:
+    """Those of the indexes which a table *has* that are the same as none it must have."""
+    stay = {own.oid for _, own in pairs if own is not None}
+    return [index for index in has if index.oid not in stay]
 
 
 def refuse_renamed(connection: Connection, table: TableName, parent: Relation) -> None:
@@ -176,7 +222,7 @@ def mend_foreign_keys(
     add: Callable[[Connection, TableName, str, str], None] = add_validated,
     log: EventLog,
 ) -> None:
-    """Give *table* the foreign keys of *parent* (oid), and those *recorded* that were its own.
+    """Give *table* the foreign keys of *parent* or of a sibling (oid), and those *recorded* that were its own.
 
     One of its own that no longer holds, or refers to what is gone, is logged and left out.
 

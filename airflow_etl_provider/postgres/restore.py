@@ -29,11 +29,14 @@ from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import Partition, Table, range_of, read_table, scalar
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.locking import PartitionMoved
 from airflow_etl_provider.postgres.mending import (
     add_validated,
+    drop_what_is_gone,
     mend,
     mend_foreign_keys,
     refuse_renamed,
+    unpaired,
     validate,
 )
 from airflow_etl_provider.postgres.partitions import (
@@ -86,8 +89,9 @@ def restore(
 ) -> Restored:
     """Attach a retired partition again, under its old name.
 
-    It gets what the table has got since, and loses the columns that the table has dropped, with their values. A
-    foreign key of its own is given back where it still holds.
+    It gets what the table has got since, and loses what the table has dropped: columns with their values, CHECKs,
+    keys, NOT NULL. A CHECK or a key that it had alone goes, too, since nothing tells it from those; which, is
+    logged. A foreign key of its own is given back where it still holds.
 
     :param connection: in autocommit; its ``lock_timeout`` is set.
     :raises StateError: none is kept under that name, or its range has a partition again.
@@ -224,6 +228,20 @@ class _Restore:
     def _mend(self, place: Branch, condition: sql.Composable) -> None:
         """What the table has got since; what an earlier attempt did is not done again."""
         connection = self._connection
+        # An index that the table has not is its own, or was dropped since, which nobody can tell: one that keeps no
+        # row out may stay.
+        drop_what_is_gone(
+            connection,
+            self._kept,
+            place,
+            place.oid,
+            [
+                index
+                for index in unpaired(self._has_indexes(), self._indexes(place))
+                if index.is_unique or index.constraint_type is not None
+            ],
+            log=self._log,
+        )
         mend(connection, self._kept, place, place.oid)
         try:
             mend_foreign_keys(
@@ -254,13 +272,13 @@ class _Restore:
 
     def _indexes(self, place: Branch) -> list[tuple[Index, Index | None]]:
         """The indexes that it must have, each with the one that it has."""
+        return paired_indexes(self._has_indexes(), parent_indexes(self._connection, place))
+
+    def _has_indexes(self) -> list[Index]:
         kept = Partition(self._kept, self._oid(), "", None, None, False, self._is_leaf())
-        return paired_indexes(
-            own_indexes(self._connection, kept)
-            if kept.is_leaf
-            else parent_indexes(self._connection, Parent(self._kept, kept.oid)),
-            parent_indexes(self._connection, place),
-        )
+        if kept.is_leaf:
+            return own_indexes(self._connection, kept)
+        return parent_indexes(self._connection, Parent(self._kept, kept.oid))
 
     def _build(self, name: str, index: Index) -> list[sql.Composed]:
         if index.constraint_type is None or self._is_leaf():
@@ -312,6 +330,8 @@ class _Restore:
                 connection.execute(steps)
             except psycopg.errors.InvalidObjectDefinition as error:
                 raise self._taken(error.diag.message_primary or "one that overlaps") from None
+            except psycopg.errors.DatatypeMismatch:
+                raise PartitionMoved(f"{place.name} was altered meanwhile") from None
             if self._stop.is_set():
                 raise Stopped(f"restoring {self._final} was stopped; nothing was changed")
         lock_ms = (time.monotonic() - (locked or until)) * 1000

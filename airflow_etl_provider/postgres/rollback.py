@@ -48,9 +48,11 @@ from airflow_etl_provider.postgres.leaves import Leaf, read_leaves
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.mending import (
     RELOAD,
+    drop_what_is_gone,
     mend,
     mend_foreign_keys,
     refuse_renamed,
+    unpaired,
     validate,
 )
 from airflow_etl_provider.postgres.partitions import (
@@ -79,6 +81,7 @@ _RACES = (
     psycopg.errors.DuplicateTable,
     psycopg.errors.DuplicateColumn,
     psycopg.errors.DuplicateObject,
+    psycopg.errors.DatatypeMismatch,
     psycopg.errors.InternalError_,
 )
 _ROUNDS = 5
@@ -151,6 +154,11 @@ class _Return:
     kept: TableName
     rows: int
     foreign_keys: Mapping[str, str]
+
+    @property
+    def version(self) -> Partition:
+        """What comes back, in the place of the partition that it replaces."""
+        return replace(self.current, table=self.previous, oid=self.oid)
 
 
 def rollback(
@@ -496,11 +504,17 @@ class _Rollback:
                 [(statements.excluding_name_of(found.current.bound), place.condition)],
                 lock_timeout_ms=self._budget_ms,
             )
+        drop_what_is_gone(
+            connection,
+            found.previous,
+            place.parent,
+            found.current.oid,
+            unpaired(own_indexes(connection, found.version), self._indexes(found)),
+            log=self._log,
+        )
         mend(connection, found.previous, place.parent, found.current.oid)
         try:
-            mend_foreign_keys(
-                connection, found.previous, place.parent.oid, found.foreign_keys, log=self._log
-            )
+            self._mend_foreign_keys(found)
             with connection.transaction():
                 for number, (index, own) in enumerate(self._indexes(found)):
                     if own is None:
@@ -531,9 +545,30 @@ class _Rollback:
             *parent_indexes(self._connection, found.place.parent),
             *own_indexes(self._connection, found.current),
         ]
-        return paired_indexes(
-            own_indexes(self._connection, replace(found.current, oid=found.oid)), wanted
-        )
+        return paired_indexes(own_indexes(self._connection, found.version), wanted)
+
+    def _mend_foreign_keys(self, found: _Return) -> None:
+        """The foreign keys of the partition that is replaced, and no others."""
+        connection, version = self._connection, found.previous
+        wanted = dict(
+            connection.execute(
+                queries("twin")["foreign_keys"], {"oid": found.current.oid}
+            ).fetchall()
+        ).values()
+        known = {"schema": version.schema, "name": version.name}
+        has = dict(connection.execute(queries("catalog")["foreign_keys_of"], known).fetchall())
+        for name, definition in has.items():
+            if definition.removesuffix(" NOT VALID") not in wanted:
+                with connection.transaction():
+                    connection.execute(statements.drop_constraint(version, name))
+        for name, definition in {**found.foreign_keys, **has}.items():
+            if definition.removesuffix(" NOT VALID") not in wanted:
+                self._log(
+                    "a foreign key that the target no longer has was not given back",
+                    table=str(version),
+                    name=name,
+                )
+        mend_foreign_keys(connection, version, found.current.oid, {}, log=self._log)
 
     # -- under the locks --------------------------------------------------------------------------
 

@@ -59,13 +59,43 @@ WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attn
 ORDER BY a.attnum
 
 -- name: checks_to_add
-SELECT con.conname::text AS name, pg_get_constraintdef(con.oid) AS definition
+-- Also those that only the sibling has.
+SELECT DISTINCT con.conname::text AS name, pg_get_constraintdef(con.oid) AS definition
 FROM pg_constraint AS con
-WHERE con.conrelid = %(parent)s AND con.contype = 'c' AND NOT con.connoinherit
+WHERE con.conrelid IN (%(parent)s, %(like)s) AND con.contype = 'c' AND con.conname <> 'etl_partition_bound'
+  AND NOT (con.conrelid = %(parent)s AND con.connoinherit)
   AND NOT EXISTS (SELECT FROM pg_constraint AS own
                   WHERE own.conrelid = %(oid)s AND own.contype = 'c' AND own.conname = con.conname
                     AND own.convalidated)
-ORDER BY con.conname
+ORDER BY 1
+
+-- name: gone
+-- CHECKs, by name and definition, and NOT NULLs that neither the parent nor the sibling has, and triggers under whose
+-- names the parent's own will come. Columns that the parent has not go as a whole.
+SELECT what, statement FROM (
+    SELECT 1 AS place, format('constraint %%I', own.conname) AS what,
+           format('ALTER TABLE %%s DROP CONSTRAINT %%I', %(table)s::text, own.conname) AS statement
+    FROM pg_constraint AS own
+    WHERE own.conrelid = %(oid)s AND own.contype = 'c' AND own.conname <> 'etl_partition_bound'
+      AND NOT EXISTS (SELECT FROM pg_constraint AS con
+                      WHERE con.conrelid IN (%(parent)s, %(like)s) AND con.contype = 'c' AND con.conname = own.conname
+                        AND regexp_replace(pg_get_constraintdef(con.oid), ' NOT VALID$', '')
+                            = regexp_replace(pg_get_constraintdef(own.oid), ' NOT VALID$', ''))
+    UNION ALL
+    SELECT 2, format('NOT NULL of %%I', own.attname),
+           format('ALTER TABLE %%s ALTER COLUMN %%I DROP NOT NULL', %(table)s::text, own.attname)
+    FROM pg_attribute AS own
+    JOIN pg_attribute AS a ON a.attrelid = %(parent)s AND a.attname = own.attname AND NOT a.attisdropped
+    WHERE own.attrelid = %(oid)s AND own.attnum > 0 AND own.attnotnull AND NOT a.attnotnull
+      AND NOT EXISTS (SELECT FROM pg_attribute AS b
+                      WHERE b.attrelid = %(like)s AND b.attname = own.attname AND b.attnotnull AND NOT b.attisdropped)
+    UNION ALL
+    SELECT 3, format('trigger %%I', own.tgname), format('DROP TRIGGER %%I ON %%s', own.tgname, %(table)s::text)
+    FROM pg_trigger AS own
+    JOIN pg_trigger AS t ON t.tgrelid = %(parent)s AND t.tgname = own.tgname AND NOT t.tgisinternal AND t.tgtype & 1 = 1
+    WHERE own.tgrelid = %(oid)s AND NOT own.tgisinternal
+) AS gone
+ORDER BY place, what
 
 -- name: differences
 -- What ATTACH would refuse, with the name of the column or constraint.
