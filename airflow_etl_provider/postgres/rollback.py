@@ -175,7 +175,8 @@ def rollback(
 
     In one transaction with the swap of the partitions: the load becomes ``rolled_back`` with *reason* and
     *actor*, its window is no longer covered, and the versions that it had published are kept in the place
-    of those that came back. A second rollback of the same load does nothing.
+    of those that came back. What comes back is like what it replaces in all but its rows: rights, owner, triggers,
+    constraints, settings. A second rollback of the same load does nothing.
 
     :param connection: in autocommit; its ``lock_timeout`` is set.
     :raises ConfigurationError: no reason, no load id, or the window has no start to move the watermark to.
@@ -504,6 +505,9 @@ class _Rollback:
                 [(statements.excluding_name_of(found.current.bound), place.condition)],
                 lock_timeout_ms=self._budget_ms,
             )
+        with connection.transaction():
+            for step in self._written("become_like", found):
+                connection.execute(step)
         drop_what_is_gone(
             connection,
             found.previous,
@@ -521,6 +525,7 @@ class _Rollback:
                         name = f"{shortened(found.previous.name, room=5)}_r{number}"
                         for step in build_index(found.previous, name, index):
                             connection.execute(step)
+            self._identify(found)
             known = {
                 "schema": found.previous.schema,
                 "name": found.previous.name,
@@ -546,6 +551,31 @@ class _Rollback:
             *own_indexes(self._connection, found.current),
         ]
         return paired_indexes(own_indexes(self._connection, found.version), wanted)
+
+    def _written(self, name: str, found: _Return) -> list[sql.SQL]:
+        """The statements that the server writes to make the version like the partition that it replaces."""
+        params = {
+            "current": found.current.oid,
+            "previous": found.oid,
+            "table": str(found.previous),
+            "final": str(found.current.table),
+        }
+        rows = self._connection.execute(queries("rollback")[name], params).fetchall()
+        return [sql.SQL(step) for (step,) in rows]
+
+    def _identify(self, found: _Return) -> None:
+        """Let the version be identified in publications by the index that the partition is identified by."""
+        row = self._connection.execute(
+            queries("rollback")["replica_identity"], {"current": found.current.oid}
+        ).fetchone()
+        for index, own in self._indexes(found):
+            if row is not None and own is not None and index.oid == row[0]:
+                with self._connection.transaction():
+                    self._connection.execute(
+                        sql.SQL("ALTER TABLE {} REPLICA IDENTITY USING INDEX {}").format(
+                            statements.ident(found.previous), sql.Identifier(own.name)
+                        )
+                    )
 
     def _mend_foreign_keys(self, found: _Return) -> None:
         """The foreign keys of the partition that is replaced, and no others."""
@@ -737,4 +767,18 @@ class _Rollback:
         )
         # The server's own rendering.
         steps += [sql.SQL(step) for (step,) in moves]
+        steps += self._written("last_touches", found)
+        steps += self._grants(found)
         return steps
+
+    def _grants(self, found: _Return) -> list[sql.SQL]:
+        """The rights that the partition has now, and no others: those that the version had are gone by then."""
+        params = {
+            "old": found.current.oid,
+            "parent": found.place.parent.oid,
+            "final": str(found.current.table),
+            "kept": "",
+            "of_sibling": True,
+        }
+        rows = self._connection.execute(queries("twin")["after_attach"], params).fetchall()
+        return [sql.SQL(step) for (step,) in rows]

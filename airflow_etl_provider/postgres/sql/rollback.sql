@@ -79,6 +79,77 @@ WHERE own.attrelid = %(oid)s AND own.attnum > 0 AND NOT own.attisdropped
                   WHERE a.attrelid = %(parent)s AND a.attname = own.attname AND NOT a.attisdropped)
 ORDER BY own.attgenerated = '', own.attnum
 
+-- name: become_like
+-- What the version has of its own goes, and it gets what the partition that it replaces has: rights, triggers and the
+-- owner only once it bears that name.
+SELECT s FROM (
+    SELECT 1 AS place, format('REVOKE ALL ON %%s FROM %%s CASCADE', %(table)s::text,
+                              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END) AS s
+    FROM (SELECT a.grantee FROM pg_class AS c, aclexplode(c.relacl) AS a
+          WHERE c.oid = %(previous)s AND a.grantee <> c.relowner
+          UNION
+          SELECT a.grantee FROM pg_attribute AS att, aclexplode(att.attacl) AS a
+          WHERE att.attrelid = %(previous)s) AS a
+    UNION ALL
+    SELECT 2, format('DROP TRIGGER %%I ON %%s', t.tgname, %(table)s::text)
+    FROM pg_trigger AS t WHERE t.tgrelid = %(previous)s AND NOT t.tgisinternal
+    UNION ALL
+    SELECT 3, format('ALTER TABLE %%s RESET (%%s)', %(table)s::text, string_agg(split_part(o, '=', 1), ', '))
+    FROM pg_class AS c, unnest(c.reloptions) AS o WHERE c.oid = %(previous)s HAVING count(*) > 0
+    UNION ALL
+    SELECT 4, format('ALTER TABLE %%s SET (%%s)', %(table)s::text, string_agg(o, ', '))
+    FROM pg_class AS c, unnest(c.reloptions) AS o WHERE c.oid = %(current)s HAVING count(*) > 0
+    UNION ALL
+    SELECT 5, format('ALTER TABLE %%s ALTER COLUMN %%I %%s', %(table)s::text, own.attname, setting)
+    FROM pg_attribute AS own
+    JOIN pg_attribute AS a ON a.attrelid = %(current)s AND a.attname = own.attname AND NOT a.attisdropped
+    CROSS JOIN LATERAL unnest(ARRAY[
+        CASE WHEN coalesce(own.attstattarget, -1) <> coalesce(a.attstattarget, -1)
+             THEN format('SET STATISTICS %%s', coalesce(a.attstattarget, -1)) END,
+        CASE WHEN own.attoptions IS NOT NULL
+             THEN format('RESET (%%s)', (SELECT string_agg(split_part(o, '=', 1), ', ') FROM unnest(own.attoptions) AS o)) END,
+        CASE WHEN a.attoptions IS NOT NULL THEN format('SET (%%s)', array_to_string(a.attoptions, ', ')) END,
+        CASE WHEN own.attstorage <> a.attstorage AND own.atttypid = a.atttypid
+             THEN 'SET STORAGE ' || CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN'
+                                                      ELSE 'EXTENDED' END END,
+        CASE WHEN own.attcompression <> a.attcompression
+             THEN 'SET COMPRESSION ' || CASE a.attcompression WHEN 'p' THEN 'pglz' WHEN 'l' THEN 'lz4'
+                                                              ELSE 'default' END END
+    ]) AS setting
+    WHERE own.attrelid = %(previous)s AND own.attnum > 0 AND NOT own.attisdropped AND setting IS NOT NULL
+    UNION ALL
+    SELECT 6, format('ALTER TABLE %%s REPLICA IDENTITY %%s', %(table)s::text,
+                     CASE c.relreplident WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END)
+    FROM pg_class AS c JOIN pg_class AS p ON p.oid = %(previous)s
+    WHERE c.oid = %(current)s AND (c.relreplident <> p.relreplident OR c.relreplident = 'i')
+) AS statements ORDER BY place, s
+
+-- name: replica_identity
+-- The index that a partition is identified by, or the parent's that it belongs to.
+SELECT coalesce(h.inhparent, i.indexrelid)::bigint
+FROM pg_index AS i LEFT JOIN pg_inherits AS h ON h.inhrelid = i.indexrelid
+WHERE i.indrelid = %(current)s AND i.indisreplident
+
+-- name: last_touches
+-- On the version under the name of the partition that it replaces, which their triggers mention.
+SELECT s FROM (
+    SELECT 1 AS place, format('COMMENT ON TABLE %%s IS %%s', %(final)s::text,
+                              coalesce(quote_literal(obj_description(%(current)s, 'pg_class')), 'NULL')) AS s
+    UNION ALL
+    SELECT 2, format('ALTER TABLE %%s OWNER TO %%I', %(final)s::text, pg_get_userbyid(c.relowner))
+    FROM pg_class AS c JOIN pg_class AS p ON p.oid = %(previous)s
+    WHERE c.oid = %(current)s AND c.relowner <> p.relowner
+    UNION ALL
+    SELECT 3, pg_get_triggerdef(t.oid)
+    FROM pg_trigger AS t WHERE t.tgrelid = %(current)s AND NOT t.tgisinternal AND t.tgparentid = 0
+    UNION ALL
+    SELECT 4, format('ALTER TABLE %%s %%s TRIGGER %%I', %(final)s::text,
+                     CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END,
+                     t.tgname)
+    FROM pg_trigger AS t
+    WHERE t.tgrelid = %(current)s AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'O'
+) AS statements ORDER BY place, s
+
 -- name: move_statistics
 -- Statistics objects do not follow their tables: those of the current version go aside under another name, those
 -- of the one that comes back take their old names again.

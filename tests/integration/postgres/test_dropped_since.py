@@ -163,7 +163,7 @@ class TestRollback:
 
     def test_a_column_that_comes_at_the_last_moment(self, pipe, monkeypatch):
         """It is looked at again, and given to the version too."""
-        before, load = twice(pipe)
+        _, load = twice(pipe)
         exchange, altered = rollback_module._Rollback._exchange, []
 
         def later(self, *args, **options):

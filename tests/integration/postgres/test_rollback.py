@@ -34,6 +34,7 @@ from tests.builders import (
     Pipeline,
     fill,
     in_background,
+    login,
     reader,
     simple,
     wait_until,
@@ -516,6 +517,91 @@ class TestWhatHappenedMeanwhile:
         before, load = twice(pipe)
         rolled_back(pipe, load)
         assert pipe.rows() == before
+
+
+class TestLikeThePartitionThatItReplaces:
+    """What the version had of its own when it was replaced is history: it is as its predecessor was a moment ago."""
+
+    KNOWN = (
+        "SELECT relacl::text, pg_get_userbyid(relowner), reloptions, relreplident::text, obj_description(oid),"
+        " ARRAY(SELECT concat_ws(' ', tgname, tgenabled) FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal ORDER BY 1),"
+        " ARRAY(SELECT conname::text FROM pg_constraint WHERE conrelid = c.oid AND contype = 'c' ORDER BY 1),"
+        " ARRAY(SELECT concat_ws(' ', indexrelid::regclass, indisreplident) FROM pg_index WHERE indrelid = c.oid ORDER BY 1),"
+        " ARRAY(SELECT concat_ws(' ', attname, coalesce(attstattarget, -1), attstorage, attoptions, attacl)"
+        "       FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 ORDER BY 1)"
+        " FROM pg_class AS c WHERE oid = 'a.t_2013_01'::regclass"
+    )
+    TRIGGERS = (
+        "CREATE FUNCTION a.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        "CREATE TRIGGER one BEFORE INSERT ON a.t_2013_01 FOR EACH ROW EXECUTE FUNCTION a.f()"
+    )
+    SET = (
+        "ALTER TABLE a.t_2013_01 SET (fillfactor = 70), ALTER v SET STATISTICS 500, ALTER v SET STORAGE EXTERNAL,"
+        " ALTER v SET (n_distinct = 5), ADD CONSTRAINT mine CHECK (id > 0)"
+    )
+
+    def restored(self, pipe, load):
+        expected = pipe.warehouse.run(self.KNOWN)
+        rolled_back(pipe, load)
+        assert pipe.warehouse.run(self.KNOWN) == expected
+
+    def test_rights(self, source, warehouse):
+        """What was taken away stays away, what was given stays given; of columns, too."""
+        pipe = simple(source, warehouse)
+        fill(source, JANUARY, FEBRUARY, 30)
+        pipe.load(JANUARY, FEBRUARY)
+        with login(warehouse) as one, login(warehouse) as other:
+            warehouse.run(
+                f"GRANT SELECT ON a.t_2013_01 TO {one['user']} WITH GRANT OPTION;"
+                f"GRANT UPDATE (v) ON a.t_2013_01 TO {one['user']}; GRANT INSERT ON a.t_2013_01 TO PUBLIC"
+            )
+            load = pipe.load(JANUARY, FEBRUARY)
+            warehouse.run(
+                f"REVOKE ALL ON a.t_2013_01 FROM {one['user']}, PUBLIC;"
+                f"GRANT SELECT ON a.t_2013_01 TO {other['user']}; GRANT UPDATE (id) ON a.t_2013_01 TO {other['user']}"
+            )
+            self.restored(pipe, load)
+            assert not warehouse.value(
+                "SELECT has_table_privilege(%s, 'a.t_2013_01', 'SELECT')", (one["user"],)
+            )
+            warehouse.run(f"DROP OWNED BY {one['user']}, {other['user']}")
+
+    def test_settings_that_came_since(self, source, warehouse):
+        pipe = simple(source, warehouse)
+        fill(source, JANUARY, FEBRUARY, 30)
+        _, load = twice(pipe)
+        warehouse.run(self.TRIGGERS)
+        warehouse.run(self.SET)
+        warehouse.run(
+            "ALTER TABLE a.t_2013_01 REPLICA IDENTITY FULL, DISABLE TRIGGER one;"
+            "COMMENT ON TABLE a.t_2013_01 IS 'new'; CREATE INDEX own ON a.t_2013_01 (lower(v))"
+        )
+        self.restored(pipe, load)
+
+    def test_settings_that_went_since(self, source, warehouse):
+        pipe = simple(source, warehouse)
+        fill(source, JANUARY, FEBRUARY, 30)
+        pipe.load(JANUARY, FEBRUARY)
+        warehouse.run(self.TRIGGERS)
+        warehouse.run(self.SET)
+        warehouse.run("ALTER TABLE a.t_2013_01 REPLICA IDENTITY FULL")
+        load = pipe.load(JANUARY, FEBRUARY)
+        warehouse.run(
+            "DROP TRIGGER one ON a.t_2013_01; ALTER TABLE a.t_2013_01 RESET (fillfactor), ALTER v SET STATISTICS -1,"
+            " ALTER v SET STORAGE EXTENDED, ALTER v RESET (n_distinct), DROP CONSTRAINT mine;"
+            "ALTER TABLE a.t_2013_01 REPLICA IDENTITY USING INDEX t_2013_01_pkey"
+        )
+        self.restored(pipe, load)
+
+    def test_its_owner(self, pipe, warehouse18):
+        _, load = twice(pipe)
+        with login(warehouse18) as role:
+            warehouse18.run(
+                f"GRANT ALL ON SCHEMA a TO {role['user']}; ALTER TABLE a.t_2013_01 OWNER TO {role['user']}"
+            )
+            self.restored(pipe, load)
+            warehouse18.run("DROP SCHEMA etl_staging CASCADE; DROP SCHEMA a CASCADE")
+            warehouse18.run(f"DROP OWNED BY {role['user']}")
 
 
 def test_nothing_is_scanned_under_the_lock(pipe, warehouse18):
