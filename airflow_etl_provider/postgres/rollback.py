@@ -145,8 +145,9 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class _Return:
-    """One partition: what is attached now, and what comes back; ``rows`` were published."""
+    """One partition: what is attached now, and what comes back; ``rows`` were published as ``recorded``."""
 
+    recorded: str
     current: Partition
     place: Place
     previous: TableName
@@ -263,7 +264,7 @@ def _already(connection: Connection, load: Load) -> RolledBack:
         load.load_id,
         load.stream,
         load.target,
-        {name: previous for name, previous, *_ in rows},
+        {name: previous for name, _, previous, *_ in rows},
         ledger.position_of(connection, load.stream),
         already=True,
     )
@@ -288,6 +289,15 @@ def _release(
         except EtlError as error:
             # The load is rolled back; until the janitor comes, what the version refers to cannot be deleted.
             log("foreign keys of a kept version stay", table=kept, reason=error.what)
+
+
+def _leaf(leaves: Sequence[Leaf], name: TableName, bound: str) -> Leaf | None:
+    """The partition that was published under *name*; it may be called otherwise by now."""
+    named = [leaf for leaf in leaves if leaf.place.name == name]
+    alike = [leaf for leaf in leaves if leaf.place.bound == bound]
+    if len(alike) == 1:
+        return alike[0]
+    return named[0] if named else None
 
 
 class _Rollback:
@@ -383,11 +393,10 @@ class _Rollback:
                 f"load {load_id} replaced no partition: it held no rows",
                 remedy=RELOAD.capitalize(),
             )
-        attached = {leaf.place.name: leaf for leaf in read_leaves(self._connection, self._target)}
+        leaves = read_leaves(self._connection, self._target)
         found = []
-        for partition, previous, rebuild, published in rows:
-            name = TableName.parse(partition)
-            current = attached.get(name)
+        for partition, bound, previous, rebuild, published in rows:
+            current = _leaf(leaves, TableName.parse(partition), bound)
             if current is None:
                 raise StateError(
                     f"{partition} is no longer a partition of {self._target.name}, so nothing can take its place",
@@ -399,13 +408,14 @@ class _Rollback:
                     "go back to",
                     remedy=f"mend the source, then {RELOAD}",
                 )
-            found.append(self._return(current, previous, rebuild, published))
+            found.append(self._return(current, partition, previous, rebuild, published))
         self._refuse_later(found)
         return sorted(found, key=lambda one: (one.current.low or "", str(one.place.name)))
 
     def _return(
         self,
         leaf: Leaf,
+        recorded: str,
         previous: str,
         rebuild: Mapping[str, Any] | None,
         rows: int,
@@ -420,6 +430,7 @@ class _Rollback:
             )
         name = current.table.name
         return _Return(
+            recorded=recorded,
             current=current,
             place=leaf.place,
             previous=table,
@@ -440,9 +451,21 @@ class _Rollback:
     def _refuse_later(self, found: Sequence[_Return]) -> None:
         """:raises StateError: a later load has published a partition, whose rows would be lost."""
         params = {"load_id": self._load.load_id}
-        later = self._connection.execute(queries("rollback")["swapped_since"], params).fetchone()
-        if later is not None:
-            raise self._later(later[0], later[1])
+        for one in found:
+            now = str(one.current.table)
+            later = self._connection.execute(
+                queries("rollback")["swapped_since"],
+                {
+                    **params,
+                    "recorded": one.recorded,
+                    "now": now,
+                    "target": str(self._target.name),
+                    # Below several partitions the same bound can be there again and again.
+                    "bound": one.place.bound if one.place.parent.oid == self._target.oid else None,
+                },
+            ).fetchone()
+            if later is not None:
+                raise self._later(later[0], now)
         column, column_type = self._partition_column()
         statement = queries("rollback")["changed_since"].format(t=cursor_type_sql(column_type))
         for one in found:
@@ -506,8 +529,8 @@ class _Rollback:
                 lock_timeout_ms=self._budget_ms,
             )
         with connection.transaction():
-            for step in self._written("become_like", found):
-                connection.execute(step)
+            for own_step in self._written("become_like", found):
+                connection.execute(own_step)
         drop_what_is_gone(
             connection,
             found.previous,
@@ -681,7 +704,12 @@ class _Rollback:
         for one in found:
             connection.execute(
                 named["keep"],
-                {**params, "partition": str(one.current.table), "kept": str(one.kept)},
+                {
+                    **params,
+                    "recorded": one.recorded,
+                    "partition": str(one.current.table),
+                    "kept": str(one.kept),
+                },
             )
         window = self._load.window
         if not self._options.move_watermark or stream["position"] is None:

@@ -1,16 +1,17 @@
 -- name: partitions
-SELECT partition, previous, rebuild, rows FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
+SELECT partition, bound, previous, rebuild, rows FROM etl.load_partitions WHERE load_id = %(load_id)s ORDER BY partition
 
 -- name: strategy
 SELECT strategy FROM etl.loads WHERE load_id = %(load_id)s
 
 -- name: swapped_since
--- A load that has published one of the partitions after this one did, and still stands.
-SELECT p.load_id::text AS load_id, p.partition
+-- A load that has published the partition after this one did, by one of its names or by its bound, and still stands.
+SELECT p.load_id::text AS load_id
 FROM etl.load_partitions AS mine
-JOIN etl.load_partitions AS p ON p.partition = mine.partition AND p.published_at > mine.published_at
+JOIN etl.load_partitions AS p ON p.published_at > mine.published_at
 JOIN etl.loads AS l ON l.load_id = p.load_id AND l.state = 'published'
-WHERE mine.load_id = %(load_id)s AND p.load_id <> mine.load_id
+WHERE mine.load_id = %(load_id)s AND mine.partition = %(recorded)s AND p.load_id <> mine.load_id
+  AND (p.partition IN (%(recorded)s, %(now)s) OR l.target = %(target)s AND p.bound = %(bound)s)
 ORDER BY p.published_at DESC LIMIT 1
 
 -- name: changed_since
@@ -60,8 +61,9 @@ WHERE rest.low::{t} < rest.high::{t}
 
 -- name: keep
 -- The version that was taken back is kept in the place of the one that came back, and ages from now on.
-UPDATE etl.load_partitions SET previous = %(kept)s, rebuild = NULL, published_at = clock_timestamp()
-WHERE load_id = %(load_id)s AND partition = %(partition)s
+UPDATE etl.load_partitions
+SET partition = %(partition)s, previous = %(kept)s, rebuild = NULL, published_at = clock_timestamp()
+WHERE load_id = %(load_id)s AND partition = %(recorded)s
 
 -- name: is_above
 SELECT %(position)s::{t} > %(low)s::{t}

@@ -169,6 +169,25 @@ def test_several_partitions_come_back_together(pipe):
     assert pipe.rows() == before
 
 
+def test_a_partition_that_was_renamed(pipe, source18):
+    """Found by its bound, as publish finds it; the next load under that name is seen, too."""
+    before, load = twice(pipe, keep_versions=9)
+    middle = pipe.rows()
+    pipe.warehouse.run("ALTER TABLE a.t_2013_01 RENAME TO jan")
+    source18.run("UPDATE t SET v = v || ' again'")
+    later = pipe.load(JANUARY, FEBRUARY, options={"keep_versions": 9})
+    pipe.warehouse.run("ALTER TABLE a.jan RENAME TO january")
+    with pytest.raises(StateError, match=later.load_id):
+        rolled_back(pipe, load)
+    assert list(rolled_back(pipe, later).kept) == ["a.january"]
+    assert pipe.rows() == middle
+    done = rolled_back(pipe, load)
+    assert list(done.kept) == ["a.january"]
+    assert pipe.rows() == before
+    assert attached(pipe) == [("a.january",)]
+    assert rolled_back(pipe, load).kept == done.kept
+
+
 def test_one_after_the_other(pipe, source18):
     """The last load first; then the one before it, if its version was kept."""
     first, second = twice(pipe, keep_versions=9)
