@@ -106,14 +106,16 @@ def _parser() -> argparse.ArgumentParser:
         help="staged tables of loads that nobody goes on with (30)",
     )
     cleaned.add_argument(
-        "--keep-versions", type=_number, default=1, metavar="N", help="versions per partition (1)"
+        "--keep-versions",
+        type=_number,
+        metavar="N",
+        help="versions per partition (as the last publish was told)",
     )
     cleaned.add_argument(
         "--keep-previous",
         type=_days,
-        default=timedelta(days=7),
         metavar="DAYS",
-        help="how long versions stay at most (7)",
+        help="how long versions stay at most (as the last publish was told)",
     )
     cleaned.add_argument(
         "--keep-bytes", type=_number, metavar="BYTES", help="what all versions may take on disk"

@@ -80,6 +80,7 @@ class PublishOptions:
     :param keep_versions: replaced versions of a partition that stay, detached, for a rollback.
     :param keep_previous: how long they stay at most; looked at by the janitor, and after every publish that exchanges
         partitions of the table: one that writes in place makes no version, and leaves those there are to the janitor.
+        Versions of other streams go by what the last of those was told.
     :param keep_bytes: what those of all partitions may take on disk together, in bytes; the newest stay.
     """
 
@@ -134,6 +135,14 @@ class PublishOptions:
             "valid_from": self.valid_from,
             "valid_to": self.valid_to,
             "is_current": self.is_current,
+        }
+
+    def about_versions(self) -> dict[str, Any]:
+        """What decides how long replaced versions stay, for the ledger: others who clean keep to it."""
+        return {
+            "keep_versions": self.keep_versions,
+            "keep_previous": self.keep_previous.total_seconds(),
+            "keep_bytes": self.keep_bytes,
         }
 
     @classmethod

@@ -39,9 +39,11 @@ class WarehouseCleanOperator(BaseOperator):
     :param target_conn_id: PostgreSQL connection of the warehouse. (templated)
     :param keep_failed: how long staged tables of rejected and failed loads stay.
     :param keep_unfinished: how long those of loads stay that nobody goes on with.
-    :param keep_versions: replaced versions per partition that stay for a rollback.
-    :param keep_previous: how long those stay at most.
-    :param keep_bytes: what all of them may take on disk together, in bytes; the newest stay.
+    :param keep_versions: replaced versions per partition that stay for a rollback; without it, as the last publish of
+        their stream was told.
+    :param keep_previous: how long those stay at most; without it likewise.
+    :param keep_bytes: what all of them may take on disk together, in bytes; the newest stay. Without it those of each
+        stream, as its last publish was told.
     :param dry_run: drop nothing, and say what would go.
     """
 
@@ -53,8 +55,8 @@ class WarehouseCleanOperator(BaseOperator):
         target_conn_id: str,
         keep_failed: timedelta = timedelta(days=7),
         keep_unfinished: timedelta = timedelta(days=30),
-        keep_versions: int = 1,
-        keep_previous: timedelta = timedelta(days=7),
+        keep_versions: int | None = None,
+        keep_previous: timedelta | None = None,
         keep_bytes: int | None = None,
         dry_run: bool = False,
         **kwargs: Any,

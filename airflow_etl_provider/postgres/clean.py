@@ -8,6 +8,7 @@ stays for the next time. Tables that the ledger does not know are named and left
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -48,15 +49,17 @@ class CleanOptions:
         gone on from.
     :param keep_unfinished: how long those of loads stay that lie still, without a session, before they are
         published: a retry goes on from there.
-    :param keep_versions: replaced versions per partition that stay for a rollback.
-    :param keep_previous: how long they stay at most.
-    :param keep_bytes: what all of them may take on disk together, in bytes; the newest stay.
+    :param keep_versions: replaced versions per partition that stay for a rollback; ``None``: as the last publish of
+        their stream was told.
+    :param keep_previous: how long they stay at most; ``None`` likewise.
+    :param keep_bytes: what all of them may take on disk together, in bytes; the newest stay. ``None``: those of each
+        stream, as its last publish was told.
     """
 
     keep_failed: timedelta = timedelta(days=7)
     keep_unfinished: timedelta = timedelta(days=30)
-    keep_versions: int = 1
-    keep_previous: timedelta = timedelta(days=7)
+    keep_versions: int | None = None
+    keep_previous: timedelta | None = None
     keep_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class CleanOptions:
             ("keep_unfinished", self.keep_unfinished),
             ("keep_previous", self.keep_previous),
         ):
-            if length < timedelta(0):
+            if length is not None and length < timedelta(0):
                 raise ConfigurationError(f"{name} is a length of time, not {length}")
         for name, number in (
             ("keep_versions", self.keep_versions),
@@ -204,15 +207,14 @@ def clean(
     return Cleaned(tuple(dropped), tuple(busy), unknown, dry_run)
 
 
-def clean_versions(
-    connection: Connection, target: TableName, options: CleanOptions, *, log: EventLog
-) -> None:
-    """Drop replaced versions of the partitions of *target* beyond the limits, which here are that table's alone.
+def clean_versions(connection: Connection, target: TableName, *, log: EventLog) -> None:
+    """Drop replaced versions of the partitions of *target* beyond what the last publish of their stream was told.
 
     What is in use stays until the next time.
 
     :param connection: in autocommit, with a ``lock_timeout``.
     """
+    options = CleanOptions()
     found = {
         row[0]: _Table(TableName(STAGING_SCHEMA, row[0]), row[1], None)
         for row in connection.execute(queries("clean")["tables"], {"schema": STAGING_SCHEMA})
@@ -222,7 +224,7 @@ def clean_versions(
         versions = cursor.execute(queries("clean")["versions"], _EVERY_VERSION | wanted).fetchall()
     names = [TableName.parse(row["previous"]).name for row in versions]
     sizes = dict.fromkeys(names, 0)
-    if options.keep_bytes is not None:
+    if any(row["keep_bytes"] is not None for row in versions):
         sizes = {name: _size(connection, found[name].oid) or 0 for name in names}
     for name, claim in _version_claims(versions, sizes, options):
         _release(connection, found[name], [claim], log=log)
@@ -324,20 +326,31 @@ def _version_claims(
     versions: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], options: CleanOptions
 ) -> Iterator[tuple[str, _Claim]]:
     """What the limits say about each replaced version that is there, newest first."""
-    kept: dict[str, int] = {}
-    total = 0
+    kept: Counter[str] = Counter()
+    together: Counter[str | None] = Counter()
+    full: set[str | None] = set()
     for row in versions:
         name, partition = TableName.parse(row["previous"]).name, row["partition"]
+        newest, longest, most = row["keep_versions"], row["keep_previous_s"], row["keep_bytes"]
+        group = row["stream"]
+        if options.keep_versions is not None:
+            newest = options.keep_versions
+        if options.keep_previous is not None:
+            longest = options.keep_previous.total_seconds()
+        if options.keep_bytes is not None:
+            most, group = options.keep_bytes, None
         why = None
-        if kept.get(partition, 0) >= options.keep_versions:
-            why = f"a version of {partition} beyond the newest {options.keep_versions}"
-        elif row["age_s"] >= options.keep_previous.total_seconds():
-            why = f"a version of {partition} that was replaced more than {humane(options.keep_previous)} ago"
-        elif options.keep_bytes is not None and total + sizes[name] > options.keep_bytes:
-            why = f"a version of {partition} beyond {options.keep_bytes:,} bytes of all versions"
+        if kept[partition] >= newest:
+            why = f"a version of {partition} beyond the newest {newest}"
+        elif row["age_s"] >= longest:
+            why = f"a version of {partition} that was replaced more than {humane(timedelta(seconds=longest))} ago"
+        elif most is not None and (group in full or together[group] + sizes[name] > most):
+            # However small those before it are: the newest stay.
+            full.add(group)
+            why = f"a version of {partition} beyond {most:,} bytes of all versions"
         else:
-            total += sizes[name]
-        kept[partition] = kept.get(partition, 0) + 1
+            together[group] += sizes[name]
+        kept[partition] += 1
         yield name, _Claim(row["load_id"], why, partition)
 
 

@@ -186,7 +186,7 @@ class Exchange:
                 connection,
                 replace(published, position=position),
                 manifest,
-                options=self._options.about_rows(),
+                options=self._options.about_rows() | self._options.about_versions(),
                 keys=keys,
             )
             until = time.monotonic() + self._options.lock_budget.total_seconds()

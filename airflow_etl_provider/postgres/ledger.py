@@ -689,7 +689,8 @@ def record_published(
     Coverage grows by the window; the position moves to the end of contiguous coverage if this load
     may move it, and never back. A replay covers nothing.
 
-    :param options: what publish was told about the rows, for replays of what was set aside.
+    :param options: what publish was told about the rows, for replays of what was set aside, and about the versions
+        that it replaced.
     :param keys: columns that identify a row, where the publish went by key.
     :raises ContractError: the staged rows are no longer those that were audited.
     """

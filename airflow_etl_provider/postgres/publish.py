@@ -29,7 +29,7 @@ from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Facts, PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger, locking
-from airflow_etl_provider.postgres.clean import CleanOptions, clean_versions
+from airflow_etl_provider.postgres.clean import clean_versions
 from airflow_etl_provider.postgres.errors import function_of, sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
@@ -198,16 +198,7 @@ class PostgresPublisher:
                                 budget=options.lock_budget,
                             )
                     if published.partitions:
-                        clean_versions(
-                            connection,
-                            published.target,
-                            CleanOptions(
-                                keep_versions=options.keep_versions,
-                                keep_previous=options.keep_previous,
-                                keep_bytes=options.keep_bytes,
-                            ),
-                            log=log.info,
-                        )
+                        clean_versions(connection, published.target, log=log.info)
                     for table in [
                         *filled_tables(connection, manifest),
                         *staged_tables(manifest),

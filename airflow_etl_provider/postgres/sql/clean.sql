@@ -24,13 +24,21 @@ FROM etl.loads AS l
 WHERE l.staging IS NOT NULL AND (%(load_ids)s::uuid[] IS NULL OR l.load_id = ANY (%(load_ids)s::uuid[]))
 
 -- name: versions
-SELECT p.load_id::text AS load_id, p.partition, p.previous,
-       extract(epoch FROM clock_timestamp() - p.published_at)::float8 AS age_s
+-- Replaced versions, and how long they stay: as the last publish of their stream was told, or by default where that was
+-- not recorded yet.
+SELECT p.load_id::text AS load_id, p.partition, p.previous, l.stream,
+       extract(epoch FROM clock_timestamp() - p.published_at)::float8 AS age_s,
+       coalesce((told.options ->> 'keep_versions')::bigint, 1) AS keep_versions,
+       coalesce((told.options ->> 'keep_previous')::float8, extract(epoch FROM interval '7 days')::float8) AS keep_previous_s,
+       (told.options ->> 'keep_bytes')::bigint AS keep_bytes
 FROM etl.load_partitions AS p
+JOIN etl.loads AS l USING (load_id)
+LEFT JOIN LATERAL (SELECT other.options FROM etl.loads AS other
+                   WHERE other.stream = l.stream AND other.options ? 'keep_versions'
+                   ORDER BY other.seq DESC LIMIT 1) AS told ON true
 WHERE p.previous IS NOT NULL AND (%(load_ids)s::uuid[] IS NULL OR p.load_id = ANY (%(load_ids)s::uuid[]))
   AND (%(names)s::text[] IS NULL OR p.previous = ANY (%(names)s::text[]))
-  AND (%(target)s::text IS NULL
-       OR EXISTS (SELECT FROM etl.loads AS l WHERE l.load_id = p.load_id AND l.target = %(target)s))
+  AND (%(target)s::text IS NULL OR l.target = %(target)s)
 ORDER BY p.published_at DESC, p.partition
 
 -- name: hold_loads

@@ -232,28 +232,59 @@ class TestVersions:
 
     def test_versions_that_are_gone_do_not_count(self, pipe, warehouse18, previous):
         warehouse18.run(f"DROP TABLE etl_staging.{previous[0][0]}")
-        cleaned(warehouse18)
+        cleaned(warehouse18, keep_versions=1)
         assert pipe.left_in_staging() == {previous[1][0]}
+
+    def test_unless_told_they_stay_as_their_publish_said(self, pipe, source18, previous):
+        """The last one of the stream: what it is told counts from there on."""
+        assert cleaned(pipe.warehouse).dropped == ()
+        assert len(pipe.left_in_staging()) == 3
+        aged(pipe, previous[2][1], 8)
+        assert names(cleaned(pipe.warehouse).dropped) == [previous[2][0]]
+        # Nothing was recorded by older releases.
+        pipe.warehouse.run("UPDATE etl.loads SET options = options - 'keep_versions'")
+        cleaned(pipe.warehouse)
+        assert pipe.left_in_staging() == {previous[0][0]}
+
+    def test_the_newest_fit_first_however_small_the_others_are(self, pipe, source18, warehouse18):
+        options = {"keep_versions": 9}
+        pipe.load(JANUARY, FEBRUARY, options=options)
+        source18.run(
+            "UPDATE t SET v = (SELECT string_agg(md5(i::text || id), '') FROM generate_series(1, 500) AS i)"
+        )
+        pipe.load(JANUARY, FEBRUARY, options=options)
+        source18.run("UPDATE t SET v = 'small'")
+        pipe.load(JANUARY, FEBRUARY, options=options)
+        sizes = {
+            name: warehouse18.value(
+                "SELECT pg_total_relation_size(%s::regclass)", (f"etl_staging.{name}",)
+            )
+            for name in pipe.left_in_staging()
+        }
+        small, large = sorted(sizes.values())
+        assert small * 2 < large
+        cleaned(warehouse18, keep_bytes=large - 1)
+        assert pipe.left_in_staging() == set()
 
     def test_a_reader_of_a_version_is_not_disturbed(self, pipe, warehouse18, previous):
         """What is in use stays and is said; the next time it goes."""
         with reader(warehouse18, f"SELECT count(*) FROM etl_staging.{previous[2][0]}"):
-            done = cleaned(warehouse18)
+            done = cleaned(warehouse18, keep_versions=1)
         assert names(done.dropped) == [previous[1][0]]
         assert [(item.table.name, item.stays) for item in done.busy] == [
             (previous[2][0], "it is in use")
         ]
-        assert names(cleaned(warehouse18).dropped) == [previous[2][0]]
+        assert names(cleaned(warehouse18, keep_versions=1).dropped) == [previous[2][0]]
 
     def test_whoever_builds_on_a_version_keeps_it(self, pipe, warehouse18, previous):
         """No cascade."""
         warehouse18.run(f"CREATE VIEW a.old AS SELECT * FROM etl_staging.{previous[2][0]}")
-        (stays,) = cleaned(warehouse18).busy
+        (stays,) = cleaned(warehouse18, keep_versions=1).busy
         assert "depends on it" in stays.stays
 
     def test_looking_changes_nothing(self, pipe, warehouse18, previous):
         before = pipe.left_in_staging()
-        done = cleaned(warehouse18, dry_run=True)
+        done = cleaned(warehouse18, keep_versions=1, dry_run=True)
         assert names(done.dropped) == sorted(name for name, _ in previous[1:])
         assert done.as_json()["dry_run"] is True
         assert pipe.left_in_staging() == before
@@ -261,19 +292,19 @@ class TestVersions:
     def test_two_at_once(self, pipe, warehouse18, previous):
         """Each table is dropped once, and neither fails."""
         with (
-            in_background(lambda: cleaned(warehouse18)) as one,
-            in_background(lambda: cleaned(warehouse18)) as two,
+            in_background(lambda: cleaned(warehouse18, keep_versions=1)) as one,
+            in_background(lambda: cleaned(warehouse18, keep_versions=1)) as two,
         ):
             pass
         dropped = names(one.result().dropped) + names(two.result().dropped)
-        again = names(cleaned(warehouse18).dropped)
+        again = names(cleaned(warehouse18, keep_versions=1).dropped)
         assert sorted(dropped + again) == sorted(name for name, _ in previous[1:])
         assert pipe.left_in_staging() == {previous[0][0]}
 
     def test_a_stop_ends_it_between_two_tables(self, pipe, warehouse18, previous):
         stop = threading.Event()
         with pytest.raises(Stopped, match="1 tables are gone"):
-            cleaned(warehouse18, stop=stop, log=lambda event, **_: stop.set())
+            cleaned(warehouse18, keep_versions=1, stop=stop, log=lambda event, **_: stop.set())
         assert len(pipe.left_in_staging()) == 2
 
     def test_a_role_that_does_not_own_them(self, pipe, warehouse18, previous):
@@ -287,7 +318,10 @@ class TestVersions:
         try:
             with connect(warehouse18.endpoint(user=role, password="x")) as connection:
                 done = clean(
-                    connection, CleanOptions(), stop=threading.Event(), log=RecordedEvents()
+                    connection,
+                    CleanOptions(keep_versions=1),
+                    stop=threading.Event(),
+                    log=RecordedEvents(),
                 )
         finally:
             warehouse18.run(f"DROP OWNED BY {role}; DROP ROLE {role}")
@@ -307,7 +341,10 @@ class TestVersions:
                 warehouse18.run(f"ALTER TABLE etl_staging.{name} OWNER TO {role['user']}")
             with connect(warehouse18.endpoint(**role)) as connection:
                 done = clean(
-                    connection, CleanOptions(), stop=threading.Event(), log=RecordedEvents()
+                    connection,
+                    CleanOptions(keep_versions=1),
+                    stop=threading.Event(),
+                    log=RecordedEvents(),
                 )
             for name, _ in previous:
                 warehouse18.run(f"ALTER TABLE etl_staging.{name} OWNER TO CURRENT_USER")
@@ -368,6 +405,30 @@ class TestAfterAPublish:
         assert pipe.left_in_staging() == {new}
         self.versions(pipe, source18, second, keep_bytes=0)
         assert pipe.left_in_staging() == set()
+
+    def test_those_of_another_stream_go_by_what_that_was_told(self, pipe, source18, both):
+        """Two streams load partitions of one table, and only one of them keeps many versions for long."""
+        first, second = both
+        kept = [
+            *self.versions(
+                pipe, source18, first, keep_versions=5, keep_previous=timedelta(days=90)
+            ),
+            *self.versions(
+                pipe, source18, first, keep_versions=5, keep_previous=timedelta(days=90)
+            ),
+        ]
+        pipe.warehouse.run(
+            "UPDATE etl.load_partitions SET published_at = published_at - interval '60 days'"
+        )
+        other = replace(pipe, stream="other", store=MemoryWatermarkStore())
+        for number in range(2):
+            (last,) = self.versions(other, source18, second, keep_versions=1, keep_bytes=1 << 20)
+            assert pipe.left_in_staging() == {*kept, last}, number
+        assert cleaned(pipe.warehouse).dropped == ()
+        self.versions(other, source18, second, keep_bytes=0)
+        assert pipe.left_in_staging() == {*kept}
+        (newest,) = self.versions(pipe, source18, first, keep_versions=1)
+        assert pipe.left_in_staging() == {newest}
 
     def test_those_of_another_table_are_not_its_business(self, pipe, source18, warehouse18, both):
         (mine,) = self.versions(pipe, source18, both[0])
