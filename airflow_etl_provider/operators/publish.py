@@ -99,7 +99,8 @@ class PartitionSwapOperator(BaseOperator):
     :param readers_on_standby: streaming standbys have readers, whom the replay of a swap stops or cancels:
         ``auto`` then writes in place.
     :param audit: ``required``, or ``none`` to publish without one, which is recorded.
-    :param staged_table: ``schema.table`` to publish where there is no batch. (templated)
+    :param staged_table: ``schema.table`` to publish where there is no batch, in any schema but ``etl_staging``. It stays
+        as it is. (templated)
     :param target: ``schema.table`` to publish into, with *staged_table*. (templated)
     :param target_conn_id: PostgreSQL connection of both, with *staged_table*.
     :param stream: stream id, with *staged_table*. (templated)

@@ -309,8 +309,16 @@ class PostgresAuditArea:
         :param audited_rows: rows that the audit saw; the table must still hold as many.
         :raises ContractError: the staged table has columns that the target has not, or other rows than
             were audited.
-        :raises ConfigurationError: a window that does not fit the target's partitions.
+        :raises ConfigurationError: a window that does not fit the target's partitions, or a table among those that
+            are dropped once they are published.
         """
+        if staged.schema == statements.STAGING_SCHEMA:
+            raise ConfigurationError(
+                f"{staged} is in the schema of staged batches, which are dropped once they are published: a table of "
+                "yours is not published from there",
+                remedy=f"move it (ALTER TABLE {staged} SET SCHEMA ...) and audit it there, or pass batch=... if a load "
+                "has staged it",
+            )
         with connect(self.endpoint) as connection:
             batch = catalog.read_table(connection, staged, label=self.endpoint.label)
             goal = catalog.read_table(connection, target, label=self.endpoint.label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from uuid6 import uuid7
 
-from airflow_etl_provider.core.errors import ContractError, EtlError
+from airflow_etl_provider.core.errors import ConfigurationError, ContractError, EtlError
 from airflow_etl_provider.core.load import Kind
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.window import Interval
@@ -14,14 +14,14 @@ from tests.builders import FEBRUARY, JANUARY, MONTHLY, run_info, simple
 STAGED = TableName("work", "batch")
 
 
-def register(pipe, *, load_id=None, interval=True, target=None, kind=Kind.EVENTS):
+def register(pipe, *, load_id=None, interval=True, target=None, kind=Kind.EVENTS, staged=STAGED):
     load_id = load_id or str(uuid7())
     return pipe.audits().register(
         load_id=load_id,
         run=run_info(load_id),
         stream=pipe.stream,
         kind=kind,
-        staged=STAGED,
+        staged=staged,
         target=target or pipe.target,
         target_conn_id="warehouse",
         interval=Interval(JANUARY, FEBRUARY, "data interval", moves_watermark=True)
@@ -51,6 +51,17 @@ def test_a_table_staged_by_others_is_swapped_in(source, warehouse):
     assert warehouse.value("SELECT count(*) FROM work.batch") == 2
     assert pipe.position() == "2013-02-01 00:00:00+00"
     assert pipe.left_in_staging() == set()
+
+
+def test_a_table_among_staged_batches_is_refused(source18, warehouse18):
+    """It would be dropped after the publish, like every batch."""
+    pipe = staged(source18, warehouse18)
+    pipe.load(JANUARY, FEBRUARY)
+    warehouse18.run("ALTER TABLE work.batch SET SCHEMA etl_staging")
+    with pytest.raises(ConfigurationError, match="dropped once they are published") as caught:
+        register(pipe, staged=TableName("etl_staging", "batch"))
+    assert "ALTER TABLE etl_staging.batch SET SCHEMA" in str(caught.value)
+    assert pipe.left_in_staging() == {"batch"}
 
 
 def test_registering_twice_is_one_load(source18, warehouse18):
