@@ -221,7 +221,7 @@ class SwapMerge:
                 )
             )
             self._keyed.require_keys()
-        leaves: list[Leaf] = []
+        leaves: list[Leaf] | None = None
         while (now := read_leaves(connection, self._target)) != leaves:
             # Until nobody has exchanged one between the look and the claim; what is claimed stays so.
             leaves, touched = now, self._touched(now)

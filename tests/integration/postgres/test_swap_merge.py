@@ -133,6 +133,22 @@ class TestEvents:
 
 
 class TestEntities:
+    @pytest.mark.parametrize("rows", [0, 1])
+    def test_a_table_without_partitions(self, source18, warehouse18, rows):
+        pipe = entities(
+            source18,
+            warehouse18,
+            "CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz NOT NULL, changed timestamptz NOT NULL,"
+            " v text) PARTITION BY RANGE (ts)",
+        )
+        put(source18, *[(n, day(3), day(1), "x") for n in range(rows)])
+        manifest = pipe.staged()
+        if rows:
+            with pytest.raises(DataError, match=r"belong into no partition of a\.t"):
+                pipe.publish(manifest, strategy=SWAP_MERGE)
+        else:
+            assert pipe.publish(manifest, strategy=SWAP_MERGE).partitions == ()
+
     def test_changed_moved_and_new_rows(self, source, warehouse):
         """Rule 16: a row whose partition column changed leaves its old partition."""
         pipe = entities(source, warehouse)
