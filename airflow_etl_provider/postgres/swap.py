@@ -311,6 +311,9 @@ class Swap:
         for table in tables:
             # Nobody is to change it between the count and the exchange.
             self._connection.execute(statements.lock(table, "SHARE"))
+        if self._manifest.direct and self._manifest.audited is not None:
+            # The ledger looks at all of its rows before it records them as published.
+            return
         rows = sum(scalar(self._connection, statements.count(table)) for table in tables)
         self._manifest.require_rows(rows)
 
