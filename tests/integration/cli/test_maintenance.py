@@ -98,6 +98,15 @@ class TestRollback:
         assert (data["watermark_moved"], data["position"]) == (True, "2013-01-01 00:00:00+00")
         assert pipe.position() == "2013-01-01 00:00:00+00"
 
+    def test_what_others_have_written(self, ask, pipe, warehouse18, last):
+        """Refused with figures, until somebody says that it may go."""
+        warehouse18.run("INSERT INTO a.t VALUES (5000, '2013-01-07Z', 'by an application')")
+        code, data = ask("rollback", last, "--reason", "x", "--yes")
+        assert code == 1
+        assert "1 were written since" in data["error"]
+        assert "--discard-changes" in data["remedy"]
+        assert ask("rollback", last, "--reason", "x", "--yes", "--discard-changes")[0] == 0
+
     def test_for_people(self, ask, pipe, last):
         code, text = ask("rollback", last, "--reason", "x", "--yes", people=True)
         assert code == 0
