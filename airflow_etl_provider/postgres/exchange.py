@@ -6,6 +6,7 @@ and work of an attempt together, so that readers queue behind us no longer than 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -285,20 +286,26 @@ class Exchange:
             ).format(statements.ident(change.new), sql.Identifier(statements.BOUND_CHECK))
         )
         steps += statements.move(change.new, final)
-        steps += move_statistics(connection, change.new, final, old)
+        steps += move_statistics(connection, change.new, final, old, sibling, self._aside)
         steps += [
             statements.rename_index(final.schema, working_name(change.new, index), name)
             for index, name in zip(indexes, index_names, strict=True)
         ]
-        kept_suffix = short_id(self._manifest.load_id)
-        steps += last_touches(connection, old, parent, final, kept_suffix, sibling)
+        steps += last_touches(connection, old, parent, final, sibling)
         return steps
 
     def _kept(self, change: Change) -> TableName:
-        """Where the replaced partition stays, named after the load that replaced it."""
+        """Where the replaced partition stays."""
+        return self._aside(change.place.name)
+
+    def _aside(self, name: TableName) -> TableName:
+        """What that which is replaced is called from then on: named after the load that replaced it."""
+        own = name.name
+        if name.schema != self._target.name.schema:
+            # Leaves of one table may lie in several schemas, and be called the same there.
+            own += "_" + hashlib.blake2s(name.schema.encode(), digest_size=4).hexdigest()
         return TableName(
-            STAGING_SCHEMA,
-            f"{shortened(change.place.name.name, room=17)}_{short_id(self._manifest.load_id)}",
+            STAGING_SCHEMA, f"{shortened(own, room=17)}_{short_id(self._manifest.load_id)}"
         )
 
 

@@ -205,12 +205,12 @@ def _format(binary: bool) -> sql.SQL:
 def create_twin(table: TableName, parent: TableName, tablespace: str | None) -> sql.Composed:
     """A future partition: the parent's columns with all that belongs to them, indexes and keys aside.
 
-    Identity is left out because ATTACH brings it; autovacuum stays away until the table is attached.
+    Identity is left out because ATTACH brings it, statistics objects because a partition has only its own; autovacuum stays away until the table is attached.
 
     :param tablespace: where it is kept; ``None`` for the database's own.
     """
     return sql.SQL(
-        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
+        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY EXCLUDING STATISTICS)"
         " WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off){}"
     ).format(ident(table), ident(parent), _kept_in(tablespace))
 
@@ -227,7 +227,7 @@ def create_partition(
     :param by: how it is partitioned itself, if it is.
     """
     return sql.SQL(
-        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY){}{}"
+        "CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY EXCLUDING STATISTICS){}{}"
     ).format(
         ident(table),
         ident(parent),
@@ -338,19 +338,23 @@ def give(table: TableName, owner: str) -> sql.Composed:
     return sql.SQL("ALTER TABLE {} OWNER TO {}").format(ident(table), sql.Identifier(owner))
 
 
-def move(table: TableName, to: TableName) -> list[sql.Composed]:
+def move(table: TableName, to: TableName, *, kind: str = "TABLE") -> list[sql.Composed]:
     """Give *table* a new name in another schema; its indexes go with it.
 
     Its row types go with it too. They are called after it, cut, so that those of partitions with long names
     would meet in the other schema: it goes there under whichever name is the staging schema's, which is unique.
+
+    :param kind: ``STATISTICS`` for such an object, which has no row types but names of its own just so.
     """
     leaves = to.schema == STAGING_SCHEMA
     on_the_way = to.name if leaves else table.name
-    rename = sql.SQL("ALTER TABLE {} RENAME TO {}").format(
-        sql.Identifier(table.schema if leaves else to.schema, table.name), sql.Identifier(to.name)
+    rename = sql.SQL("ALTER {} {} RENAME TO {}").format(
+        sql.SQL(kind),
+        sql.Identifier(table.schema if leaves else to.schema, table.name),
+        sql.Identifier(to.name),
     )
-    change = sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
-        sql.Identifier(table.schema, on_the_way), sql.Identifier(to.schema)
+    change = sql.SQL("ALTER {} {} SET SCHEMA {}").format(
+        sql.SQL(kind), sql.Identifier(table.schema, on_the_way), sql.Identifier(to.schema)
     )
     steps = [rename] if table.name != to.name else []
     moves = [change] if table.schema != to.schema else []

@@ -4,7 +4,7 @@ it replaces has of its own."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,16 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
+class Statistics:
+    """A statistics object of a partition."""
+
+    name: TableName
+    definition: str
+    target: int | None
+    comment: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sibling:
     """The partition that a new one is made like, and the indexes that it had of its own when it was looked at."""
 
@@ -71,6 +81,11 @@ def like_sibling(
     for index in known.indexes:
         chosen.append(_index_name_like(connection, index, known, name, chosen))
         steps += build_index(name, chosen[-1], index)
+    named: list[str] = []
+    for found in statistics_of(connection, sibling.oid):
+        called = _statistics_name_like(connection, found, sibling, name, named)
+        named.append(called.name)
+        steps += make_statistics(name, called, found)
     return steps + _grants(connection, sibling.oid, parent, name)
 
 
@@ -81,7 +96,6 @@ def _grants(
         "old": sibling,
         "parent": parent,
         "final": str(final),
-        "kept": "",
         "of_sibling": True,
     }
     rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
@@ -97,6 +111,20 @@ def _index_name_like(
 ) -> str:
     own = index.name.removeprefix(sibling.partition.table.name + "_")
     return _free(connection, shortened(f"{final.name}_{own}"), final.schema, chosen, None)
+
+
+def _statistics_name_like(
+    connection: psycopg.Connection[Any],
+    found: Statistics,
+    sibling: Partition,
+    final: TableName,
+    chosen: Sequence[str],
+) -> TableName:
+    own = found.name.name.removeprefix(sibling.table.name + "_")
+    candidates = _numbered(shortened(f"{final.name}_{own}"))
+    known = {"schema": final.schema, "names": candidates}
+    rows = connection.execute(queries("twin")["taken_statistics_names"], known)
+    return TableName(final.schema, _first(candidates, {*chosen, *(name for (name,) in rows)}))
 
 
 def parent_indexes(connection: psycopg.Connection[Any], parent: Relation) -> list[Index]:
@@ -211,6 +239,8 @@ def finish(
             for (own,) in own_steps.fetchall():
                 connection.execute(own)
         _have_indexes(connection, table, indexes)
+        if model is not None:
+            _have_statistics(connection, table, model)
         if not begun:
             connection.execute(statements.bound_check(table, condition))
     like = parent.oid if old is None else old.oid
@@ -252,6 +282,17 @@ def _have_indexes(
             connection.execute(step)
 
 
+def _have_statistics(
+    connection: psycopg.Connection[Any], table: TableName, model: Partition
+) -> None:
+    """Give *table* those of the statistics objects of *model* that it lacks, so that ANALYZE fills them."""
+    there = _statistics_there(connection, table)
+    for found in statistics_of(connection, model.oid):
+        name = _working_statistics(table, found)
+        for step in [] if name in there else make_statistics(table, name, found):
+            connection.execute(step)
+
+
 def _indexes_of(connection: psycopg.Connection[Any], table: TableName) -> list[tuple[str, bool]]:
     """The indexes that *table* has already, by name, and whether a constraint stands on each."""
     known = {"schema": table.schema, "name": table.name}
@@ -263,7 +304,6 @@ def last_touches(
     old: Partition | None,
     parent: Relation,
     final: TableName,
-    kept_suffix: str,
     sibling: Sibling | None = None,
 ) -> list[sql.Composable]:
     """The statements that *final* needs once it bears its name: comment, owner, grants, own triggers.
@@ -284,11 +324,56 @@ def last_touches(
         "old": old.oid,
         "parent": parent.oid,
         "final": str(final),
-        "kept": kept_suffix,
         "of_sibling": False,
     }
     rows = connection.execute(queries("twin")["after_attach"], params).fetchall()
     return [sql.SQL(row[0]) for row in rows]
+
+
+def statistics_of(connection: psycopg.Connection[Any], oid: int) -> list[Statistics]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(queries("twin")["statistics_of"], {"oid": oid}).fetchall()
+    return [
+        Statistics(
+            TableName(row["schema"], row["name"]), row["definition"], row["target"], row["comment"]
+        )
+        for row in rows
+    ]
+
+
+def make_statistics(table: TableName, name: TableName, like: Statistics) -> list[sql.Composed]:
+    """The statements that give *table* such a statistics object."""
+    steps = [
+        # The server's own rendering of what is counted.
+        sql.SQL("CREATE STATISTICS {}{} FROM {}").format(
+            statements.ident(name), sql.SQL(like.definition), statements.ident(table)
+        )
+    ]
+    if like.target is not None:
+        steps.append(
+            sql.SQL("ALTER STATISTICS {} SET STATISTICS {}").format(
+                statements.ident(name), sql.Literal(like.target)
+            )
+        )
+    if like.comment is not None:
+        steps.append(
+            sql.SQL("COMMENT ON STATISTICS {} IS {}").format(
+                statements.ident(name), sql.Literal(like.comment)
+            )
+        )
+    return steps
+
+
+def _working_statistics(table: TableName, like: Statistics) -> TableName:
+    """What a future partition's statistics object is called until it is attached."""
+    what = f"{like.name} {like.definition}"
+    digest = hashlib.blake2s(what.encode(), digest_size=4).hexdigest()
+    return TableName(table.schema, f"{shortened(table.name, room=9)}_{digest}")
+
+
+def _statistics_there(connection: psycopg.Connection[Any], table: TableName) -> set[TableName]:
+    rows = connection.execute(queries("twin")["statistics_there"], {"table": str(table)})
+    return {TableName(schema, name) for schema, name in rows}
 
 
 def move_statistics(
@@ -296,26 +381,32 @@ def move_statistics(
     new: TableName,
     final: TableName,
     old: Partition | None,
+    sibling: Sibling | None,
+    aside: Callable[[TableName], TableName],
 ) -> list[sql.Composed]:
-    """Statistics objects do not follow their table into another schema: send those of both tables after it."""
-    found = queries("twin")["statistics_of"]
-    rows = connection.execute(found, {"schema": new.schema, "name": new.name}).fetchall()
-    steps = [
-        sql.SQL("ALTER STATISTICS {} SET SCHEMA {}").format(
-            sql.Identifier(schema, name), sql.Identifier(final.schema)
-        )
-        for schema, name in rows
-    ]
-    if old is not None:
-        rows = connection.execute(
-            found, {"schema": old.table.schema, "name": old.table.name}
-        ).fetchall()
-        steps = [
-            sql.SQL("ALTER STATISTICS {} SET SCHEMA {}").format(
-                sql.Identifier(schema, name), sql.Identifier(new.schema)
-            )
-            for schema, name in rows
-        ] + steps
+    """Statistics objects do not follow their table into another schema: send those of both tables after it.
+
+    :param aside: where the replaced ones go.
+    """
+    there = _statistics_there(connection, new)
+    like = old if sibling is None else sibling.partition
+    steps: list[sql.Composed] = []
+    chosen: list[str] = []
+    for found in [] if like is None else statistics_of(connection, like.oid):
+        if sibling is None:
+            name = found.name
+            steps += statements.move(name, aside(name), kind="STATISTICS")
+        else:
+            name = _statistics_name_like(connection, found, sibling.partition, final, chosen)
+            chosen.append(name.name)
+        working = _working_statistics(new, found)
+        if working in there:
+            there.remove(working)
+            steps += statements.move(working, name, kind="STATISTICS")
+        else:
+            steps += make_statistics(final, name, found)
+    # What the partition no longer has.
+    steps += [sql.SQL("DROP STATISTICS {}").format(statements.ident(name)) for name in there]
     return steps
 
 
@@ -368,7 +459,7 @@ def _free(
     chosen: Sequence[str],
     old: Partition | None,
 ) -> str:
-    candidates = [name, *(f"{shortened(name, room=3)}{number}" for number in range(1, 100))]
+    candidates = _numbered(name)
     taken = {
         row[0]
         for row in connection.execute(
@@ -376,7 +467,15 @@ def _free(
             {"schema": schema, "names": candidates, "old": 0 if old is None else old.oid},
         )
     }
-    return next(found for found in candidates if found not in taken and found not in chosen)
+    return _first(candidates, {*taken, *chosen})
+
+
+def _numbered(name: str) -> list[str]:
+    return [name, *(f"{shortened(name, room=3)}{number}" for number in range(1, 100))]
+
+
+def _first(candidates: Sequence[str], taken: Collection[str]) -> str:
+    return next(name for name in candidates if name not in taken)
 
 
 def build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]:

@@ -88,22 +88,6 @@ SELECT s FROM (
            CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, t.tgname)
     FROM pg_trigger AS t
     WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'O'
-    UNION ALL
-    SELECT 7, format('ALTER STATISTICS %%s RENAME TO %%I', s.stxoid, s.kept) FROM (
-        SELECT format('etl_staging.%%I', x.stxname) AS stxoid,
-               left(x.stxname, 40) || '_' || %(kept)s::text AS kept
-        FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
-        WHERE x.stxrelid = %(old)s) AS s
-    UNION ALL
-    SELECT 8, pg_get_statisticsobjdef(x.oid)
-    FROM pg_statistic_ext AS x WHERE x.stxrelid = %(old)s
-      AND NOT EXISTS (SELECT FROM pg_statistic_ext AS p
-                      WHERE p.stxrelid = %(parent)s AND p.stxkind = x.stxkind
-                        AND (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_attribute AS a
-                             WHERE a.attrelid = p.stxrelid AND a.attnum = ANY (p.stxkeys::int2[]))
-                            IS NOT DISTINCT FROM
-                            (SELECT array_agg(a.attname ORDER BY a.attname) FROM pg_attribute AS a
-                             WHERE a.attrelid = x.stxrelid AND a.attnum = ANY (x.stxkeys::int2[])))
 ) AS statements
 WHERE NOT %(of_sibling)s OR place IN (3, 4)
 ORDER BY place
@@ -148,13 +132,26 @@ FROM pg_constraint AS con
 WHERE con.confrelid = %(old)s AND con.contype = 'f' AND con.conparentid = 0
 
 -- name: statistics_of
-SELECT sn.nspname::text, x.stxname::text
+-- What CREATE STATISTICS says between the name and FROM is the definition.
+SELECT n.nspname::text AS schema, x.stxname::text AS name,
+       substr(left(made.by, -length(' FROM ' || x.stxrelid::regclass::text)),
+              length(format('CREATE STATISTICS %%I.%%I', n.nspname, x.stxname)) + 1) AS definition,
+       CASE WHEN x.stxstattarget >= 0 THEN x.stxstattarget END AS target,
+       obj_description(x.oid, 'pg_statistic_ext') AS comment
 FROM pg_statistic_ext AS x
-JOIN pg_namespace AS sn ON sn.oid = x.stxnamespace
-JOIN pg_class AS c ON c.oid = x.stxrelid
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND c.relname = %(name)s
-ORDER BY 2
+JOIN pg_namespace AS n ON n.oid = x.stxnamespace
+CROSS JOIN LATERAL (SELECT pg_get_statisticsobjdef(x.oid) AS by) AS made
+WHERE x.stxrelid = %(oid)s
+ORDER BY n.nspname, x.stxname
+
+-- name: statistics_there
+SELECT n.nspname::text, x.stxname::text
+FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
+WHERE x.stxrelid = to_regclass(%(table)s)
+
+-- name: taken_statistics_names
+SELECT x.stxname::text FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
+WHERE n.nspname = %(schema)s AND x.stxname = ANY (%(names)s)
 
 -- name: own_indexes
 SELECT i.indexrelid::bigint AS oid,
