@@ -291,7 +291,7 @@ class Exchange:
             statements.rename_index(final.schema, working_name(change.new, index), name)
             for index, name in zip(indexes, index_names, strict=True)
         ]
-        steps += last_touches(connection, old, parent, final, sibling)
+        steps += last_touches(connection, old, parent, change.new, final, sibling)
         return steps
 
     def _kept(self, change: Change) -> TableName:

@@ -86,15 +86,18 @@ def like_sibling(
         called = _statistics_name_like(connection, found, sibling, name, named)
         named.append(called.name)
         steps += make_statistics(name, called, found)
-    return steps + _grants(connection, sibling.oid, parent, name)
+    return steps + _from_sibling(connection, sibling.oid, parent, name, name)
 
 
-def _grants(
-    connection: psycopg.Connection[Any], sibling: int, parent: int, final: TableName
+def _from_sibling(
+    connection: psycopg.Connection[Any], sibling: int, parent: int, new: TableName, final: TableName
 ) -> list[sql.Composed]:
+    """What *final* needs of a sibling once it bears its name: grants, and whether autovacuum is to look after it."""
     params = {
         "old": sibling,
         "parent": parent,
+        "new": str(new),
+        "schema": new.schema,
         "final": str(final),
         "of_sibling": True,
     }
@@ -303,12 +306,13 @@ def last_touches(
     connection: psycopg.Connection[Any],
     old: Partition | None,
     parent: Relation,
+    new: TableName,
     final: TableName,
     sibling: Sibling | None = None,
 ) -> list[sql.Composable]:
-    """The statements that *final* needs once it bears its name: comment, owner, grants, own triggers.
+    """The statements that *new* needs once it is called *final*: comment, owner, grants, own triggers and rules.
 
-    Where it takes nobody's place, the grants are those of its *sibling*.
+    Where it takes nobody's place, the grants are those of its *sibling*, or what the schema's tables get by default.
     """
     if old is None:
         touches: list[sql.Composable] = [
@@ -318,11 +322,17 @@ def last_touches(
         if owner is not None:
             touches.append(statements.give(final, owner))
         if sibling is not None:
-            touches += _grants(connection, sibling.partition.oid, parent.oid, final)
+            touches += _from_sibling(connection, sibling.partition.oid, parent.oid, new, final)
+        elif new.schema != final.schema:
+            known = {"schema": final.schema, "final": str(final)}
+            rows = connection.execute(queries("twin")["grants_of_schema"], known).fetchall()
+            touches += [sql.SQL(row[0]) for row in rows]
         return touches
     params = {
         "old": old.oid,
         "parent": parent.oid,
+        "new": str(new),
+        "schema": new.schema,
         "final": str(final),
         "of_sibling": False,
     }

@@ -4,10 +4,13 @@
 
 -- name: before_attach
 -- On the future partition, under its working name. What a CHECK says of the columns that the parent is partitioned by,
--- or of one sibling alone, is not said of another one.
-SELECT format('ALTER TABLE %%s SET (%%s)', %(new)s::text, string_agg(o, ', '))
-FROM pg_class AS c, unnest(c.reloptions) AS o
-WHERE c.oid = %(old)s AND o NOT LIKE 'autovacuum_enabled=%%' HAVING count(*) > 0
+-- or of one sibling alone, is not said of another one; neither is a NOT NULL.
+SELECT format('ALTER TABLE %%s SET (%%s)', %(new)s::text, string_agg(o.setting, ', '))
+FROM (SELECT unnest(c.reloptions) FROM pg_class AS c WHERE c.oid = %(old)s
+      UNION ALL
+      SELECT 'toast.' || unnest(t.reloptions) FROM pg_class AS c JOIN pg_class AS t ON t.oid = c.reltoastrelid
+      WHERE c.oid = %(old)s) AS o (setting)
+WHERE o.setting !~ '^(toast\.)?autovacuum_enabled=' HAVING count(*) > 0
 UNION ALL
 SELECT format('ALTER TABLE %%s SET TABLESPACE %%I', %(new)s::text, coalesce(t.spcname, base.spcname))
 FROM pg_class AS c
@@ -33,7 +36,29 @@ CROSS JOIN LATERAL unnest(ARRAY[
 ]) AS setting
 WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND setting IS NOT NULL
 UNION ALL
-SELECT format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(new)s::text, con.conname, pg_get_constraintdef(con.oid))
+SELECT format('COMMENT ON COLUMN %%s.%%I IS %%s', %(new)s::text, a.attname,
+              coalesce(quote_literal(col_description(a.attrelid, a.attnum)), 'NULL'))
+FROM pg_attribute AS a
+JOIN pg_attribute AS pa ON pa.attrelid = %(parent)s AND pa.attname = a.attname
+WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND NOT %(of_sibling)s
+  AND col_description(a.attrelid, a.attnum) IS DISTINCT FROM col_description(pa.attrelid, pa.attnum)
+UNION ALL
+-- Since 18 a NOT NULL is a constraint with a name.
+SELECT format('ALTER TABLE %%s %%s', %(new)s::text,
+              coalesce(format('ADD CONSTRAINT %%I %%s', con.conname, pg_get_constraintdef(con.oid)),
+                       format('ALTER COLUMN %%I SET NOT NULL', a.attname)))
+FROM pg_attribute AS a
+JOIN pg_attribute AS pa ON pa.attrelid = %(parent)s AND pa.attname = a.attname AND NOT pa.attnotnull
+LEFT JOIN pg_constraint AS con ON con.conrelid = a.attrelid AND con.contype = 'n' AND con.conkey = ARRAY[a.attnum]
+WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull
+  AND NOT (%(of_sibling)s
+           AND EXISTS (SELECT FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relkind = 'r'
+                       JOIN pg_attribute AS other ON other.attrelid = i.inhrelid AND other.attname = a.attname
+                       WHERE i.inhparent = %(parent)s AND NOT other.attnotnull))
+UNION ALL
+SELECT format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(new)s::text, con.conname,
+              CASE WHEN %(of_sibling)s THEN regexp_replace(pg_get_constraintdef(con.oid), ' NOT VALID$', '')
+                   ELSE pg_get_constraintdef(con.oid) END)
 FROM pg_constraint AS con
 WHERE con.conrelid = %(old)s AND con.contype = 'c' AND con.conislocal AND con.coninhcount = 0
   AND con.conname <> 'etl_partition_bound'
@@ -48,13 +73,14 @@ WHERE con.conrelid = %(old)s AND con.contype = 'c' AND con.conislocal AND con.co
                                    WHERE other.conrelid = i.inhrelid AND other.contype = 'c'
                                      AND pg_get_constraintdef(other.oid) = pg_get_constraintdef(con.oid)))))
 UNION ALL
-SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET DEFAULT %%s', %(new)s::text, a.attname,
-              pg_get_expr(d.adbin, d.adrelid))
-FROM pg_attrdef AS d
-JOIN pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated = ''
+SELECT format('ALTER TABLE %%s ALTER COLUMN %%I %%s', %(new)s::text, a.attname,
+              CASE WHEN d.oid IS NULL THEN 'DROP DEFAULT'
+                   ELSE format('SET DEFAULT %%s', pg_get_expr(d.adbin, d.adrelid)) END)
+FROM pg_attribute AS a
+LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 LEFT JOIN pg_attribute AS pa ON pa.attrelid = %(parent)s AND pa.attname = a.attname
 LEFT JOIN pg_attrdef AS pd ON pd.adrelid = pa.attrelid AND pd.adnum = pa.attnum
-WHERE d.adrelid = %(old)s
+WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
   AND pg_get_expr(d.adbin, d.adrelid) IS DISTINCT FROM pg_get_expr(pd.adbin, pd.adrelid)
 UNION ALL
 SELECT format('ALTER TABLE %%s REPLICA IDENTITY %%s', %(new)s::text,
@@ -62,35 +88,111 @@ SELECT format('ALTER TABLE %%s REPLICA IDENTITY %%s', %(new)s::text,
 FROM pg_class AS c WHERE c.oid = %(old)s AND c.relreplident IN ('f', 'n')
 
 -- name: after_attach
--- On the partition under its final name, which the definitions of the old one mention. From a sibling come its grants.
+-- On the partition under its final name, which the definitions of the old one mention. From a sibling come its grants,
+-- and whether autovacuum looks after it. Grants come last: the owner may have taken from itself what the rest needs.
+WITH model AS (
+    SELECT c.*, CASE WHEN %(of_sibling)s THEN p.relowner ELSE c.relowner END AS owner
+    FROM pg_class AS c JOIN pg_class AS p ON p.oid = %(parent)s WHERE c.oid = %(old)s
+), given AS (
+    -- To whom a new table is open before anybody says so.
+    SELECT DISTINCT a.grantee
+    FROM (SELECT c.relacl FROM pg_class AS c WHERE c.oid = to_regclass(%(new)s)
+          UNION ALL
+          SELECT d.defaclacl
+          FROM pg_default_acl AS d
+          JOIN pg_roles AS r ON r.oid = d.defaclrole AND r.rolname = current_user
+          LEFT JOIN pg_namespace AS n ON n.oid = d.defaclnamespace
+          WHERE d.defaclobjtype = 'r' AND (d.defaclnamespace = 0 OR n.nspname = %(schema)s)) AS acls (acl),
+         aclexplode(acls.acl) AS a
+), grants AS (
+    SELECT CASE a.grantee WHEN m.relowner THEN m.owner ELSE a.grantee END AS grantee, a.is_grantable,
+           string_agg(DISTINCT a.privilege_type, ', ') AS privileges, min(a.number) AS number
+    FROM model AS m,
+         aclexplode(coalesce(m.relacl, acldefault('r', m.relowner))) WITH ORDINALITY
+             AS a (grantor, grantee, privilege_type, is_grantable, number)
+    WHERE m.relacl IS NOT NULL OR EXISTS (SELECT FROM given)
+    GROUP BY 1, 2
+), named (oid, name) AS (
+    SELECT oid, quote_ident(rolname) FROM pg_roles UNION ALL SELECT 0, 'PUBLIC'
+)
 SELECT s FROM (
-    SELECT 1 AS place, format('COMMENT ON TABLE %%s IS %%s', %(final)s::text,
+    SELECT 1 AS place, 0::bigint AS number, format('COMMENT ON TABLE %%s IS %%s', %(final)s::text,
            coalesce(quote_literal(obj_description(%(old)s, 'pg_class')), 'NULL')) AS s
     UNION ALL
-    SELECT 2, format('ALTER TABLE %%s OWNER TO %%I', %(final)s::text, pg_get_userbyid(c.relowner))
+    SELECT 2, 0, format('ALTER TABLE %%s OWNER TO %%I', %(final)s::text, pg_get_userbyid(c.relowner))
     FROM pg_class AS c WHERE c.oid = %(old)s AND pg_get_userbyid(c.relowner) <> current_user
     UNION ALL
-    SELECT 3, format('GRANT %%s ON %%s TO %%s%%s', a.privilege_type, %(final)s::text,
-           CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
-           CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-    FROM pg_class AS c, aclexplode(c.relacl) AS a
-    WHERE c.oid = %(old)s AND a.grantee <> c.relowner
+    SELECT 3, 0, format('ALTER TABLE %%s SET (%%s)', %(final)s::text, string_agg(o.setting, ', '))
+    FROM (SELECT unnest(m.reloptions) FROM model AS m
+          UNION ALL
+          SELECT 'toast.' || unnest(t.reloptions) FROM model AS m JOIN pg_class AS t ON t.oid = m.reltoastrelid)
+        AS o (setting)
+    WHERE o.setting ~ '^(toast\.)?autovacuum_enabled=' HAVING count(*) > 0
     UNION ALL
-    SELECT 4, format('GRANT %%s (%%I) ON %%s TO %%s', a.privilege_type, att.attname, %(final)s::text,
-           CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-    FROM pg_attribute AS att, aclexplode(att.attacl) AS a
-    WHERE att.attrelid = %(old)s AND att.attnum > 0 AND NOT att.attisdropped
-    UNION ALL
-    SELECT 5, pg_get_triggerdef(t.oid)
+    SELECT 4, 0, pg_get_triggerdef(t.oid)
     FROM pg_trigger AS t WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal AND t.tgparentid = 0
     UNION ALL
-    SELECT 6, format('ALTER TABLE %%s %%s TRIGGER %%I', %(final)s::text,
-           CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, t.tgname)
-    FROM pg_trigger AS t
-    WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'O'
+    -- Those that ATTACH makes are enabled as the parent's are.
+    SELECT 5, 0, format('ALTER TABLE %%s %%s TRIGGER %%I', %(final)s::text,
+           CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' WHEN 'A' THEN 'ENABLE ALWAYS'
+                            ELSE 'ENABLE' END, t.tgname)
+    FROM pg_trigger AS t LEFT JOIN pg_trigger AS p ON p.oid = t.tgparentid
+    WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal AND t.tgenabled <> coalesce(p.tgenabled, 'O')
+    UNION ALL
+    SELECT 6, 0, rtrim(pg_get_ruledef(r.oid), ';') FROM pg_rewrite AS r WHERE r.ev_class = %(old)s
+    UNION ALL
+    SELECT 7, 0, format('ALTER TABLE %%s %%s RULE %%I', %(final)s::text,
+           CASE r.ev_enabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, r.rulename)
+    FROM pg_rewrite AS r WHERE r.ev_class = %(old)s AND r.ev_enabled <> 'O'
+    UNION ALL
+    SELECT 8, 0, format('COMMENT ON %%s %%I ON %%s IS %%L', about.kind, about.name, %(final)s::text, about.text)
+    FROM (SELECT 'TRIGGER' AS kind, t.tgname AS name, obj_description(t.oid, 'pg_trigger') AS text
+          FROM pg_trigger AS t WHERE t.tgrelid = %(old)s AND NOT t.tgisinternal
+          UNION ALL
+          SELECT 'RULE', r.rulename, obj_description(r.oid, 'pg_rewrite') FROM pg_rewrite AS r WHERE r.ev_class = %(old)s
+          UNION ALL
+          -- A NOT NULL of the parent has a name that is not the partition's.
+          SELECT 'CONSTRAINT', con.conname, obj_description(con.oid, 'pg_constraint')
+          FROM pg_constraint AS con
+          WHERE con.conrelid = %(old)s AND con.contype <> 't' AND (con.contype <> 'n' OR con.coninhcount = 0)) AS about
+    WHERE about.text IS NOT NULL
+    UNION ALL
+    -- What LIKE has copied from the parent.
+    SELECT 8, 0, format('COMMENT ON CONSTRAINT %%I ON %%s IS NULL', con.conname, %(final)s::text)
+    FROM pg_constraint AS con JOIN pg_constraint AS p ON p.conrelid = %(parent)s AND p.conname = con.conname
+    WHERE con.conrelid = %(old)s AND con.contype = 'c' AND p.contype = 'c'
+      AND obj_description(con.oid, 'pg_constraint') IS NULL AND obj_description(p.oid, 'pg_constraint') IS NOT NULL
+    UNION ALL
+    SELECT 9, 0, format('REVOKE ALL ON %%s FROM %%s', %(final)s::text, string_agg(n.name, ', '))
+    FROM named AS n
+    WHERE EXISTS (SELECT FROM grants)
+      AND (n.oid IN (SELECT g.grantee FROM given AS g) OR n.oid = (SELECT m.owner FROM model AS m))
+    HAVING count(*) > 0
+    UNION ALL
+    SELECT 10, g.number, format('GRANT %%s ON %%s TO %%s%%s', g.privileges, %(final)s::text, n.name,
+           CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' END)
+    FROM grants AS g JOIN named AS n ON n.oid = g.grantee
+    UNION ALL
+    SELECT 11, 0, format('GRANT %%s (%%I) ON %%s TO %%s%%s', a.privilege_type, att.attname, %(final)s::text, n.name,
+           CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+    FROM pg_attribute AS att, aclexplode(att.attacl) AS a JOIN named AS n ON n.oid = a.grantee
+    WHERE att.attrelid = %(old)s AND att.attnum > 0 AND NOT att.attisdropped
 ) AS statements
-WHERE NOT %(of_sibling)s OR place IN (3, 4)
-ORDER BY place
+WHERE NOT %(of_sibling)s OR place IN (3, 9, 10, 11)
+ORDER BY place, number
+
+-- name: grants_of_schema
+-- What tables made in the schema are open to by default, beside what every table of the role is.
+SELECT format('GRANT %%s ON %%s TO %%s%%s', string_agg(a.privilege_type, ', '), %(final)s::text,
+              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+FROM pg_default_acl AS d
+JOIN pg_roles AS r ON r.oid = d.defaclrole AND r.rolname = current_user
+JOIN pg_namespace AS n ON n.oid = d.defaclnamespace,
+     aclexplode(d.defaclacl) AS a
+WHERE d.defaclobjtype = 'r' AND n.nspname = %(schema)s
+GROUP BY a.grantee, a.is_grantable
+ORDER BY 1
 
 -- name: tablespace
 -- Where the table is kept, unless that is the database's own tablespace.

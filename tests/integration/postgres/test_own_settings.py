@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_etl_provider.core.load import Strategy
-from tests.builders import FEBRUARY, JANUARY, fill, simple
+from tests.builders import FEBRUARY, JANUARY, MARCH, fill, login, simple
 from tests.integration.postgres.test_swap_merge import day, entities, put
 
 STATISTICS = """
@@ -76,3 +76,52 @@ def test_leaves_of_one_name_in_several_schemas(source18, warehouse18):
         done = pipe.load(options={"strategy": Strategy.SWAP_MERGE})
         assert len({part.previous for part in done.partitions}) == 2
         assert pipe.rows() == pipe.source_rows()
+
+
+ACL = "SELECT relacl::text, relowner::regrole::text FROM pg_class WHERE oid = %s::regclass"
+COLUMN_ACL = "SELECT attacl::text FROM pg_attribute WHERE attrelid = 'a.t_2013_01'::regclass AND attname = 'v'"
+
+
+def test_nobody_may_do_more_than_before(source18, warehouse18):
+    """Whatever tables are open to by default, where it was taken away from the partition."""
+    pipe = simple(source18, warehouse18)
+    with login(warehouse18) as role:
+        user = role["user"]
+        for schema in ("", "IN SCHEMA a"):
+            warehouse18.run(
+                f"ALTER DEFAULT PRIVILEGES {schema} GRANT SELECT, UPDATE ON TABLES TO {user}, PUBLIC"
+            )
+        warehouse18.run(
+            "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z');"
+            f"REVOKE ALL ON a.t, a.t_2013_01 FROM {user}, PUBLIC; GRANT INSERT ON a.t_2013_01 TO {user} WITH GRANT OPTION;"
+            "REVOKE UPDATE, TRIGGER ON a.t_2013_01 FROM CURRENT_USER"
+        )
+        before = warehouse18.run(ACL, ("a.t_2013_01",))
+        fill(source18, JANUARY, MARCH, 5)
+        for end in (FEBRUARY, MARCH):
+            pipe.load(JANUARY, end)
+            assert warehouse18.run(ACL, ("a.t_2013_01",)) == before
+        assert warehouse18.run(ACL, ("a.t_2013_02",)) == before
+        pipe.load(day(5), FEBRUARY, options={"strategy": Strategy.SWAP_MERGE})
+        assert warehouse18.run(ACL, ("a.t_2013_01",)) == before
+
+
+def test_grants_of_columns_may_be_handed_on_as_before(loaded):
+    with login(loaded.warehouse) as role:
+        loaded.warehouse.run(f"GRANT SELECT (v) ON a.t_2013_01 TO {role['user']} WITH GRANT OPTION")
+        before = loaded.warehouse.value(COLUMN_ACL)
+        loaded.load(JANUARY, FEBRUARY)
+        assert loaded.warehouse.value(COLUMN_ACL) == before
+
+
+def test_the_first_partition_is_open_to_whom_tables_of_the_schema_are(source18, warehouse18):
+    pipe = simple(source18, warehouse18)
+    with login(warehouse18) as role:
+        warehouse18.run(
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA a GRANT SELECT ON TABLES TO {role['user']}"
+        )
+        warehouse18.run("CREATE TABLE a.born_there ()")
+        fill(source18, JANUARY, FEBRUARY, 5)
+        pipe.load(JANUARY, FEBRUARY)
+        born, made = (warehouse18.run(ACL, (name,)) for name in ("a.born_there", "a.t_2013_01"))
+        assert made == born
