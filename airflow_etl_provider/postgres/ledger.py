@@ -575,6 +575,7 @@ def enter_publish(
 
     :raises StateError: the load is not ``validated``, or the stream was rewound below its window since it was
         planned.
+    :raises ConfigurationError: it would replace what another stream has loaded into the same target.
     :raises Replaced: a newer load of the same run took its place.
     :raises Superseded: the batch was audited again meanwhile, and is not the one that was to be published.
     """
@@ -606,7 +607,51 @@ def enter_publish(
         reason = f"load {overtaken_by} began or read later and published this window"
         abandon(connection, manifest.load_id, reason)
         return _overtaken(manifest, strategy, at, overtaken_by)
+    if _replaces_others(manifest, strategy):
+        _refuse_other_streams(connection, manifest, strategy)
     return at
+
+
+def _replaces_others(manifest: Manifest, strategy: Strategy) -> bool:
+    """Whether rows go because the batch does not hold them, whoever has loaded them."""
+    if strategy is Strategy.SWAP_MERGE:
+        return manifest.kind is Kind.EVENTS
+    if strategy is Strategy.SCD2:
+        return manifest.kind is Kind.SNAPSHOTS
+    return strategy in (Strategy.SWAP, Strategy.DELETE_INSERT, Strategy.REPLACE)
+
+
+def _refuse_other_streams(
+    connection: psycopg.Connection[Any], manifest: Manifest, strategy: Strategy
+) -> None:
+    """Of two first loads that publish at the same moment neither sees the other; the next load of either does.
+
+    :raises ConfigurationError: another stream has published into the target what this load would replace.
+    """
+    window = manifest.window
+    row = connection.execute(
+        queries("ledger")["stream_in_the_way"].format(t=cursor_type_sql(window.type or "text")),
+        {
+            "stream": manifest.stream,
+            "target": str(manifest.target),
+            "type": window.type,
+            "cursor": manifest.cursor,
+            "bounds": window.bounds,
+            "low": window.low,
+            "high": window.high,
+        },
+    ).fetchone()
+    if row is None:
+        return
+    other = row[0]
+    raise ConfigurationError(
+        f"load {manifest.load_id} of stream {manifest.stream!r} would take rows of stream {other!r} out of "
+        f"{manifest.target}: strategy {strategy.value!r} replaces all rows of its window ({window}), and both streams "
+        "load into that table",
+        remedy="give each stream a target of its own, or declare both kind='entities' and publish them by key "
+        f"(strategy='merge'); if {other!r} is what this stream was called before, or its rows may go: airflow-etl "
+        f"watermark reset {other} --reason …",
+    )
 
 
 def _require_same_batch(current: Load, manifest: Manifest) -> None:

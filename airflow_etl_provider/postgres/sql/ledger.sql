@@ -98,6 +98,22 @@ WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL
   AND (window_type IS NULL OR bounds = 'nulls')
 ORDER BY seq DESC LIMIT 1
 
+-- name: stream_in_the_way
+-- Another stream that has published rows of the window into the target. Windows of another column, type or bounds
+-- cannot be compared, and a load of everything has no window: these may hold any row. A reset forgets them all.
+SELECT s.stream FROM etl.streams AS s
+WHERE s.target = %(target)s AND s.stream <> %(stream)s
+  AND (EXISTS (SELECT FROM etl.coverage AS c LEFT JOIN etl.loads AS l USING (load_id)
+               WHERE c.stream = s.stream AND c.retired_at IS NULL
+                 AND CASE WHEN l.window_type = %(type)s AND l.manifest ->> 'cursor' = %(cursor)s AND c.bounds = %(bounds)s
+                     THEN coalesce(c.low::{t} < %(high)s::{t} AND c.high::{t} > %(low)s::{t}, true) ELSE true END)
+       OR EXISTS (SELECT FROM etl.loads AS l
+                  WHERE l.stream = s.stream AND l.state = 'published' AND l.replays IS NULL
+                    AND (l.window_type IS NULL OR l.bounds = 'nulls')
+                    AND l.fence >= (SELECT coalesce(max(m.fence), 0) FROM etl.watermark_moves AS m
+                                    WHERE m.stream = s.stream AND m.position_to IS NULL)))
+ORDER BY s.stream LIMIT 1
+
 -- name: waive_empty
 UPDATE etl.loads SET state = 'validated', validated_at = clock_timestamp(), report = %(report)s
 WHERE load_id = %(load_id)s AND state = 'staged'

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from uuid6 import uuid7
 
 from airflow_etl_provider.core.load import Kind, Published, Strategy, StreamPosition
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.publish import PublishOptions
 from airflow_etl_provider.core.window import Window
 from airflow_etl_provider.postgres import ledger
@@ -175,7 +176,8 @@ def test_coverage_and_position_are_those_of_a_simple_model(ledger_session, loads
         }[cursor_type]
 
     stream = f"m{next(_NUMBERS)}"
-    ledger.bind_stream(connection, stream, template.target, Kind.EVENTS, "memory")
+    target = TableName("a", stream)
+    ledger.bind_stream(connection, stream, target, Kind.EVENTS, "memory")
     model, known = Model(), None
     for low, length, moves in loads:
         window = Window(text(low), text(low + length), full_type)
@@ -183,6 +185,7 @@ def test_coverage_and_position_are_those_of_a_simple_model(ledger_session, loads
             template,
             load_id=str(uuid7()),
             stream=stream,
+            target=target,
             window=window,
             moves_watermark=moves,
             partitions=(),

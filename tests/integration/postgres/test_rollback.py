@@ -299,7 +299,7 @@ class TestRefusals:
             partition=None,
             store=MemoryWatermarkStore(),
         )
-        later = other.load(MARCH, APRIL, options={"strategy": Strategy.DELETE_INSERT})
+        later = other.load(MARCH, APRIL, options={"strategy": Strategy.APPEND})
         assert later.load_id in self.refused(pipe, load)
         rolled_back(pipe, load, discard_changes=True)
         assert pipe.warehouse.value("SELECT count(*) FROM a.t") == len(before)
