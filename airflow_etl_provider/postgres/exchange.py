@@ -194,7 +194,8 @@ class Exchange:
             locked = locking.take(connection, locks, until)
             self._require_unmoved(changes)
             locking.limit(connection, until)
-            connection.execute(steps)
+            with locking.own_work():
+                connection.execute(steps)
             if self._stop.is_set():
                 raise Stopped(
                     f"publishing load {manifest.load_id} was stopped; nothing was changed"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import groupby
 from typing import Any, TypeVar
@@ -46,6 +46,22 @@ class Deadline:
 
 class PartitionMoved(Exception):
     """A partition is no longer the one that an attempt was made for."""
+
+
+class WorkTooLong(Exception):
+    """An attempt had its locks, and its own work did not end within the budget."""
+
+
+@contextmanager
+def own_work() -> Iterator[None]:
+    """What is done once all locks are held: nobody else is to blame for its length.
+
+    :raises WorkTooLong: the budget ended it.
+    """
+    try:
+        yield
+    except psycopg.errors.QueryCanceled:
+        raise WorkTooLong("the work under the locks took longer than lock_budget") from None
 
 
 def require_budget(connection: psycopg.Connection[Any], budget: timedelta) -> None:
@@ -96,6 +112,13 @@ def in_attempts(
             blocked_by = "a deadlock, which the server resolved at our expense"
         except PartitionMoved as moved:
             blocked_by = str(moved)
+        except WorkTooLong as slow:
+            blocked_by = str(slow)
+            if time.monotonic() >= until:
+                raise LockBudgetExceeded(
+                    f"{what} got its locks on {table}, but {slow} in the last of {number} attempts",
+                    remedy="raise lock_budget, or publish when the server has less to do; the load stays validated",
+                ) from None
         now = time.monotonic()
         if now >= until:
             raise LockBudgetExceeded(

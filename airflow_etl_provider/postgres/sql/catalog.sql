@@ -193,13 +193,14 @@ SELECT i.indexrelid::bigint AS oid,
        i.indisreplident AS is_replica_identity,
        ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k (attnum)
              LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) AS columns
+-- One that is made partition by partition (ON ONLY the parent) is not valid until all have it; ATTACH builds it before.
 FROM pg_index AS i
 JOIN pg_class AS ci ON ci.oid = i.indexrelid
 JOIN pg_class AS c ON c.oid = i.indrelid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid = i.indrelid
                               AND con.contype IN ('p', 'u', 'x')
-WHERE i.indrelid = %(oid)s AND i.indisvalid
+WHERE i.indrelid = %(oid)s AND (i.indisvalid OR ci.relkind = 'I')
 ORDER BY i.indisprimary DESC, ci.relname
 
 -- name: child_index_names
