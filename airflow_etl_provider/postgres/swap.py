@@ -138,6 +138,7 @@ class Swap:
         changes: list[Change] = []
 
         def attempt(number: int) -> Published:
+            refuse_unswappable(self._connection, self._target)
             changes[:] = [exchange.prepared(change) for change in self._changes(tables)]
             counts = Counts(
                 inserted=sum(change.rows for change in changes),

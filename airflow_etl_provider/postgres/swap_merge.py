@@ -570,6 +570,9 @@ class SwapMerge:
             )
 
 
+        # Looked at again: what hinders an exchange may have been made while the partitions were built.
+        refuse_unswappable(connection, self._target)
+        refuse_dependents(connection, [one.leaf.partition for one in built])
 def filled_tables(connection: psycopg.Connection[Any], manifest: Manifest) -> list[TableName]:
     """The tables that were filled out of a staged one, as far as they are there and not attached."""
     prefix = f"{shortened(manifest.staging.name, room=6)}_p"
