@@ -297,7 +297,8 @@ WHERE p.puballtables
                      OR r.prrelid IN (SELECT relid FROM pg_partition_ancestors(%(oid)s::oid::regclass))))
    OR EXISTS (SELECT FROM pg_publication_namespace AS n
               JOIN pg_class AS c ON c.relnamespace = n.pnnspid
-              WHERE n.pnpubid = p.oid AND c.oid = %(oid)s)
+              WHERE n.pnpubid = p.oid
+                AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass))))
 ORDER BY 1
 
 -- name: publishes_schema
