@@ -251,12 +251,15 @@ class Exchange:
                 "names": [change.place.name.name for change in changes],
             },
         ).fetchall()
-        now = {(parent, TableName(schema, name)): oid for parent, schema, name, oid in rows}
+        now = {
+            (parent, TableName(schema, name)): (oid, bound)
+            for parent, schema, name, oid, bound in rows
+        }
         for change in changes:
-            expected = None if change.old is None else change.old.oid
+            expected = None if change.old is None else (change.old.oid, change.old.bound)
             if now.get((change.place.parent.oid, change.place.name)) != expected:
                 raise PartitionMoved(
-                    f"partition {change.place.name} was replaced by somebody else meanwhile"
+                    f"partition {change.place.name} was replaced by somebody else, or given other bounds, meanwhile"
                 )
 
     def _steps(self, change: Change) -> list[sql.Composable]:

@@ -733,7 +733,7 @@ class _Rollback:
                 "names": [one.current.table.name for one in found],
             },
         )
-        attached = {TableName(schema, name): oid for _, schema, name, oid in rows}
+        attached = {TableName(schema, name): oid for _, schema, name, oid, _ in rows}
         for one in found:
             row = self._table(one.previous)
             if (

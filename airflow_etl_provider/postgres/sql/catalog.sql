@@ -252,7 +252,7 @@ SELECT CASE WHEN pg_get_userbyid(relowner) <> current_user THEN pg_get_userbyid(
 FROM pg_class WHERE oid = %(oid)s
 
 -- name: attached
-SELECT i.inhparent::bigint, n.nspname::text, c.relname::text, c.oid::bigint
+SELECT i.inhparent::bigint, n.nspname::text, c.relname::text, c.oid::bigint, pg_get_expr(c.relpartbound, c.oid)
 FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE i.inhparent = ANY (%(parents)s::oid[]) AND c.relname = ANY (%(names)s)
 
