@@ -20,6 +20,7 @@ from airflow_etl_provider.postgres.twin import Parent
 #: So many conditions are tried on a row at once; a table of more leaves is asked in several passes.
 _PER_PASS = 200
 _LOOKS = 20
+_EVERY_ROW = sql.SQL("true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,13 @@ def _rows(connection: psycopg.Connection[Any], target: Table) -> list[dict[str, 
 
 
 def rows_by_leaf(
-    connection: psycopg.Connection[Any], staging: TableName, leaves: Sequence[Leaf]
+    connection: psycopg.Connection[Any],
+    staging: TableName,
+    leaves: Sequence[Leaf],
+    where: sql.Composable = _EVERY_ROW,
 ) -> dict[int, int]:
-    """How many rows of *staging* belong into each leaf (by oid); leaves without any are left out."""
+    """How many rows ``s`` of *staging* for which *where* is true belong into each leaf (by oid); leaves without any
+    are left out."""
     found: dict[int, int] = {}
     for start in range(0, len(leaves), _PER_PASS):
         some = leaves[start : start + _PER_PASS]
@@ -89,9 +94,9 @@ def rows_by_leaf(
         )
         rows = connection.execute(
             sql.SQL(
-                "SELECT leaf, count(*) FROM (SELECT CASE {} END AS leaf FROM {}) AS r"
+                "SELECT leaf, count(*) FROM (SELECT CASE {} END AS leaf FROM {} AS s WHERE {}) AS r"
                 " WHERE leaf IS NOT NULL GROUP BY leaf"
-            ).format(cases, ident(staging))
+            ).format(cases, ident(staging), where)
         ).fetchall()
         found |= {some[number].partition.oid: count for number, count in rows}
     return found

@@ -289,10 +289,12 @@ class SwapMerge:
     def _touched(self, leaves: Sequence[Leaf]) -> list[Leaf]:
         """Those of *leaves* that gain, lose or change a row, in order of their names."""
         staged = rows_by_leaf(self._connection, self._manifest.staging, leaves)
-        placed = sum(staged.values())
-        if placed != self._manifest.rows:
+        homeless = self._manifest.rows - sum(staged.values())
+        if homeless and self._takes_away:
+            homeless = self._homeless(leaves)
+        if homeless:
             raise DataError(
-                f"{self._manifest.rows - placed:,} rows of the batch {self._manifest.staging} belong into no "
+                f"{homeless:,} rows of the batch {self._manifest.staging} belong into no "
                 f"partition of {self._target.name}",
                 remedy="make the missing partitions, or say how the table is partitioned (partition=...), so that "
                 "they are made",
@@ -301,6 +303,25 @@ class SwapMerge:
         found = [leaf for leaf in leaves if leaf.partition.oid in touched]
         refuse_dependents(self._connection, [leaf.partition for leaf in found])
         return found
+
+    @property
+    def _takes_away(self) -> bool:
+        """Whether rows of the batch may say no more than that a row is gone."""
+        return (
+            self._keyed is not None
+            and self._keyed.deleted is not None
+            and self._options.deletes is Deletes.HARD
+        )
+
+    def _homeless(self, leaves: Sequence[Leaf]) -> int:
+        """Rows of the batch that belong into none of *leaves*; one that takes a row away needs no place."""
+        staging, lives = self._manifest.staging, self._lives()
+        living = scalar(
+            self._connection,
+            sql.SQL("SELECT count(*) FROM {} AS s WHERE {}").format(ident(staging), lives),
+        )
+        placed: int = sum(rows_by_leaf(self._connection, staging, leaves, lives).values())
+        return int(living) - placed
 
     def _left(self, leaves: Sequence[Leaf]) -> set[int]:
         """Those of *leaves* (by oid) that hold rows now which the batch replaces."""
@@ -549,6 +570,9 @@ class SwapMerge:
             connection.execute(statements.lock(TableName.parse(parent), "SHARE ROW EXCLUSIVE"))
         for one in built:
             connection.execute(statements.lock(one.leaf.partition.table, "SHARE ROW EXCLUSIVE"))
+        # Looked at again: what hinders an exchange may have been made while the partitions were built.
+        refuse_unswappable(connection, self._target)
+        refuse_dependents(connection, [one.leaf.partition for one in built])
         for one in built:
             now = scalar(
                 connection,
@@ -570,9 +594,6 @@ class SwapMerge:
             )
 
 
-        # Looked at again: what hinders an exchange may have been made while the partitions were built.
-        refuse_unswappable(connection, self._target)
-        refuse_dependents(connection, [one.leaf.partition for one in built])
 def filled_tables(connection: psycopg.Connection[Any], manifest: Manifest) -> list[TableName]:
     """The tables that were filled out of a staged one, as far as they are there and not attached."""
     prefix = f"{shortened(manifest.staging.name, room=6)}_p"

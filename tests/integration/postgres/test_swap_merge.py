@@ -149,6 +149,38 @@ class TestEntities:
         else:
             assert pipe.publish(manifest, strategy=SWAP_MERGE).partitions == ()
 
+    @pytest.mark.parametrize("gone", [True, False])
+    def test_a_row_that_takes_another_away_needs_no_partition(self, source18, warehouse18, gone):
+        columns = "id bigint, ts timestamptz, changed timestamptz NOT NULL, v text, gone boolean"
+        source18.run(f"CREATE TABLE t ({columns})")
+        warehouse18.run(
+            f"CREATE SCHEMA a; CREATE TABLE a.t ({columns}) PARTITION BY RANGE (ts);" + MONTHS
+        )
+        pipe = Pipeline(
+            source18,
+            warehouse18,
+            kind=Kind.ENTITIES,
+            keys=("id",),
+            cursor="changed",
+            mode=WindowMode.FULL,
+            partition=None,
+            settle=NOW,
+        )
+        source18.run(
+            "INSERT INTO t SELECT i, '2013-01-02Z', '2013-01-02Z', 'x', false FROM generate_series(1, 5) AS i"
+        )
+        told: dict[str, Any] = {"strategy": SWAP_MERGE, "delete_flag": "gone"}
+        pipe.load(options=told)
+        source18.run(
+            "UPDATE t SET ts = NULL, gone = %s, changed = '2013-01-05Z' WHERE id = 1", (gone,)
+        )
+        if not gone:
+            with pytest.raises(DataError, match=r"1 rows of the batch .* belong into no partition"):
+                pipe.load(options=told)
+            return
+        assert pipe.load(options=told).rows_deleted == 1
+        assert warehouse18.value("SELECT array_agg(id ORDER BY id) FROM a.t") == [2, 3, 4, 5]
+
     def test_changed_moved_and_new_rows(self, source, warehouse):
         """Rule 16: a row whose partition column changed leaves its old partition."""
         pipe = entities(source, warehouse)
@@ -350,6 +382,48 @@ class TestOthersAtTheSameTime:
         assert warehouse.value(
             "SELECT count(*) FROM a.t WHERE v LIKE '% again' AND ts < '2013-01-25Z'"
         ) == warehouse.value("SELECT count(*) FROM a.t WHERE ts < '2013-01-25Z'")
+
+    @pytest.mark.parametrize(
+        ("statement", "words"),
+        [
+            ("CREATE VIEW a.january AS SELECT * FROM a.t_2013_01", "a.january shows partition"),
+            ("ALTER TABLE a.t_2013_01 ENABLE ROW LEVEL SECURITY", "row security of its own"),
+            ("CREATE PUBLICATION published FOR TABLE a.t", "is in publication published"),
+            (
+                "CREATE TABLE a.other (id bigint, ts timestamptz, FOREIGN KEY (id, ts) REFERENCES a.t)",
+                "a.other reference a.t by foreign key",
+            ),
+        ],
+    )
+    def test_what_hinders_an_exchange_and_was_made_meanwhile(
+        self, source18, warehouse18, monkeypatch, statement, words
+    ):
+        pipe = simple(source18, warehouse18)
+        fill(source18, JANUARY, FEBRUARY, 50)
+        pipe.load(JANUARY, FEBRUARY)
+        made = Interrupted(lambda: warehouse18.run(statement))
+        monkeypatch.setattr(swap_merge, "wait_out", made)
+        before = oids(warehouse18)
+        with pytest.raises(CatalogError, match=words):
+            pipe.load(day(20), FEBRUARY, options={"strategy": SWAP_MERGE})
+        assert oids(warehouse18) == before
+
+    def test_a_partition_that_was_given_other_bounds_meanwhile(
+        self, source18, warehouse18, monkeypatch
+    ):
+        pipe = simple(source18, warehouse18)
+        fill(source18, JANUARY, FEBRUARY, 50)
+        pipe.load(JANUARY, FEBRUARY)
+        moved = Interrupted(
+            lambda: warehouse18.run(
+                "ALTER TABLE a.t DETACH PARTITION a.t_2013_01; ALTER TABLE a.t ATTACH PARTITION a.t_2013_01"
+                " FOR VALUES FROM ('2013-01-01Z') TO ('2013-03-01Z')"
+            )
+        )
+        monkeypatch.setattr(swap_merge, "wait_out", moved)
+        done = pipe.load(day(20), FEBRUARY, options={"strategy": SWAP_MERGE})
+        assert "2013-03-01" in done.partitions[0].bound
+        assert pipe.rows() == pipe.source_rows()
 
     def test_a_retry_builds_anew(self, source18, warehouse18, monkeypatch):
         """What a killed try has built may be older than the partition is by now."""
