@@ -40,9 +40,21 @@ class Index:
     is_unique: bool
     constraint_type: str | None
     constraint_definition: str | None
+    is_deferrable: bool
+    is_deferred: bool
     is_replica_identity: bool
     of_parent: bool
     columns: tuple[str | None, ...]
+
+    @property
+    def excludes(self) -> bool:
+        """Whether only a constraint makes it: EXCLUDE, or (since 18) a key WITHOUT OVERLAPS.
+
+        Nothing else has a unique index of that method.
+        """
+        return self.constraint_type == "x" or (
+            self.is_unique and self.definition.startswith("USING gist ")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +143,12 @@ def _statistics_name_like(
 
 
 def parent_indexes(connection: psycopg.Connection[Any], parent: Relation) -> list[Index]:
-    """The indexes that every partition of *parent* has."""
-    return _indexes(connection, queries("catalog")["parent_indexes"], {"oid": parent.oid}, True)
+    """The indexes that every partition of *parent* has, and that ATTACH takes from one that is built aside.
+
+    It compares none of those that exclude, and makes them itself.
+    """
+    found = _indexes(connection, queries("catalog")["parent_indexes"], {"oid": parent.oid}, True)
+    return [index for index in found if not index.excludes]
 
 
 def own_indexes(connection: psycopg.Connection[Any], old: Partition | None) -> list[Index]:
@@ -179,6 +195,8 @@ def _indexes(
             is_unique=row["is_unique"],
             constraint_type=row["constraint_type"],
             constraint_definition=row["constraint_definition"],
+            is_deferrable=bool(row["is_deferrable"]),
+            is_deferred=bool(row["is_deferred"]),
             is_replica_identity=row["is_replica_identity"],
             of_parent=of_parent,
             columns=tuple(row["columns"]),
@@ -252,7 +270,9 @@ def finish(
         if not scalar(connection, has_constraint, {**known, "constraint": name}):
             # Added without a look at the rows, under a lock of an instant, which writers of the other
             # table could hold up; checked under one that stops nobody.
-            step = add_constraint(table, name, f"{definition} NOT VALID")
+            step = add_constraint(
+                table, name, f"{definition} NOT VALID" if is_enforced(definition) else definition
+            )
 
             def add(_: int, step: sql.Composed = step) -> None:
                 with connection.transaction():
@@ -260,8 +280,42 @@ def finish(
                     connection.execute(step)
 
             in_attempts(add)
-        connection.execute(statements.validate_constraint(table, name))
+        if is_enforced(definition):
+            connection.execute(statements.validate_constraint(table, name))
+    if model is not None:
+        for said in _index_settings(
+            connection, table, indexes, model, of_sibling=sibling is not None
+        ):
+            connection.execute(said)
     connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
+
+
+def is_enforced(definition: str) -> bool:
+    """Whether a constraint of that *definition*, the server's own rendering, is checked at all (since 18)."""
+    return not definition.endswith(" NOT ENFORCED")
+
+
+def _index_settings(
+    connection: psycopg.Connection[Any],
+    table: TableName,
+    indexes: Sequence[Index],
+    model: Partition,
+    *,
+    of_sibling: bool,
+) -> list[sql.SQL]:
+    """What is said of the indexes of *model*, also of those it has from its parent, for those of *table*."""
+    rows = connection.execute(
+        queries("twin")["index_settings"],
+        {
+            "model": model.oid,
+            "new": str(table),
+            "schema": table.schema,
+            "oids": [index.oid for index in indexes],
+            "names": [working_name(table, index) for index in indexes],
+            "of_sibling": of_sibling,
+        },
+    ).fetchall()
+    return [sql.SQL(row[0]) for row in rows]
 
 
 def _have_indexes(
@@ -490,7 +544,7 @@ def _first(candidates: Sequence[str], taken: Collection[str]) -> str:
 
 def build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]:
     """The statements that give *table* such an index, and the constraint that stands on it."""
-    if index.constraint_type == "x":
+    if index.excludes:
         return [add_constraint(table, name, index.constraint_definition or "")]
     steps: list[sql.Composed] = [
         sql.SQL("CREATE {}INDEX {} ON {} {}").format(
@@ -503,10 +557,8 @@ def build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]
     ]
     if index.constraint_type in ("p", "u"):
         kind = "PRIMARY KEY" if index.constraint_type == "p" else "UNIQUE"
-        definition = index.constraint_definition or ""
-        deferral = (
-            definition[definition.index(" DEFERRABLE") :] if " DEFERRABLE" in definition else ""
-        )
+        deferral = " DEFERRABLE" if index.is_deferrable else ""
+        deferral += " INITIALLY DEFERRED" if index.is_deferred else ""
         steps.append(
             sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} USING INDEX {}{}").format(
                 statements.ident(table),
@@ -537,7 +589,7 @@ def partition_index(
     :returns: whether there is one now; not if rows share their values. ``None`` if the partition needs no such.
     """
     for index in [*parent_indexes(connection, parent), *own_indexes(connection, old)]:
-        if index.is_unique and set(index.columns) <= set(columns):
+        if index.is_unique and not index.excludes and set(index.columns) <= set(columns):
             name = working_name(table, index)
             if name in dict(_indexes_of(connection, table)):
                 return True

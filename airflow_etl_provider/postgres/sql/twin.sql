@@ -45,8 +45,8 @@ WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND NOT %(of_
 UNION ALL
 -- Since 18 a NOT NULL is a constraint with a name.
 SELECT format('ALTER TABLE %%s %%s', %(new)s::text,
-              coalesce(format('ADD CONSTRAINT %%I %%s', con.conname, pg_get_constraintdef(con.oid)),
-                       format('ALTER COLUMN %%I SET NOT NULL', a.attname)))
+              CASE WHEN con.oid IS NULL THEN format('ALTER COLUMN %%I SET NOT NULL', a.attname)
+                   ELSE format('ADD CONSTRAINT %%I %%s', con.conname, pg_get_constraintdef(con.oid)) END)
 FROM pg_attribute AS a
 JOIN pg_attribute AS pa ON pa.attrelid = %(parent)s AND pa.attname = a.attname AND NOT pa.attnotnull
 LEFT JOIN pg_constraint AS con ON con.conrelid = a.attrelid AND con.contype = 'n' AND con.conkey = ARRAY[a.attnum]
@@ -218,20 +218,72 @@ ORDER BY 1
 
 -- name: problems
 -- What cannot follow, with the name of the thing.
+WITH old AS (
+    SELECT c.oid, c.reltype, t.typarray, c.relrowsecurity, i.inhparent, c.oid::regclass AS name
+    FROM pg_class AS c JOIN pg_type AS t ON t.oid = c.reltype LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid
+    WHERE c.oid = %(old)s
+), depends AS (
+    -- Also what goes by the type of its rows; not what is its own and is made anew.
+    SELECT d.classid, d.objid, d.objsubid
+    FROM old, LATERAL (VALUES ('pg_class'::regclass, old.oid), ('pg_type', old.reltype), ('pg_type', old.typarray))
+                  AS it (classid, objid)
+    JOIN pg_depend AS d ON d.refclassid = it.classid AND d.refobjid = it.objid AND d.deptype IN ('n', 'a')
+    WHERE it.objid <> 0
+      AND NOT CASE d.classid
+          WHEN 'pg_class'::regclass THEN d.objid = old.oid
+              OR EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = d.objid AND i.indrelid = old.oid)
+          WHEN 'pg_attrdef'::regclass THEN EXISTS (SELECT FROM pg_attrdef AS x WHERE x.oid = d.objid AND x.adrelid = old.oid)
+          WHEN 'pg_constraint'::regclass
+              THEN EXISTS (SELECT FROM pg_constraint AS x
+                           WHERE x.oid = d.objid AND (x.conrelid = old.oid OR x.confrelid = old.oid))
+          WHEN 'pg_trigger'::regclass THEN EXISTS (SELECT FROM pg_trigger AS x WHERE x.oid = d.objid AND x.tgrelid = old.oid)
+          WHEN 'pg_rewrite'::regclass THEN EXISTS (SELECT FROM pg_rewrite AS x WHERE x.oid = d.objid AND x.ev_class = old.oid)
+          WHEN 'pg_policy'::regclass THEN EXISTS (SELECT FROM pg_policy AS x WHERE x.oid = d.objid AND x.polrelid = old.oid)
+          WHEN 'pg_statistic_ext'::regclass
+              THEN EXISTS (SELECT FROM pg_statistic_ext AS x WHERE x.oid = d.objid AND x.stxrelid = old.oid)
+          ELSE false END
+)
 SELECT DISTINCT format('%%s %%s shows partition %%s by name and would go on showing the replaced rows',
-              CASE v.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, v.oid::regclass, d.refobjid::regclass)
-FROM pg_depend AS d
+              CASE v.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, v.oid::regclass, old.name)
+FROM old, depends AS d
 JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
-JOIN pg_class AS v ON v.oid = r.ev_class
-WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(old)s AND v.oid <> %(old)s
+JOIN pg_class AS v ON v.oid = r.ev_class AND v.relkind IN ('v', 'm')
 UNION ALL
-SELECT format('partition %%s has row security of its own', c.oid::regclass)
-FROM pg_class AS c
-WHERE c.oid = %(old)s AND (c.relrowsecurity OR EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid))
+SELECT DISTINCT format('%%s goes by partition %%s itself, not by its table, and would stay with the replaced rows',
+              pg_describe_object(d.classid, d.objid, d.objsubid), old.name)
+FROM old, depends AS d
+LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+LEFT JOIN pg_class AS v ON v.oid = r.ev_class
+WHERE coalesce(v.relkind NOT IN ('v', 'm'), true)
+UNION ALL
+SELECT format('partition %%s has row security of its own', old.name)
+FROM old WHERE old.relrowsecurity OR EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = old.oid)
 UNION ALL
 SELECT format('%%s references partition %%s by foreign key', con.conrelid::regclass, con.confrelid::regclass)
 FROM pg_constraint AS con
 WHERE con.confrelid = %(old)s AND con.contype = 'f' AND con.conparentid = 0
+UNION ALL
+SELECT format('constraint %%I of %%s would be built while readers wait: ATTACH takes no index for it', con.conname,
+              old.inhparent::regclass)
+FROM old JOIN pg_index AS i ON i.indrelid = old.inhparent AND i.indisexclusion
+JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid = i.indrelid
+UNION ALL
+-- Of what is kept nobody knows whether it holds, and of new rows it must hold. (conenforced is new in 18; what keeps
+-- rows out of DEFAULT is checked where it is needed.)
+SELECT format('constraint %%I of partition %%s is NOT VALID (ALTER TABLE %%s VALIDATE CONSTRAINT %%I makes it valid)',
+              con.conname, old.name, old.name, con.conname)
+FROM old JOIN pg_constraint AS con ON con.conrelid = old.oid
+WHERE con.contype IN ('c', 'f', 'n') AND NOT con.convalidated AND coalesce(to_jsonb(con) ->> 'conenforced', 'true') = 'true'
+  AND con.conname !~ '^etl_not_'
+UNION ALL
+SELECT format('column %%I of partition %%s is generated otherwise than its table''s, which computes kept values anew',
+              a.attname, old.name)
+FROM old
+JOIN pg_attribute AS a ON a.attrelid = old.oid AND a.attnum > 0 AND a.attgenerated <> ''
+JOIN pg_attribute AS pa ON pa.attrelid = old.inhparent AND pa.attname = a.attname
+JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+LEFT JOIN pg_attrdef AS pd ON pd.adrelid = pa.attrelid AND pd.adnum = pa.attnum
+WHERE pg_get_expr(d.adbin, d.adrelid) IS DISTINCT FROM pg_get_expr(pd.adbin, pd.adrelid)
 
 -- name: statistics_of
 -- What CREATE STATISTICS says between the name and FROM is the definition.
@@ -263,6 +315,8 @@ SELECT i.indexrelid::bigint AS oid,
                             ci.relname, n.nspname, c.relname)) + 1) AS definition,
        i.indisunique AS is_unique,
        con.contype::text AS constraint_type,
+       con.condeferrable AS is_deferrable,
+       con.condeferred AS is_deferred,
        pg_get_constraintdef(con.oid) AS constraint_definition,
        i.indisreplident AS is_replica_identity,
        ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k (attnum)
@@ -276,6 +330,25 @@ LEFT JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid =
 WHERE i.indrelid = %(old)s AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
 ORDER BY ci.relname
+
+-- name: index_settings
+SELECT said.s
+FROM unnest(%(oids)s::oid[], %(names)s::text[]) AS w (oid, name)
+JOIN pg_index AS i ON i.indrelid = %(model)s
+LEFT JOIN pg_inherits AS h ON h.inhrelid = i.indexrelid
+CROSS JOIN LATERAL (
+    SELECT format('ALTER TABLE %%s REPLICA IDENTITY USING INDEX %%I', %(new)s::text, w.name) WHERE i.indisreplident
+    UNION ALL
+    SELECT format('ALTER TABLE %%s CLUSTER ON %%I', %(new)s::text, w.name) WHERE i.indisclustered
+    UNION ALL
+    SELECT format('COMMENT ON INDEX %%I.%%I IS %%L', %(schema)s::text, w.name, obj_description(i.indexrelid, 'pg_class'))
+    WHERE obj_description(i.indexrelid, 'pg_class') IS NOT NULL AND NOT %(of_sibling)s
+    UNION ALL
+    SELECT format('ALTER INDEX %%I.%%I ALTER COLUMN %%s SET STATISTICS %%s', %(schema)s::text, w.name, a.attnum,
+                  a.attstattarget)
+    FROM pg_attribute AS a WHERE a.attrelid = i.indexrelid AND a.attstattarget >= 0
+) AS said (s)
+WHERE w.oid = coalesce(h.inhparent, i.indexrelid)
 
 -- name: taken_names
 SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
