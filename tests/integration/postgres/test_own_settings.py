@@ -8,8 +8,9 @@ import pytest
 
 from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.load import Strategy
+from airflow_etl_provider.postgres import swap_merge
 from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill, login, simple
-from tests.integration.postgres.test_swap_merge import day, entities, put
+from tests.integration.postgres.test_swap_merge import Interrupted, day, entities, put
 
 STATISTICS = """
     SELECT stxnamespace::regnamespace::text, stxname::text, pg_get_statisticsobjdef(oid), stxstattarget::int,
@@ -344,3 +345,17 @@ def test_a_key_over_ranges_is_built_while_nobody_waits(source18, warehouse18, ke
         pipe.publish(manifest, strategy=Strategy.SWAP_MERGE)
     assert pipe.publish(manifest).strategy is Strategy.DELETE_INSERT
     assert pipe.rows() == pipe.source_rows()
+
+
+def test_statistics_that_come_and_go_while_the_partition_is_built(loaded, monkeypatch):
+    """The exchange goes by what the partition has then."""
+    loaded.warehouse.run("CREATE STATISTICS a.goes ON id, v FROM a.t_2013_01")
+    meanwhile = Interrupted(
+        lambda: loaded.warehouse.run(
+            "DROP STATISTICS a.goes; CREATE STATISTICS a.comes ON id, v FROM a.t_2013_01"
+        )
+    )
+    monkeypatch.setattr(swap_merge, "wait_out", meanwhile)
+    loaded.load(day(20), FEBRUARY, options={"strategy": Strategy.SWAP_MERGE})
+    assert meanwhile.done
+    assert [row[:2] for row in loaded.warehouse.run(STATISTICS)] == [("a", "comes")]
