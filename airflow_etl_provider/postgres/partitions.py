@@ -522,19 +522,16 @@ def keep_out_of_default(
 
     ATTACH would otherwise scan it under its lock. The constraint is added without a scan, under a lock of
     an instant, and validated under one that stops nobody; it stays, since the partitions do. An empty
-    DEFAULT needs none.
+    DEFAULT needs none. The partitions of one that is partitioned itself inherit it.
 
     :param in_attempts: runs what needs that lock, until it is granted.
     """
     found = connection.execute(
         queries("catalog")["default_partition"], {"oid": parent.oid}
     ).fetchall()
-    for schema, table_name, oid in found:
+    for schema, table_name, _ in found:
         table = TableName(schema, table_name)
-        is_leaf = scalar(
-            connection, "SELECT relkind = 'r' FROM pg_class WHERE oid = %(oid)s", {"oid": oid}
-        )
-        filled = is_leaf and scalar(
+        filled = scalar(
             connection, sql.SQL("SELECT EXISTS (SELECT FROM {})").format(statements.ident(table))
         )
         for name, condition in conditions if filled else ():
