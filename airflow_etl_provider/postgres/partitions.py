@@ -415,19 +415,26 @@ def same_range(
 def refuse_taken(connection: psycopg.Connection[Any], name: TableName, target: Relation) -> None:
     """:raises CatalogError: something else is called so; a partition of the target by now is not, since a parallel
     load may have made it."""
-    taken = scalar(
-        connection,
-        "SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %(schema)s AND c.relname = %(name)s"
-        " AND NOT EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid AND i.inhparent = %(parent)s))",
+    row = connection.execute(
+        queries("catalog")["taken"],
         {"schema": name.schema, "name": name.name, "parent": target.oid},
-    )
-    if taken:
+    ).fetchone()
+    if row is None:
+        return
+    if row[0]:
         raise CatalogError(
-            f"the partition to be made for {target.name} would be called {name}, which exists and is not "
-            "that partition",
-            remedy=f"rename or attach {name}, then clear the task",
+            f"partition {name} of {target.name} is being detached, and its place is not free until that is done",
+            remedy=f"{_finalize(str(name), str(target.name))}, then clear the task",
         )
+    raise CatalogError(
+        f"the partition to be made for {target.name} would be called {name}, which exists and is not "
+        "that partition",
+        remedy=f"rename or attach {name}, then clear the task",
+    )
+
+
+def _finalize(partition: str, parent: str) -> str:
+    return f"let the session end that detaches it; if none does: ALTER TABLE {parent} DETACH PARTITION {partition} FINALIZE"
 
 
 def partition_of(
@@ -481,8 +488,10 @@ def refuse_default_rows(
 
 
 def refuse_dependents(connection: psycopg.Connection[Any], partitions: Sequence[Partition]) -> None:
-    """:raises CatalogError: something hangs on a partition itself and would not follow a swap."""
+    """:raises CatalogError: something hangs on a partition itself and would not follow a swap, or it is not ours."""
     for partition in partitions:
+        if not scalar(connection, queries("catalog")["may_own"], {"oid": partition.oid}):
+            raise _not_owned(connection, partition.table, "exchange it")
         found = problems(connection, partition)
         if found:
             raise CatalogError(
@@ -608,6 +617,23 @@ def _drop_from_default(
     ]
 
 
+def what_hinders(connection: psycopg.Connection[Any], partition: Partition) -> list[str]:
+    """Why *partition* itself, unlike others of its table, cannot be exchanged by this role, or at all."""
+    try:
+        refuse_dependents(connection, [partition])
+    except CatalogError as error:
+        return [error.what]
+    return []
+
+
+def _not_owned(connection: psycopg.Connection[Any], table: TableName, what: str) -> CatalogError:
+    user = connection.info.user
+    return CatalogError(
+        f"role {user} does not own {table}, and only its owner may {what}",
+        remedy=f"ALTER TABLE {table} OWNER TO {quoted(user)}, or GRANT the owner's role TO {quoted(user)}",
+    )
+
+
 def obstacles(connection: psycopg.Connection[Any], target: Table) -> list[CatalogError]:
     """Why no partition of *target* can be exchanged by this role, or at all; with what would help."""
     found = []
@@ -637,11 +663,25 @@ def obstacles(connection: psycopg.Connection[Any], target: Table) -> list[Catalo
             )
         )
     if not scalar(connection, queries("catalog")["may_own"], {"oid": target.oid}):
+        found.append(_not_owned(connection, target.name, "attach partitions"))
+    for other, lacking in connection.execute(
+        queries("catalog")["missing_references"], {"oid": target.oid}
+    ).fetchall():
         user = connection.info.user
         found.append(
             CatalogError(
-                f"role {user} does not own {target.name}, and only its owner may attach partitions",
-                remedy=f"ALTER TABLE {target.name} OWNER TO {quoted(user)}, or GRANT the owner's role TO {quoted(user)}",
+                f"{target.name} refers to {other} by foreign key, and role {user} lacks {lacking} there: REFERENCES gives a "
+                "new partition that key, UPDATE allows the lock under which it is attached",
+                remedy=f"GRANT {lacking} ON {other} TO {quoted(user)}",
+            )
+        )
+    for pending, parent in connection.execute(
+        queries("catalog")["detach_pending"], {"oid": target.oid}
+    ).fetchall():
+        found.append(
+            CatalogError(
+                f"partition {pending} of {target.name} is being detached: DETACH CONCURRENTLY is at work, or was broken off",
+                remedy=_finalize(pending, parent),
             )
         )
     if missing_privileges(connection, target, ("SELECT",)):

@@ -18,9 +18,8 @@ from airflow_etl_provider.postgres.leaves import (
     read_leaves,
     rows_by_leaf,
 )
-from airflow_etl_provider.postgres.partitions import obstacles
+from airflow_etl_provider.postgres.partitions import obstacles, what_hinders
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.twin import problems
 
 
 def survey(
@@ -39,7 +38,7 @@ def survey(
         named = {part.name for part in manifest.partitions}
         for partition in read_partitions(connection, target):
             if partition.table.name in named:
-                hindrances += problems(connection, partition)
+                hindrances += what_hinders(connection, partition)
         return Facts(partitioned=True, obstacles=tuple(hindrances))
     if manifest.rows < REBUILD_ROWS:
         return Facts(partitioned=True, touched=manifest.rows, obstacles=tuple(hindrances))
@@ -53,7 +52,7 @@ def survey(
         leaf for leaf in leaves if leaf.partition.oid in staged or leaf.partition.oid in replaced
     ]
     for leaf in touched:
-        hindrances += problems(connection, leaf.partition)
+        hindrances += what_hinders(connection, leaf.partition)
     return Facts(
         partitioned=True,
         touched=sum(

@@ -172,10 +172,28 @@ SELECT c.oid::bigint AS oid,
 FROM pg_inherits AS i
 JOIN pg_class AS c ON c.oid = i.inhrelid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE i.inhparent = %(oid)s
+WHERE i.inhparent = %(oid)s AND NOT i.inhdetachpending
 ORDER BY c.relname
 
+-- name: taken
+-- Whether what has the name of a partition to be made is one that is being detached.
+SELECT coalesce(i.inhdetachpending, false)
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid AND i.inhparent = %(parent)s
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND (i.inhrelid IS NULL OR i.inhdetachpending)
+
+-- name: detach_pending
+-- Partitions whose DETACH CONCURRENTLY has not come to its end, over all levels, each with its parent.
+SELECT format('%%I.%%I', n.nspname, c.relname), i.inhparent::regclass::text
+FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
+JOIN pg_inherits AS i ON i.inhparent = t.relid AND i.inhdetachpending
+JOIN pg_class AS c ON c.oid = i.inhrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ORDER BY 1
+
 -- name: parent_indexes
+-- One that is made partition by partition (ON ONLY the parent) is not valid until all have it; ATTACH builds it before.
 SELECT i.indexrelid::bigint AS oid,
        ci.relname::text AS name,
        substr(pg_get_indexdef(i.indexrelid),
@@ -193,7 +211,6 @@ SELECT i.indexrelid::bigint AS oid,
        i.indisreplident AS is_replica_identity,
        ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k (attnum)
              LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) AS columns
--- One that is made partition by partition (ON ONLY the parent) is not valid until all have it; ATTACH builds it before.
 FROM pg_index AS i
 JOIN pg_class AS ci ON ci.oid = i.indexrelid
 JOIN pg_class AS c ON c.oid = i.indrelid
@@ -305,6 +322,27 @@ ORDER BY 1
 -- Whether whatever is made in the schema is published from then on.
 SELECT EXISTS (SELECT FROM pg_publication WHERE puballtables)
     OR EXISTS (SELECT FROM pg_publication_namespace WHERE pnnspid = to_regnamespace(%(schema)s))
+
+-- name: missing_references
+-- What the foreign keys of a table refer to, with the privileges that the role lacks there: to refer to it, and to
+-- lock it, for which LOCK TABLE asks for one of several.
+SELECT name, string_agg(DISTINCT needed.privilege, ', ' ORDER BY needed.privilege)
+FROM (
+    SELECT con.confrelid::regclass::text AS name,
+           has_table_privilege(con.confrelid, 'REFERENCES')
+           OR NOT EXISTS (SELECT FROM unnest(con.confkey) AS k (attnum)
+                          WHERE NOT has_column_privilege(con.confrelid, k.attnum, 'REFERENCES')) AS may_refer,
+           has_table_privilege(con.confrelid, 'UPDATE, DELETE, TRUNCATE')
+           OR CASE WHEN current_setting('server_version_num')::int >= 170000
+                   THEN has_table_privilege(con.confrelid, 'MAINTAIN') ELSE false END AS may_lock
+    FROM pg_constraint AS con
+    WHERE con.conrelid = %(oid)s AND con.contype = 'f'
+      AND NOT EXISTS (SELECT FROM pg_constraint AS whole
+                      WHERE whole.oid = con.conparentid AND whole.conrelid = con.conrelid)
+) AS referenced
+CROSS JOIN LATERAL (VALUES ('REFERENCES', may_refer), ('UPDATE', may_lock)) AS needed (privilege, granted)
+WHERE NOT needed.granted
+GROUP BY name ORDER BY name
 
 -- name: may_own
 SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class AS c WHERE c.oid = %(oid)s

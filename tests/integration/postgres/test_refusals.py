@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
 from airflow_etl_provider.core.errors import (
@@ -28,6 +30,7 @@ from tests.builders import (
     fill,
     group_and_member,
     login,
+    reader,
     simple,
 )
 
@@ -588,3 +591,86 @@ def test_a_foreign_key_of_the_target_is_named(source18, warehouse18):
     source18.run("INSERT INTO t VALUES (1, '2013-01-05', 'topsecret')")
     assert "known" in str(assert_says_nothing_of(pipe, "topsecret", low=JANUARY, high=FEBRUARY))
     assert pipe.rows() == []
+
+
+@contextmanager
+def owner(source, warehouse, *setup):
+    """A login that owns ``a.t``; *setup* runs with its name for ``{me}``."""
+    source.run("CREATE TABLE t (id bigint PRIMARY KEY, ts timestamptz NOT NULL, v text)")
+    warehouse.run("CREATE SCHEMA a")
+    create = "GRANT CREATE ON DATABASE " + warehouse.name + " TO {role}"
+    with login(warehouse, create, "GRANT ALL ON SCHEMA a TO {role}") as me:
+        for step in setup:
+            warehouse.run(step.replace("{me}", me["user"]))
+        fill(source, JANUARY, FEBRUARY, 5)
+        yield Pipeline(source, warehouse, warehouse_role=me)
+
+
+def test_a_partition_of_another_owner_is_written_in_place(source18, warehouse18):
+    """Partitions of another role stand in the way of a swap only where they are to be exchanged."""
+    with owner(
+        source18,
+        warehouse18,
+        "CREATE TABLE a.t (id bigint, ts timestamptz NOT NULL, v text, PRIMARY KEY (id, ts)) PARTITION BY RANGE (ts);"
+        "ALTER TABLE a.t OWNER TO {me};"
+        "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')",
+    ) as pipe:
+        with pytest.raises(CatalogError, match=r"does not own a\.t_2013_01") as e:
+            pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP})
+        assert "OWNER TO" in (e.value.remedy or "")
+        assert pipe.load(JANUARY, FEBRUARY).strategy is Strategy.DELETE_INSERT
+        fill(source18, FEBRUARY, MARCH, 5, first=100)
+        assert pipe.load(FEBRUARY, MARCH).strategy is Strategy.SWAP
+
+
+def test_without_references_on_what_a_foreign_key_refers_to(source18, warehouse18):
+    with owner(
+        source18,
+        warehouse18,
+        "CREATE TABLE a.dim (id bigint PRIMARY KEY); INSERT INTO a.dim SELECT generate_series(1, 100);"
+        "GRANT SELECT ON a.dim TO {me};"
+        "CREATE TABLE a.t (id bigint REFERENCES a.dim, ts timestamptz NOT NULL, v text, PRIMARY KEY (id, ts))"
+        " PARTITION BY RANGE (ts); ALTER TABLE a.t OWNER TO {me};"
+        "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z');"
+        "ALTER TABLE a.t_2013_01 OWNER TO {me}",
+    ) as pipe:
+        assert pipe.load(JANUARY, FEBRUARY).strategy is Strategy.DELETE_INSERT
+        manifest = pipe.staged(JANUARY, FEBRUARY)
+        with pytest.raises(CatalogError, match=r"REFERENCES") as e:
+            pipe.publish(manifest, strategy=Strategy.SWAP_MERGE)
+        assert "GRANT REFERENCES, UPDATE ON a.dim TO" in (e.value.remedy or "")
+        me = pipe.warehouse_role["user"]
+        warehouse18.run(f"GRANT REFERENCES (id), UPDATE ON a.dim TO {me}")
+        assert pipe.load(JANUARY, FEBRUARY).strategy is Strategy.SWAP
+
+
+def test_a_partition_in_a_published_schema_is_never_exchanged(source18, warehouse18):
+    """Its schema may be another one than the target's."""
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        "CREATE SCHEMA b; CREATE PUBLICATION everything FOR TABLES IN SCHEMA b;"
+        "CREATE TABLE b.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    )
+    fill(source18, JANUARY, FEBRUARY, 5)
+    manifest = pipe.staged(JANUARY, datetime(2013, 1, 15, tzinfo=UTC))
+    with pytest.raises(CatalogError, match="is in publication everything"):
+        pipe.publish(manifest, strategy=Strategy.SWAP_MERGE)
+
+
+def test_a_partition_whose_detach_was_broken_off(source18, warehouse18):
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, MARCH, 10)
+    pipe.load(JANUARY, FEBRUARY)
+    pipe.load(FEBRUARY, MARCH)
+    again = pipe.staged(JANUARY, FEBRUARY)
+    with reader(warehouse18, "SELECT * FROM a.t"), warehouse18.connect() as session:
+        session.execute("SET statement_timeout = '500ms'")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            session.execute("ALTER TABLE a.t DETACH PARTITION a.t_2013_01 CONCURRENTLY")
+    finalize = "ALTER TABLE a.t DETACH PARTITION a.t_2013_01 FINALIZE"
+    with pytest.raises(CatalogError, match=r"a\.t_2013_01 of a\.t is being detached") as e:
+        pipe.publish(again, strategy=Strategy.SWAP)
+    assert finalize in (e.value.remedy or "")
+    with pytest.raises(CatalogError, match=r"a\.t_2013_01 of a\.t is being detached") as e:
+        pipe.extract(JANUARY, FEBRUARY)
+    assert finalize in (e.value.remedy or "")
