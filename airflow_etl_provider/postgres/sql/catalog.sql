@@ -248,11 +248,13 @@ ORDER BY 1
 SELECT pg_get_partition_constraintdef(%(oid)s)
 
 -- name: referenced_tables
+-- Also of a table that is a partition itself; a partitioned table that is referenced stands for its partitions.
 SELECT DISTINCT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid
 FROM pg_constraint AS con
 JOIN pg_class AS c ON c.oid = con.confrelid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE con.conrelid = %(oid)s AND con.contype = 'f' AND con.conparentid = 0 AND con.confrelid <> con.conrelid
+WHERE con.conrelid = %(oid)s AND con.contype = 'f' AND con.confrelid <> con.conrelid
+  AND NOT EXISTS (SELECT FROM pg_constraint AS whole WHERE whole.oid = con.conparentid AND whole.conrelid = con.conrelid)
 ORDER BY 1, 2
 
 -- name: refers_to_partitioned
