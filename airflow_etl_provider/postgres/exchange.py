@@ -128,6 +128,16 @@ class Exchange:
         )
         return replace(change, steps=tuple(self._steps(change)))
 
+    def probe(self, changes: Sequence[Change], *, dimensions_first: bool) -> None:
+        """Take the locks of an exchange and let them go: a reader in the way is met before writers are held off."""
+        locks = self._locks(changes, dimensions_first=dimensions_first)
+        with self._connection.transaction():
+            locking.take(
+                self._connection,
+                locks,
+                time.monotonic() + self._options.lock_budget.total_seconds(),
+            )
+
     def apply(
         self,
         strategy: Strategy,

@@ -142,12 +142,16 @@ class SwapMerge:
                 try:
                     self._require_alike(built)
                     changes = [exchange.prepared(self._change(one)) for one in built]
+                    dimensions_first = number % 2 == 1
+                    if number > 1:
+                        # Every look at the old rows holds off writers, for nothing if a reader is still there.
+                        exchange.probe(changes, dimensions_first=dimensions_first)
                     return exchange.apply(
                         Strategy.SWAP_MERGE,
                         changes,
                         self._counts(built),
                         verify=lambda: self._verify(built),
-                        dimensions_first=number % 2 == 1,
+                        dimensions_first=dimensions_first,
                         keys=() if self._keyed is None else self._keyed.keys,
                     )
                 except PartitionMoved:

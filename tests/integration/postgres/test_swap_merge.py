@@ -425,6 +425,34 @@ class TestOthersAtTheSameTime:
         assert "2013-03-01" in done.partitions[0].bound
         assert pipe.rows() == pipe.source_rows()
 
+    def test_writers_are_not_held_off_again_while_a_reader_is_in_the_way(
+        self, source18, warehouse18, monkeypatch
+    ):
+        pipe = simple(source18, warehouse18)
+        fill(source18, JANUARY, FEBRUARY, 50)
+        pipe.load(JANUARY, FEBRUARY)
+        manifest = pipe.staged(day(20), day(25))
+        looks = []
+        verify = swap_merge.SwapMerge._verify
+        monkeypatch.setattr(
+            swap_merge.SwapMerge, "_verify", lambda *given: looks.append(1) or verify(*given)
+        )
+        told: dict[str, Any] = {
+            "strategy": SWAP_MERGE,
+            "lock_budget": timedelta(seconds=0.05),
+            "lock_deadline": timedelta(seconds=1),
+        }
+        with (
+            reader(warehouse18, "SELECT * FROM a.t"),
+            pytest.raises(LockBudgetExceeded, match="slow report") as e,
+        ):
+            pipe.publish(manifest, **told)
+        assert "in 1 attempts" not in str(e.value)
+        assert len(looks) == 1
+        pipe.publish(manifest, **told)
+        assert len(looks) == 2
+        assert pipe.rows() == pipe.source_rows()
+
     def test_a_retry_builds_anew(self, source18, warehouse18, monkeypatch):
         """What a killed try has built may be older than the partition is by now."""
         pipe = simple(source18, warehouse18)
