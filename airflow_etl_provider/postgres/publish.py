@@ -30,7 +30,12 @@ from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Facts, PublishOptions
 from airflow_etl_provider.postgres import catalog, ledger, locking
 from airflow_etl_provider.postgres.clean import clean_versions
-from airflow_etl_provider.postgres.errors import function_of, sqlstate_of, translated_errors
+from airflow_etl_provider.postgres.errors import (
+    function_of,
+    sqlstate_of,
+    translate,
+    translated_errors,
+)
 from airflow_etl_provider.postgres.in_place import InPlace
 from airflow_etl_provider.postgres.mending import fit_batch
 from airflow_etl_provider.postgres.partitions import make_missing_partitions
@@ -106,7 +111,7 @@ class PostgresPublisher:
                     return entered
                 if not raced:
                     raise
-                raise self._raced(connection, manifest, what) from None
+                raise self._raced(connection, manifest, what, error) from None
 
     @contextmanager
     def _waiting(
@@ -135,13 +140,19 @@ class PostgresPublisher:
             ) from None
 
     def _raced(
-        self, connection: psycopg.Connection[Any], manifest: Manifest, what: str
+        self,
+        connection: psycopg.Connection[Any],
+        manifest: Manifest,
+        what: str,
+        error: psycopg.Error | EtlError,
     ) -> Superseded:
         """:raises CatalogError: it is the target that is gone."""
         catalog.read_table(connection, manifest.target, label=self.endpoint.label)
+        told = error if isinstance(error, EtlError) else translate(error, what)
         return Superseded(
-            f"{what}: another try of the same load, or somebody else, is at work on its tables",
-            remedy="nothing to do: Airflow retries, and finds it published or free",
+            f"{told.what}: another try of the same load, or somebody else, is at work on its tables",
+            remedy="nothing to do: Airflow retries, and finds it published or free; if this comes again while nobody "
+            "else is at work, what the server says is the reason",
         )
 
     def _apply(

@@ -258,7 +258,7 @@ class TestIndexes:
     def test_one_that_is_added_at_the_last_moment(self, source18, warehouse18):
         """Between two attempts: the try is transient, and the next one has it."""
         pipe, manifest = batch_for(SWAP, source18, warehouse18)
-        with pytest.raises(Superseded):
+        with pytest.raises(Superseded, match=r"does not exist \(42P01\): another try"):
             pipe.publish(
                 manifest, stop=When(lambda: warehouse18.run("CREATE INDEX an_early_one ON a.t (v)"))
             )
