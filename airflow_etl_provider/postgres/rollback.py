@@ -67,9 +67,12 @@ from airflow_etl_provider.postgres.twin import (
     Index,
     build_index,
     final_index_names,
+    last_touches,
+    make_statistics,
     own_indexes,
     paired_indexes,
     parent_indexes,
+    statistics_of,
 )
 
 Connection = psycopg.Connection[Any]
@@ -528,9 +531,7 @@ class _Rollback:
                 [(statements.excluding_name_of(found.current.bound), place.condition)],
                 lock_timeout_ms=self._budget_ms,
             )
-        with connection.transaction():
-            for own_step in self._written("become_like", found):
-                connection.execute(own_step)
+        self._become_like(found)
         drop_what_is_gone(
             connection,
             found.previous,
@@ -549,6 +550,7 @@ class _Rollback:
                         for step in build_index(found.previous, name, index):
                             connection.execute(step)
             self._identify(found)
+            self._have_statistics(found)
             known = {
                 "schema": found.previous.schema,
                 "name": found.previous.name,
@@ -575,16 +577,39 @@ class _Rollback:
         ]
         return paired_indexes(own_indexes(self._connection, found.version), wanted)
 
-    def _written(self, name: str, found: _Return) -> list[sql.SQL]:
-        """The statements that the server writes to make the version like the partition that it replaces."""
+    def _become_like(self, found: _Return) -> None:
+        """What the version has of its own gives way to what the partition has that it replaces."""
         params = {
             "current": found.current.oid,
             "previous": found.oid,
             "table": str(found.previous),
-            "final": str(found.current.table),
         }
-        rows = self._connection.execute(queries("rollback")[name], params).fetchall()
-        return [sql.SQL(step) for (step,) in rows]
+        rows = self._connection.execute(queries("rollback")["become_like"], params).fetchall()
+        with self._connection.transaction():
+            for (step,) in rows:
+                # The server's own rendering.
+                self._connection.execute(sql.SQL(step))
+
+    def _have_statistics(self, found: _Return) -> None:
+        """Let the version have the statistics objects of the partition that it replaces, filled, and no others."""
+        connection = self._connection
+        wanted = {one.definition: one for one in statistics_of(connection, found.current.oid)}
+        has = statistics_of(connection, found.oid)
+        missing = wanted.keys() - {own.definition for own in has}
+        with connection.transaction():
+            for own in has:
+                if own.definition not in wanted:
+                    connection.execute(
+                        sql.SQL("DROP STATISTICS {}").format(statements.ident(own.name))
+                    )
+            for number, definition in enumerate(sorted(missing)):
+                name = f"{shortened(found.previous.name, room=5)}_s{number}"
+                for step in make_statistics(
+                    found.previous, TableName(STAGING_SCHEMA, name), wanted[definition]
+                ):
+                    connection.execute(step)
+            if missing:
+                connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(found.previous)))
 
     def _identify(self, found: _Return) -> None:
         """Let the version be identified in publications by the index that the partition is identified by."""
@@ -784,29 +809,15 @@ class _Rollback:
             for (_, own), name in zip(pairs, names, strict=True)
             if own is not None and own.name != name
         ]
-        moves = connection.execute(
-            queries("rollback")["move_statistics"],
-            {
-                "current": found.current.oid,
-                "previous": found.oid,
-                "schema": final.schema,
-                "suffix": short_id(self._load.load_id),
-            },
-        )
-        # The server's own rendering.
-        steps += [sql.SQL(step) for (step,) in moves]
-        steps += self._written("last_touches", found)
-        steps += self._grants(found)
+        has = {own.definition: own.name for own in statistics_of(connection, found.oid)}
+        for own in statistics_of(connection, found.current.oid):
+            aside = TableName(
+                STAGING_SCHEMA,
+                f"{shortened(own.name.name, room=20)}_{short_id(self._load.load_id)}_rb",
+            )
+            steps += statements.move(own.name, aside, kind="STATISTICS")
+            same = has.pop(own.definition, None)
+            if same is not None:
+                steps += statements.move(same, own.name, kind="STATISTICS")
+        steps += last_touches(connection, found.current, found.place.parent, found.previous, final)
         return steps
-
-    def _grants(self, found: _Return) -> list[sql.SQL]:
-        """The rights that the partition has now, and no others: those that the version had are gone by then."""
-        params = {
-            "old": found.current.oid,
-            "parent": found.place.parent.oid,
-            "final": str(found.current.table),
-            "kept": "",
-            "of_sibling": True,
-        }
-        rows = self._connection.execute(queries("twin")["after_attach"], params).fetchall()
-        return [sql.SQL(step) for (step,) in rows]

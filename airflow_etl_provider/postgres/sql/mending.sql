@@ -52,10 +52,13 @@ WHERE a.attrelid = %(like)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgen
 ORDER BY a.attnum
 
 -- name: columns_to_require
+-- Also of the sibling alone.
 SELECT format('ALTER TABLE %%s ALTER COLUMN %%I SET NOT NULL', %(table)s::text, a.attname) AS statement
 FROM pg_attribute AS a
 JOIN pg_attribute AS own ON own.attrelid = %(oid)s AND own.attname = a.attname AND NOT own.attisdropped
-WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT own.attnotnull
+LEFT JOIN pg_attribute AS b ON b.attrelid = %(like)s AND b.attname = a.attname AND NOT b.attisdropped
+WHERE a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped AND (a.attnotnull OR b.attnotnull)
+  AND NOT own.attnotnull
 ORDER BY a.attnum
 
 -- name: checks_to_add

@@ -82,8 +82,13 @@ WHERE own.attrelid = %(oid)s AND own.attnum > 0 AND NOT own.attisdropped
 ORDER BY own.attgenerated = '', own.attnum
 
 -- name: become_like
--- What the version has of its own goes, and it gets what the partition that it replaces has: rights, triggers and the
--- owner only once it bears that name.
+-- What the version has of its own goes, and it gets what the partition that it replaces has: rights, triggers, rules
+-- and the owner only once it bears that name.
+WITH options AS (
+    SELECT c.oid, unnest(c.reloptions) AS setting FROM pg_class AS c
+    UNION ALL
+    SELECT c.oid, 'toast.' || unnest(t.reloptions) FROM pg_class AS c JOIN pg_class AS t ON t.oid = c.reltoastrelid
+)
 SELECT s FROM (
     SELECT 1 AS place, format('REVOKE ALL ON %%s FROM %%s CASCADE', %(table)s::text,
                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END) AS s
@@ -96,11 +101,14 @@ SELECT s FROM (
     SELECT 2, format('DROP TRIGGER %%I ON %%s', t.tgname, %(table)s::text)
     FROM pg_trigger AS t WHERE t.tgrelid = %(previous)s AND NOT t.tgisinternal
     UNION ALL
-    SELECT 3, format('ALTER TABLE %%s RESET (%%s)', %(table)s::text, string_agg(split_part(o, '=', 1), ', '))
-    FROM pg_class AS c, unnest(c.reloptions) AS o WHERE c.oid = %(previous)s HAVING count(*) > 0
+    SELECT 2, format('DROP RULE %%I ON %%s', r.rulename, %(table)s::text)
+    FROM pg_rewrite AS r WHERE r.ev_class = %(previous)s
     UNION ALL
-    SELECT 4, format('ALTER TABLE %%s SET (%%s)', %(table)s::text, string_agg(o, ', '))
-    FROM pg_class AS c, unnest(c.reloptions) AS o WHERE c.oid = %(current)s HAVING count(*) > 0
+    SELECT 3, format('ALTER TABLE %%s RESET (%%s)', %(table)s::text, string_agg(split_part(o.setting, '=', 1), ', '))
+    FROM options AS o WHERE o.oid = %(previous)s HAVING count(*) > 0
+    UNION ALL
+    SELECT 4, format('ALTER TABLE %%s SET (%%s)', %(table)s::text, string_agg(o.setting, ', '))
+    FROM options AS o WHERE o.oid = %(current)s HAVING count(*) > 0
     UNION ALL
     SELECT 5, format('ALTER TABLE %%s ALTER COLUMN %%I %%s', %(table)s::text, own.attname, setting)
     FROM pg_attribute AS own
@@ -124,6 +132,16 @@ SELECT s FROM (
                      CASE c.relreplident WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END)
     FROM pg_class AS c JOIN pg_class AS p ON p.oid = %(previous)s
     WHERE c.oid = %(current)s AND (c.relreplident <> p.relreplident OR c.relreplident = 'i')
+    UNION ALL
+    SELECT 7, format('COMMENT ON COLUMN %%s.%%I IS %%s', %(table)s::text, own.attname,
+                     coalesce(quote_literal(col_description(a.attrelid, a.attnum)), 'NULL'))
+    FROM pg_attribute AS own
+    JOIN pg_attribute AS a ON a.attrelid = %(current)s AND a.attname = own.attname AND NOT a.attisdropped
+    WHERE own.attrelid = %(previous)s AND own.attnum > 0 AND NOT own.attisdropped
+      AND col_description(a.attrelid, a.attnum) IS DISTINCT FROM col_description(own.attrelid, own.attnum)
+    UNION ALL
+    SELECT 8, format('ALTER TABLE %%s OWNER TO %%I', %(table)s::text, current_user)
+    FROM pg_class AS c WHERE c.oid = %(previous)s AND pg_get_userbyid(c.relowner) <> current_user
 ) AS statements ORDER BY place, s
 
 -- name: replica_identity
@@ -131,49 +149,3 @@ SELECT s FROM (
 SELECT coalesce(h.inhparent, i.indexrelid)::bigint
 FROM pg_index AS i LEFT JOIN pg_inherits AS h ON h.inhrelid = i.indexrelid
 WHERE i.indrelid = %(current)s AND i.indisreplident
-
--- name: last_touches
--- On the version under the name of the partition that it replaces, which their triggers mention.
-SELECT s FROM (
-    SELECT 1 AS place, format('COMMENT ON TABLE %%s IS %%s', %(final)s::text,
-                              coalesce(quote_literal(obj_description(%(current)s, 'pg_class')), 'NULL')) AS s
-    UNION ALL
-    SELECT 2, format('ALTER TABLE %%s OWNER TO %%I', %(final)s::text, pg_get_userbyid(c.relowner))
-    FROM pg_class AS c JOIN pg_class AS p ON p.oid = %(previous)s
-    WHERE c.oid = %(current)s AND c.relowner <> p.relowner
-    UNION ALL
-    SELECT 3, pg_get_triggerdef(t.oid)
-    FROM pg_trigger AS t WHERE t.tgrelid = %(current)s AND NOT t.tgisinternal AND t.tgparentid = 0
-    UNION ALL
-    SELECT 4, format('ALTER TABLE %%s %%s TRIGGER %%I', %(final)s::text,
-                     CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END,
-                     t.tgname)
-    FROM pg_trigger AS t
-    WHERE t.tgrelid = %(current)s AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'O'
-) AS statements ORDER BY place, s
-
--- name: move_statistics
--- Statistics objects do not follow their tables: those of the current version go aside under another name, those
--- of the one that comes back take their old names again.
-SELECT s FROM (
-    SELECT 1 AS place, x.stxname AS name,
-           format('ALTER STATISTICS %%I.%%I RENAME TO %%I; ALTER STATISTICS %%I.%%I SET SCHEMA etl_staging',
-                  n.nspname, x.stxname, aside.name, n.nspname, aside.name) AS s
-    FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace,
-         LATERAL (SELECT left(x.stxname, 40) || '_' || %(suffix)s::text || '_rb' AS name) AS aside
-    WHERE x.stxrelid = %(current)s
-    UNION ALL
-    SELECT 2, x.stxname,
-           format('ALTER STATISTICS %%I.%%I SET SCHEMA %%I; ALTER STATISTICS %%I.%%I RENAME TO %%I',
-                  n.nspname, x.stxname, %(schema)s::text, %(schema)s::text, x.stxname,
-                  left(x.stxname, -1 - length(%(suffix)s::text)))
-    FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
-    WHERE x.stxrelid = %(previous)s AND n.nspname = 'etl_staging'
-      AND right(x.stxname, 1 + length(%(suffix)s::text)) = '_' || %(suffix)s::text
-    UNION ALL
-    SELECT 3, x.stxname,
-           format('ALTER STATISTICS %%I.%%I SET SCHEMA %%I', n.nspname, x.stxname, %(schema)s::text)
-    FROM pg_statistic_ext AS x JOIN pg_namespace AS n ON n.oid = x.stxnamespace
-    WHERE x.stxrelid = %(previous)s AND n.nspname = 'etl_staging'
-      AND right(x.stxname, 1 + length(%(suffix)s::text)) <> '_' || %(suffix)s::text
-) AS statements ORDER BY place, name

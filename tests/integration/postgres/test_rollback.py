@@ -546,7 +546,10 @@ class TestLikeThePartitionThatItReplaces:
         " ARRAY(SELECT concat_ws(' ', tgname, tgenabled) FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal ORDER BY 1),"
         " ARRAY(SELECT conname::text FROM pg_constraint WHERE conrelid = c.oid AND contype = 'c' ORDER BY 1),"
         " ARRAY(SELECT concat_ws(' ', indexrelid::regclass, indisreplident) FROM pg_index WHERE indrelid = c.oid ORDER BY 1),"
-        " ARRAY(SELECT concat_ws(' ', attname, coalesce(attstattarget, -1), attstorage, attoptions, attacl)"
+        " ARRAY(SELECT pg_get_statisticsobjdef(oid) FROM pg_statistic_ext WHERE stxrelid = c.oid ORDER BY 1),"
+        " ARRAY(SELECT pg_get_ruledef(oid) FROM pg_rewrite WHERE ev_class = c.oid ORDER BY 1),"
+        " ARRAY(SELECT concat_ws(' ', attname, coalesce(attstattarget, -1), attstorage, attoptions, attacl,"
+        "                        attnotnull, col_description(attrelid, attnum))"
         "       FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 ORDER BY 1)"
         " FROM pg_class AS c WHERE oid = 'a.t_2013_01'::regclass"
     )
@@ -593,9 +596,16 @@ class TestLikeThePartitionThatItReplaces:
         warehouse.run(self.SET)
         warehouse.run(
             "ALTER TABLE a.t_2013_01 REPLICA IDENTITY FULL, DISABLE TRIGGER one;"
-            "COMMENT ON TABLE a.t_2013_01 IS 'new'; CREATE INDEX own ON a.t_2013_01 (lower(v))"
+            "COMMENT ON TABLE a.t_2013_01 IS 'new'; CREATE INDEX own ON a.t_2013_01 (lower(v));"
+            "COMMENT ON COLUMN a.t_2013_01.v IS 'new'; CREATE STATISTICS a.both ON id, v FROM a.t_2013_01;"
+            "CREATE RULE quiet AS ON DELETE TO a.t_2013_01 DO ALSO NOTHING; ALTER TABLE a.t_2013_01 ALTER v SET NOT NULL,"
+            " SET (toast.autovacuum_vacuum_threshold = 77)"
         )
         self.restored(pipe, load)
+        assert warehouse.value(
+            "SELECT count(*) FROM pg_statistic_ext_data JOIN pg_statistic_ext ON oid = stxoid"
+            " WHERE stxrelid = 'a.t_2013_01'::regclass"
+        )
 
     def test_settings_that_went_since(self, source, warehouse):
         pipe = simple(source, warehouse)
@@ -603,10 +613,13 @@ class TestLikeThePartitionThatItReplaces:
         pipe.load(JANUARY, FEBRUARY)
         warehouse.run(self.TRIGGERS)
         warehouse.run(self.SET)
-        warehouse.run("ALTER TABLE a.t_2013_01 REPLICA IDENTITY FULL")
+        warehouse.run(
+            "ALTER TABLE a.t_2013_01 REPLICA IDENTITY FULL; CREATE STATISTICS a.both ON id, v FROM a.t_2013_01;"
+            "CREATE RULE quiet AS ON DELETE TO a.t_2013_01 DO ALSO NOTHING"
+        )
         load = pipe.load(JANUARY, FEBRUARY)
         warehouse.run(
-            "DROP TRIGGER one ON a.t_2013_01; ALTER TABLE a.t_2013_01 RESET (fillfactor), ALTER v SET STATISTICS -1,"
+            "DROP TRIGGER one ON a.t_2013_01; DROP STATISTICS a.both; DROP RULE quiet ON a.t_2013_01; ALTER TABLE a.t_2013_01 RESET (fillfactor), ALTER v SET STATISTICS -1,"
             " ALTER v SET STORAGE EXTENDED, ALTER v RESET (n_distinct), DROP CONSTRAINT mine;"
             "ALTER TABLE a.t_2013_01 REPLICA IDENTITY USING INDEX t_2013_01_pkey"
         )
