@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests import airflow_environment  # isort: skip  # noqa: F401  (before anything imports Airflow)
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -200,6 +201,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         not_run(
             f"PostgreSQL {VERSIONS[-1]} for {len(left)} tests (ETL_EVERY_SERVER=1 runs them; so does make crash)"
         )
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
