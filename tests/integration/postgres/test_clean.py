@@ -16,6 +16,7 @@ from airflow_etl_provider.postgres.clean import CleanOptions, clean
 from airflow_etl_provider.postgres.session import connect
 from airflow_etl_provider.testing import MemoryWatermarkStore, RecordedEvents
 from tests.builders import (
+    APRIL,
     FEBRUARY,
     JANUARY,
     MARCH,
@@ -408,7 +409,8 @@ class TestAfterAPublish:
 
     def test_those_of_another_stream_go_by_what_that_was_told(self, pipe, source18, both):
         """Two streams load partitions of one table, and only one of them keeps many versions for long."""
-        first, second = both
+        first, second = both[0], (MARCH, APRIL)
+        fill(source18, *second, 5, first=900)
         kept = [
             *self.versions(
                 pipe, source18, first, keep_versions=5, keep_previous=timedelta(days=90)
@@ -421,6 +423,7 @@ class TestAfterAPublish:
             "UPDATE etl.load_partitions SET published_at = published_at - interval '60 days'"
         )
         other = replace(pipe, stream="other", store=MemoryWatermarkStore())
+        other.load(*second)
         for number in range(2):
             (last,) = self.versions(other, source18, second, keep_versions=1, keep_bytes=1 << 20)
             assert pipe.left_in_staging() == {*kept, last}, number

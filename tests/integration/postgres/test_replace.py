@@ -328,7 +328,7 @@ def test_hostile_names_of_a_plain_table(source18, warehouse18):
         pipe = Pipeline(
             source18,
             warehouse18,
-            stream=f"s{len(keys)}",
+            stream="s",
             kind=Kind.SNAPSHOTS,
             table=one,
             target=two,
