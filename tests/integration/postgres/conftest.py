@@ -39,6 +39,8 @@ def _empty(server: Any, role: str, known: dict[tuple[int, str], Any], kind: type
         connection.execute(
             sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(database.name))
         )
+        # Roles take theirs along when they go; what everybody may do by default stays.
+        connection.execute("ALTER DEFAULT PRIVILEGES REVOKE ALL ON TABLES FROM PUBLIC")
         connection.execute("CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC")
     return replace(database)
 
