@@ -144,7 +144,8 @@ def _published(connection: psycopg.Connection[Any], manifest: Manifest) -> list[
                 " AND window_high::{t} <= %(high)s::{t} AS within,"
                 " coalesce(read_until, snapshot_at) > %(snapshot_at)s AS read_later"
                 " FROM etl.loads WHERE stream = %(stream)s AND state = 'published' AND load_id <> %(load_id)s"
-                " AND window_type IS NOT NULL AND bounds <> 'nulls' AND rows_staged > coalesce(rows_dead, 0) AND replays IS NULL"
+                " AND window_type IS NOT NULL AND bounds <> 'nulls' AND replays IS NULL"
+                " AND coalesce((manifest ->> 'rows')::bigint, rows_staged) > 0"
                 " AND coalesce(window_low::{t} < %(high)s::{t}, true) AND coalesce(window_high::{t} > %(low)s::{t}, true)"
                 " ORDER BY seq"
             ).format(t=cursor_type_sql(manifest.window.type or "")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +28,7 @@ from airflow_etl_provider.core.load import (
     Strategy,
     StreamPosition,
 )
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, brake
 from airflow_etl_provider.postgres import ledger, locking, statements
@@ -72,7 +73,6 @@ class InPlace:
         self._options = options
         self._stop = stop
         self._log = log
-        self._strategy = Strategy.AUTO
         self._access: Access | None = None
         self._columns = [column.name for column in manifest.columns]
         # Tables that inherit from a plain target are tables of their own.
@@ -90,7 +90,6 @@ class InPlace:
         :raises LockBudgetExceeded: others held rows, or locks that stop writers, up to the deadline; the load stays
             validated.
         """
-        self._strategy = strategy
         apply = {
             Strategy.DELETE_INSERT: self._delete_insert,
             Strategy.MERGE: self._merge,
@@ -205,7 +204,7 @@ class InPlace:
             user = self._connection.info.user
             raise CatalogError(
                 f"role {user} lacks {', '.join(missing)} on {target.name}",
-                remedy=f"GRANT {', '.join(missing)} ON {target.name} TO {user}",
+                remedy=f"GRANT {', '.join(missing)} ON {target.name} TO {quoted(user)}",
             )
 
     def _privileges(self, strategy: Strategy) -> tuple[str, ...]:
@@ -223,10 +222,7 @@ class InPlace:
 
     @cached_property
     def _keyed(self) -> KeyedBatch:
-        by_cursor = self._strategy in _BY_KEY
-        return KeyedBatch(
-            self._connection, self._manifest, self._target, self._options, by_cursor=by_cursor
-        )
+        return KeyedBatch(self._connection, self._manifest, self._target, self._options)
 
     def _published(self, strategy: Strategy, counts: Counts, position: StreamPosition) -> Published:
         return Published(
@@ -248,7 +244,10 @@ class InPlace:
     # -- the strategies ---------------------------------------------------------------------------
 
     def _delete_insert(self) -> Counts:
-        """Replace the rows of the window by the batch, but for what a later reading has brought."""
+        """Replace the rows of the window by the batch, but for what a later reading has brought.
+
+        :raises CatalogError: whatever refers to a row would go with it, and nothing says which rows stay.
+        """
         target, manifest = self._target.name, self._manifest
         where: sql.Composable = sql.SQL("true")
         if not manifest.window.is_full and manifest.cursor is not None:
@@ -267,9 +266,13 @@ class InPlace:
             )
         where = sql.SQL("{} AND {}").format(where, outside)
         self._brake_window(where, stale)
-        if self._facts.references:
+        references = self._facts.references
+        if references and self._facts.keys:
+            self._require_unique()
             with self._as_for_everybody():
                 return self._replace_by_key(where, outside, stale)
+        if any(one.follows for one in references):
+            raise self._takes_along("replacing the window")
         with self._as_for_everybody():
             deleted = self._run(sql.SQL("DELETE FROM {} WHERE {}").format(self._table, where))
             self._require_gone(where)
@@ -288,12 +291,7 @@ class InPlace:
         return Counts(inserted=inserted, deleted=deleted, stale=stale)
 
     def _replace_by_key(self, where: sql.Composable, outside: sql.Composable, stale: int) -> Counts:
-        """Replace the rows of *where*; one that stays is not deleted, since others refer to it.
-
-        :raises CatalogError: whatever refers to a row would go with it, and nothing says which rows stay.
-        """
-        if not self._facts.keys:
-            raise self._takes_along("replacing the window")
+        """Replace the rows of *where*; one that stays is not deleted, since others refer to it."""
         batch = sql.SQL("(SELECT * FROM {} WHERE {})").format(
             ident(self._manifest.staging), outside
         )
@@ -311,6 +309,13 @@ class InPlace:
             unchanged=self._unchanged(staged, done),
             stale=stale,
         )
+
+    def _require_unique(self) -> None:
+        """:raises DataError: two rows of the batch are the same to whoever refers to them."""
+        told = replace(self._options, keys=self._facts.keys)
+        KeyedBatch(
+            self._connection, self._manifest, self._target, told, by_cursor=False
+        ).require_keys()
 
     def _takes_along(self, what: str) -> CatalogError:
         referring = ", ".join(dict.fromkeys(one.name for one in self._facts.references))
@@ -453,8 +458,8 @@ class InPlace:
         target, manifest = self._target.name, self._manifest
         ledger.require_latest(self._connection, manifest)
         keys = self._facts.keys
-        if keys_of(manifest, self._target, self._options):
-            self._keyed.require_keys()
+        if keys:
+            self._require_unique()
         self._hold_writers_off()
         before = self._count_where(sql.SQL("true"))
         brake(

@@ -191,8 +191,11 @@ class History:
         if endless:
             raise DataError(
                 f"{endless:,} versions of {self._target.name} that the batch meets end at 'infinity', where an open end is NULL",
-                remedy=f"run UPDATE {self._target.name} SET {self._to} = NULL WHERE {self._to} = 'infinity', and let "  # noqa: S608
-                f"queries look for {self._to} IS NULL",
+                remedy=sql.SQL(
+                    "run UPDATE {t} SET {e} = NULL WHERE {e} = 'infinity', and let queries look for {e} IS NULL"
+                )
+                .format(t=ident(self._target.name), e=sql.Identifier(self._to))
+                .as_string(None),
             )
 
     def _refuse_two_truths(self) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from airflow_etl_provider.core.dead_letters import DeadLimits
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, ContractError
 from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.request import OnConversionError
 from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill
 
 APPEND = Strategy.APPEND
@@ -44,6 +46,29 @@ def test_a_window_that_was_appended_before_is_refused(source, warehouse):
         pipe.load(JANUARY, FEBRUARY, options={"strategy": APPEND})
     assert "load_id_column" in str(raised.value)
     assert pipe.picture() == before
+
+
+def test_more_rows_were_set_aside_than_appended(source18, warehouse18):
+    """Whatever was added, a second load of the window would add it once more."""
+    source18.run("CREATE TABLE t (id text, ts timestamptz NOT NULL)")
+    source18.run(
+        "INSERT INTO t SELECT CASE WHEN i > 2 THEN 'no number' ELSE i::text END, '2013-01-10Z'"
+        " FROM generate_series(1, 6) AS i"
+    )
+    warehouse18.run("CREATE SCHEMA a; CREATE TABLE a.t (id int, ts timestamptz NOT NULL)")
+    pipe = Pipeline(
+        source18,
+        warehouse18,
+        partition=None,
+        options={
+            "on_conversion_error": OnConversionError.QUARANTINE,
+            "dead_limits": DeadLimits(max_share=1.0),
+        },
+    )
+    assert pipe.load(JANUARY, FEBRUARY, options={"strategy": APPEND}).rows_inserted == 2
+    with pytest.raises(ContractError, match="twice"):
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": APPEND})
+    assert count(pipe) == 2
 
 
 @pytest.mark.parametrize("kind", ["uuid", "text NOT NULL"])

@@ -38,6 +38,42 @@ def test_a_window_that_is_loaded_again(source, warehouse, action):
     assert children(pipe) == [1, 2, 3]
 
 
+def test_a_key_that_stands_twice_in_the_batch_is_refused(source, warehouse):
+    """By deleting and inserting the key of the table would say so: no one of the two is picked in silence."""
+    source.run("CREATE TABLE t (id bigint, ts timestamptz NOT NULL, v text)")
+    warehouse.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id bigint PRIMARY KEY, ts timestamptz, v text)"
+    )
+    pipe = Pipeline(source, warehouse, partition=None)
+    fill(source, JANUARY, FEBRUARY, 3)
+    pipe.load(JANUARY, FEBRUARY)
+    warehouse.run(
+        "CREATE TABLE a.child (id bigint REFERENCES a.t); INSERT INTO a.child SELECT id FROM a.t"
+    )
+    source.run("INSERT INTO t VALUES (1, '2013-01-05Z', 'another')")
+    before = pipe.picture()
+    with pytest.raises(DataError, match=r"1 keys \(id\) stand more than once"):
+        pipe.load(JANUARY, FEBRUARY)
+    assert pipe.picture() == before
+
+
+def test_a_deferred_key_is_deleted_and_inserted_again(source18, warehouse18):
+    """Nothing follows, and whatever refers to a row finds it again by the end."""
+    source18.run("CREATE TABLE t (id bigint, ts timestamptz NOT NULL, v text)")
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (own int DEFAULT 1 UNIQUE, id bigint, ts timestamptz, v text)"
+    )
+    pipe = Pipeline(source18, warehouse18, partition=None)
+    fill(source18, JANUARY, FEBRUARY, 1)
+    pipe.load(JANUARY, FEBRUARY)
+    warehouse18.run(
+        "CREATE TABLE a.child (own int REFERENCES a.t (own) DEFERRABLE INITIALLY DEFERRED); INSERT INTO a.child VALUES (1)"
+    )
+    source18.run("UPDATE t SET v = 'b'")
+    done = pipe.load(JANUARY, FEBRUARY)
+    assert (done.rows_deleted, done.rows_inserted) == (1, 1)
+
+
 def test_a_row_that_is_gone_takes_along_what_refers_to_it(source18, warehouse18):
     pipe = simple(source18, warehouse18)
     fill(source18, JANUARY, FEBRUARY, 3)
@@ -94,6 +130,20 @@ def test_a_snapshot(source18, warehouse18, key):
     assert (done.rows_updated, done.rows_deleted, done.rows_unchanged) == (1, 1, 1)
     assert pipe.rows() == pipe.source_rows()
     assert children(pipe) == [1, 2]
+
+
+def test_a_snapshot_with_a_key_twice_is_refused(source, warehouse):
+    source.run("CREATE TABLE t (id int NOT NULL, v text)")
+    warehouse.run("CREATE SCHEMA a; CREATE TABLE a.t (id int NOT NULL UNIQUE, v text)")
+    pipe = Pipeline(source, warehouse, kind=Kind.SNAPSHOTS, cursor=None, partition=None)
+    source.run("INSERT INTO t SELECT i, 'a' FROM generate_series(1, 3) AS i")
+    pipe.load()
+    warehouse.run(
+        "CREATE TABLE a.child (id int REFERENCES a.t (id)); INSERT INTO a.child SELECT id FROM a.t"
+    )
+    source.run("INSERT INTO t VALUES (1, 'b')")
+    with pytest.raises(DataError, match=r"1 keys \(id\) stand more than once"):
+        pipe.load()
 
 
 def test_rows_that_were_appended_are_not_replaced(source18, warehouse18):
