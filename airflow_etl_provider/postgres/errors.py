@@ -69,6 +69,10 @@ _IN_FUNCTION = (
     "to, then clear the task"
 )
 _LEFT_TO_AUTHORS = (CatalogError, DataError, TerminalError)
+#: In the server: RAISE of PL/pgSQL, and plpy.error of PL/Python.
+_RAISING = ("exec_stmt_raise", "PLy_elog_impl")
+#: From here on a context shows values, of a line of COPY or of parameters, which may look like anything.
+_VALUES = re.compile(r"^(?:COPY |(?:unnamed )?portal )", re.MULTILINE)
 #: The languages' names are not translated; the statement that a function was at may hold values.
 _FUNCTION = re.compile(
     r'^(?:\w+ )?PL/\w+.*? ([\w$."]+)\(|^(?:PL/\w+|SQL) function "([\w$.]+)"', re.MULTILINE
@@ -174,7 +178,7 @@ def sqlstate_of(error: Exception) -> str | None:
 
 def function_of(error: Exception) -> str | None:
     """The function of the database in whose body the server raised *error*; ``None`` where it was in none."""
-    found = _FUNCTION.search(_diagnosis(error)[2])
+    found = _FUNCTION.search(_VALUES.split(_diagnosis(error)[2])[0])
     return None if found is None else found[1] or found[2]
 
 
@@ -201,8 +205,8 @@ def _diagnosis(error: Exception) -> tuple[str | None, str, str]:
         # Two sessions have made an object of one name at the same moment: the same as one after the other.
         sqlstate = "42P07"
     primary = error.diag.message_primary or ""
-    if sqlstate is not None and error.diag.source_function == "exec_stmt_raise":
-        # RAISE in PL/pgSQL: the words are the author's own, and may hold values.
+    if sqlstate is not None and error.diag.source_function in _RAISING:
+        # The words are the author's own, and may hold values.
         primary = _condition(sqlstate)
     return sqlstate, primary, error.diag.context or ""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from airflow_etl_provider.core.errors import CatalogError, DataError, EtlError, TerminalError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.postgres.errors import translate
 from tests.builders import Pipeline
 
 COLUMNS = "id int, v text"
@@ -142,3 +144,17 @@ def test_a_foreign_table_that_takes_no_rows(source, warehouse):
         assert "leave them out" in refused(pipe, CatalogError, "foreign table")
     finally:
         warehouse.run("DROP EXTENSION file_fdw CASCADE")
+
+
+def test_a_value_does_not_pass_for_a_function(warehouse):
+    """The context of COPY shows it as it is, with its line breaks."""
+    warehouse.run("CREATE TABLE public.n (id int)")
+    with (
+        warehouse.connect() as connection,
+        pytest.raises(psycopg.Error) as caught,
+        connection.cursor().copy("COPY public.n FROM STDIN") as copy,
+    ):
+        copy.write("x\\nPL/pgSQL function s3cret(\n")
+    error = translate(caught.value, "copying")
+    assert error.function is None
+    assert "s3cret" not in str(error)
