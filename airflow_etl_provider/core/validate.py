@@ -49,8 +49,11 @@ class AuditArea(Protocol):
         """:raises ContractError: the staged table is gone."""
         ...
 
-    def fingerprint(self, manifest: Manifest) -> str:
-        """What tells the staged rows, as they are now, from any others that may take their place."""
+    def fingerprint(self, manifest: Manifest) -> str | None:
+        """What tells the staged rows, as they are now, from any others that may take their place.
+
+        ``None`` for what holds no rows of its own, such as a view.
+        """
         ...
 
     def require_rows(self, manifest: Manifest, rows: int | None) -> None:

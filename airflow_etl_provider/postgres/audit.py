@@ -66,13 +66,12 @@ class PostgresAuditArea:
                     remedy="clear extract and downstream: the window is read anew",
                 )
 
-    def fingerprint(self, manifest: Manifest) -> str:
+    def fingerprint(self, manifest: Manifest) -> str | None:
         with (
             connect(self.endpoint) as connection,
             translated_errors(f"looking at {manifest.staging}"),
         ):
-            found: str = catalog.scalar(connection, statements.fingerprint(manifest.staging))
-            return found
+            return catalog.fingerprint(connection, manifest.staging)
 
     def require_rows(self, manifest: Manifest, rows: int | None) -> None:
         if rows == manifest.rows:

@@ -17,6 +17,7 @@ from airflow_etl_provider.core.errors import CatalogError, ConfigurationError
 from airflow_etl_provider.core.load import Column
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.suggest import nearest
+from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.queries import queries
 
@@ -239,6 +240,17 @@ def read_type(connection: psycopg.Connection[Any], name: str) -> dict[str, Any] 
 
 def _database(connection: psycopg.Connection[Any]) -> str:
     return connection.info.dbname
+
+
+def fingerprint(connection: psycopg.Connection[Any], table: TableName) -> str | None:
+    """What tells the rows of *table*, as they are now, from any others; ``None`` where it has none of its own, as a view."""
+    has_rows = scalar(
+        connection,
+        "SELECT NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(%(name)s) AND relkind NOT IN ('r', 'p', 'm'))",
+        {"name": str(table)},
+    )
+    found: str | None = scalar(connection, statements.fingerprint(table)) if has_rows else None
+    return found
 
 
 def missing_privileges(

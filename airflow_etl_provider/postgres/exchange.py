@@ -129,14 +129,9 @@ class Exchange:
         return replace(change, steps=tuple(self._steps(change)))
 
     def probe(self, changes: Sequence[Change], *, dimensions_first: bool) -> None:
-        """Take the locks of an exchange and let them go: a reader in the way is met before writers are held off."""
+        """Meet a reader in the way before anything long is done that the exchange needs its locks for."""
         locks = self._locks(changes, dimensions_first=dimensions_first)
-        with self._connection.transaction():
-            locking.take(
-                self._connection,
-                locks,
-                time.monotonic() + self._options.lock_budget.total_seconds(),
-            )
+        locking.probe(self._connection, locks, self._options.lock_budget)
 
     def apply(
         self,

@@ -205,6 +205,14 @@ def take(
     return began
 
 
+def probe(
+    connection: psycopg.Connection[Any], locks: Sequence[tuple[TableName, str]], budget: timedelta
+) -> None:
+    """Take *locks* within *budget* and let them go: a reader in the way is met before writers are held off."""
+    with connection.transaction():
+        take(connection, locks, time.monotonic() + budget.total_seconds())
+
+
 def in_order(
     connection: psycopg.Connection[Any],
     parents: Sequence[tuple[Relation, str]],

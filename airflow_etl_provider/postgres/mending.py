@@ -23,7 +23,7 @@ from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Relation, Table, scalar
 from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.twin import Index, add_constraint
+from airflow_etl_provider.postgres.twin import Index, add_constraint, is_enforced
 from airflow_etl_provider.postgres.types import widens_in_place
 
 log = structlog.get_logger(__name__)
@@ -204,6 +204,10 @@ def _demanded(manifest: Manifest, target: Table, options: PublishOptions) -> lis
 def add_validated(connection: Connection, table: TableName, name: str, definition: str) -> None:
     """Give *table* a constraint, without a scan under a lock that stops readers."""
     known = {"schema": table.schema, "name": table.name, "constraint": name}
+    if not is_enforced(definition):
+        with connection.transaction():
+            connection.execute(add_constraint(table, name, definition))
+        return
     if not scalar(connection, queries("catalog")["has_constraint"], known):
         with connection.transaction():
             connection.execute(
@@ -238,7 +242,8 @@ def mend_foreign_keys(
     wanted = dict(connection.execute(queries("twin")["foreign_keys"], {"oid": parent}).fetchall())
     for name, definition in wanted.items():
         if definition in known:
-            validate(connection, table, known[definition])
+            if is_enforced(definition):
+                validate(connection, table, known[definition])
         else:
             add(connection, table, name, definition)
     for name, definition in recorded.items():

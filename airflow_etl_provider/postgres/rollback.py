@@ -298,9 +298,9 @@ def _leaf(leaves: Sequence[Leaf], name: TableName, bound: str) -> Leaf | None:
     """The partition that was published under *name*; it may be called otherwise by now."""
     named = [leaf for leaf in leaves if leaf.place.name == name]
     alike = [leaf for leaf in leaves if leaf.place.bound == bound]
-    if len(alike) == 1:
-        return alike[0]
-    return named[0] if named else None
+    if named and (named[0] in alike or len(alike) != 1):
+        return named[0]
+    return alike[0] if len(alike) == 1 else None
 
 
 class _Rollback:
@@ -378,7 +378,7 @@ class _Rollback:
         locking.ask_autovacuum_to_leave(
             self._connection, self._target, [found.current.oid for found in looked_at]
         )
-        return self._exchange(looked_at, dimensions_first=number % 2 == 1)
+        return self._exchange(looked_at, number)
 
     # -- before the locks -------------------------------------------------------------------------
 
@@ -650,9 +650,20 @@ class _Rollback:
 
     # -- under the locks --------------------------------------------------------------------------
 
-    def _exchange(self, found: Sequence[_Return], *, dimensions_first: bool) -> RolledBack:
+    def _exchange(self, found: Sequence[_Return], number: int) -> RolledBack:
         connection, load_id = self._connection, self._load.load_id
         steps = statements.script([step for one in found for step in self._steps(one)])
+        parents = {one.place.parent.oid: one.place.parent for one in found}
+        locks = locking.in_order(
+            connection,
+            [(parent, "ACCESS EXCLUSIVE") for parent in parents.values()],
+            replaced=[one.current.table for one in found],
+            new=[one.previous for one in found],
+            dimensions_first=number % 2 == 1,
+        )
+        if number > 1:
+            # Counting the rows holds off writers, for nothing if a reader is still there.
+            locking.probe(connection, locks, self._options.lock_budget)
         locked = time.monotonic()
         with connection.transaction():
             # Every publish locks its stream first: none comes between the look at later loads and the swap.
@@ -667,19 +678,12 @@ class _Rollback:
             if not self._options.discard_changes:
                 self._refuse_written(found)
             moved = self._record(found, stream)
-            parents = {one.place.parent.oid: one.place.parent for one in found}
-            locks = locking.in_order(
-                connection,
-                [(parent, "ACCESS EXCLUSIVE") for parent in parents.values()],
-                replaced=[one.current.table for one in found],
-                new=[one.previous for one in found],
-                dimensions_first=dimensions_first,
-            )
             until = time.monotonic() + self._options.lock_budget.total_seconds()
             locked = locking.take(connection, locks, until) or time.monotonic()
             self._require_unmoved(found)
             locking.limit(connection, until)
-            connection.execute(steps)
+            with locking.own_work():
+                connection.execute(steps)
             if self._stop.is_set():
                 raise Stopped(f"rolling back load {load_id} was stopped; nothing was changed")
         return RolledBack(

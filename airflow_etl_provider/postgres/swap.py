@@ -27,6 +27,7 @@ from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.catalog import (
     Partition,
     Table,
+    fingerprint,
     read_partitions,
     require_range_partitioned,
     scalar,
@@ -52,6 +53,7 @@ from airflow_etl_provider.postgres.twin import (
     Sibling,
     finish,
     identity_defaults,
+    indexes_of_sibling,
     own_indexes,
     parent_indexes,
     tablespace_of,
@@ -144,12 +146,16 @@ class Swap:
                 inserted=sum(change.rows for change in changes),
                 deleted=sum(change.rows_before for change in changes),
             )
+            dimensions_first = number % 2 == 1
+            if number > 1:
+                # Every look at the staged rows would be for nothing if a reader is still there.
+                exchange.probe(changes, dimensions_first=dimensions_first)
             return exchange.apply(
                 Strategy.SWAP,
                 changes,
                 counts,
                 verify=lambda: self._verify(tables, changes),
-                dimensions_first=number % 2 == 1,
+                dimensions_first=dimensions_first,
             )
 
         return exchange.run(
@@ -173,7 +179,7 @@ class Swap:
         found = youngest(self._connection, leaves, column_type)
         if found is None:
             return None
-        return Sibling(found, tuple(own_indexes(self._connection, found)))
+        return Sibling(found, tuple(indexes_of_sibling(self._connection, found)))
 
     def _existing(self) -> list[Partition | None]:
         """What stands now where the batch's partitions belong."""
@@ -189,22 +195,20 @@ class Swap:
         if manifest.direct:
             return [manifest.staging]
         tables = staged_tables(manifest)[1:]
-        staged = manifest.audited or scalar(
-            self._connection, statements.fingerprint(manifest.staging)
-        )
+        staged = manifest.audited or fingerprint(self._connection, manifest.staging)
         return [
             self._fill_one(part, table, old, staged)
             for part, table, old in zip(manifest.partitions, tables, self._existing(), strict=True)
         ]
 
     def _fill_one(
-        self, part: PartitionRange, table: TableName, old: Partition | None, staged: str
+        self, part: PartitionRange, table: TableName, old: Partition | None, staged: str | None
     ) -> TableName:
         """Copy the partition's rows out of the staged table, frozen in the transaction that creates it.
 
         Frozen, because a reader whose snapshot is older than this fill must not find an empty partition.
 
-        :param staged: the fingerprint of the staged rows. A table that a try before this one has filled from the same
+        :param staged: the fingerprint of the staged rows, if they have any. A table that a try before this one has filled from the same
             ones is not filled again.
         """
         filled_from = scalar(
@@ -212,7 +216,7 @@ class Swap:
             "SELECT obj_description(to_regclass(%(name)s), 'pg_class')",
             {"name": str(table)},
         )
-        if filled_from == staged:
+        if staged is not None and filled_from == staged:
             return table
         columns = [column.name for column in self._manifest.columns]
         column = self._manifest.partition_column or ""
@@ -233,7 +237,7 @@ class Swap:
             create = [
                 sql.SQL("DROP TABLE IF EXISTS {}").format(statements.ident(table)),
                 statements.create_twin(table, self._target.name, tablespace),
-                statements.comment(table, staged),
+                *([] if staged is None else [statements.comment(table, staged)]),
                 *draw,
             ]
             with translated_errors(what), writing.cursor() as cursor:

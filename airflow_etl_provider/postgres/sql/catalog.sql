@@ -185,9 +185,13 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND (i.inhrelid IS NULL OR
 
 -- name: detach_pending
 -- Partitions whose DETACH CONCURRENTLY has not come to its end, over all levels, each with its parent.
+WITH RECURSIVE tree AS (
+    SELECT %(oid)s::oid AS oid
+    UNION ALL
+    SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
+)
 SELECT format('%%I.%%I', n.nspname, c.relname), i.inhparent::regclass::text
-FROM pg_partition_tree(%(oid)s::oid::regclass) AS t
-JOIN pg_inherits AS i ON i.inhparent = t.relid AND i.inhdetachpending
+FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.oid AND i.inhdetachpending
 JOIN pg_class AS c ON c.oid = i.inhrelid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 ORDER BY 1
@@ -307,17 +311,22 @@ ORDER BY age_s DESC NULLS LAST
 LIMIT 3
 
 -- name: publications
+WITH RECURSIVE tree AS (
+    SELECT %(oid)s::oid AS oid
+    UNION ALL
+    SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
+)
 SELECT p.pubname::text
 FROM pg_publication AS p
 WHERE p.puballtables
    OR EXISTS (SELECT FROM pg_publication_rel AS r
               WHERE r.prpubid = p.oid
-                AND (r.prrelid = %(oid)s OR r.prrelid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass))
+                AND (r.prrelid IN (SELECT oid FROM tree)
                      OR r.prrelid IN (SELECT relid FROM pg_partition_ancestors(%(oid)s::oid::regclass))))
    OR EXISTS (SELECT FROM pg_publication_namespace AS n
               JOIN pg_class AS c ON c.relnamespace = n.pnnspid
               WHERE n.pnpubid = p.oid
-                AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass))))
+                AND c.oid IN (SELECT oid FROM tree))
 ORDER BY 1
 
 -- name: publishes_schema

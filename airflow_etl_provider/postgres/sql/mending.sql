@@ -69,7 +69,7 @@ WHERE con.conrelid IN (%(parent)s, %(like)s) AND con.contype = 'c' AND con.conna
   AND NOT (con.conrelid = %(parent)s AND con.connoinherit)
   AND NOT EXISTS (SELECT FROM pg_constraint AS own
                   WHERE own.conrelid = %(oid)s AND own.contype = 'c' AND own.conname = con.conname
-                    AND own.convalidated)
+                    AND (own.convalidated OR pg_get_constraintdef(own.oid) = pg_get_constraintdef(con.oid)))
 ORDER BY 1
 
 -- name: gone

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 
 from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.postgres import swap_merge
+from airflow_etl_provider.postgres.rollback import RollbackOptions, rollback
+from airflow_etl_provider.postgres.session import connect
+from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill, login, simple
 from tests.integration.postgres.test_swap_merge import Interrupted, day, entities, put
 
@@ -219,6 +223,30 @@ def test_what_is_not_enforced_is_not_checked(loaded, strategy, of):
         loaded.load(JANUARY, FEBRUARY, options={"strategy": strategy})
         assert loaded.warehouse.run(ALL_OF_IT[4]) == before
     loaded.load(JANUARY, MARCH)
+
+
+def test_nor_by_what_comes_back(loaded):
+    loaded.warehouse.run(
+        DIMENSION
+        + "ALTER TABLE a.t ADD CONSTRAINT fk FOREIGN KEY (id) REFERENCES a.dim NOT ENFORCED,"
+        " ADD CONSTRAINT odd CHECK (id < 0) NOT ENFORCED"
+    )
+    loaded.source.run("UPDATE t SET v = 'wrong'")
+    load = loaded.load(JANUARY, FEBRUARY)
+    loaded.warehouse.run(
+        "ALTER TABLE a.t ADD CONSTRAINT later CHECK (id < 1) NOT ENFORCED,"
+        " ADD CONSTRAINT and_this FOREIGN KEY (id) REFERENCES a.dim NOT ENFORCED"
+    )
+    with connect(loaded.warehouse.endpoint()) as connection:
+        rollback(
+            connection, load.load_id, "wrong", "ada",
+            options=RollbackOptions(), stop=threading.Event(), log=RecordedEvents(),
+        )  # fmt: skip
+    assert loaded.warehouse.value("SELECT count(*) FROM a.t WHERE v = 'wrong'") == 0
+    assert loaded.warehouse.run(
+        "SELECT conname::text FROM pg_constraint WHERE conrelid = 'a.t_2013_01'::regclass AND NOT conenforced"
+        " ORDER BY 1"
+    ) == [("and_this",), ("fk",), ("later",), ("odd",)]
 
 
 NOT_VALID = {

@@ -53,6 +53,19 @@ def test_a_table_staged_by_others_is_swapped_in(source, warehouse):
     assert pipe.left_in_staging() == set()
 
 
+@pytest.mark.parametrize("report", [None, {"verdict": "passed"}])
+def test_a_view_is_published_like_a_table(source18, warehouse18, report):
+    """It has no rows of its own that could be told from others."""
+    pipe = staged(source18, warehouse18)
+    warehouse18.run(
+        "INSERT INTO work.batch VALUES (1, '2013-01-01', 'a'); CREATE VIEW work.seen AS SELECT * FROM work.batch"
+    )
+    manifest = register(pipe, staged=TableName("work", "seen"))
+    manifest = pipe.waive(manifest) if report is None else pipe.audits().accept(manifest, report)
+    assert pipe.publish(manifest).rows_inserted == 1
+    assert pipe.rows() == [('(1,"2013-01-01 00:00:00+00",a)',)]
+
+
 def test_a_table_among_staged_batches_is_refused(source18, warehouse18):
     """It would be dropped after the publish, like every batch."""
     pipe = staged(source18, warehouse18)
