@@ -341,10 +341,15 @@ def publish(
     measured = asked is Strategy.AUTO or (asked is Strategy.SWAP and not manifest.partitions)
     facts = publisher.facts(manifest, options) if measured else None
     strategy, why = choose_strategy(asked, manifest, facts)
-    if options.delete_flag is not None and strategy not in _BY_FLAG:
+    by_flag = strategy in _BY_FLAG and not (
+        # Events go by window, not by key.
+        strategy is Strategy.SWAP_MERGE and manifest.kind is Kind.EVENTS
+    )
+    if options.delete_flag is not None and not by_flag:
         raise ConfigurationError(
             f"strategy {strategy.value!r} would write rows of {manifest.target} that {options.delete_flag!r} calls deleted",
-            remedy="use strategy='merge', 'swap_merge' or 'scd2', or leave delete_flag out and such rows in the source",
+            remedy="declare kind='entities' and use strategy='merge', 'swap_merge' or 'scd2', or leave delete_flag out and such "
+            "rows in the source",
         )
     log(
         "publish started",

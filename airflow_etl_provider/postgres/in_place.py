@@ -265,7 +265,7 @@ class InPlace:
                 ),
             )
         where = sql.SQL("{} AND {}").format(where, outside)
-        self._brake_window(where, stale)
+        self._brake_window(where, outside, stale)
         references = self._facts.references
         if references and self._facts.keys:
             self._require_unique()
@@ -274,8 +274,7 @@ class InPlace:
         if any(one.follows for one in references):
             raise self._takes_along("replacing the window")
         with self._as_for_everybody():
-            deleted = self._run(sql.SQL("DELETE FROM {} WHERE {}").format(self._table, where))
-            self._require_gone(where)
+            deleted = self._delete_window(where)
             inserted = self._run(
                 sql.SQL(
                     "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} WHERE {}"
@@ -325,20 +324,31 @@ class InPlace:
             remedy=f"load the columns that {referring} refer to, or use strategy='merge', which goes by key",
         )
 
-    def _require_gone(self, where: sql.Composable) -> None:
-        """:raises CatalogError: the target has kept rows that were deleted, which would stand there twice."""
+    def _delete_window(self, where: sql.Composable) -> int:
+        """Delete the rows of *where*; what others write there meanwhile stays.
+
+        :raises CatalogError: the target has kept rows, which would stand there twice.
+        """
+        statement = sql.SQL("DELETE FROM {} WHERE {}").format(self._table, where)
         if self._facts.is_plain:
-            return
-        kept = scalar(
-            self._connection,
-            sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self._table, where),
-        )
+            return self._run(statement)
+        seen = None
+        if self._facts.returns:
+            deleted, seen = self._connection.execute(
+                sql.SQL(
+                    "WITH gone AS ({} RETURNING 1) SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM {} WHERE {})"
+                ).format(statement, self._table, where)
+            ).fetchone() or (0, 0)
+        else:
+            deleted = self._run(statement)
+        kept = 0 if deleted == seen else self._count_where(where)
         if kept:
             raise CatalogError(
                 f"{kept:,} rows of {self._target.name} in window {self._manifest.window} are there after they were "
-                "deleted: a trigger, a rule or row security keeps them, or others write into the window",
+                "deleted: a trigger, a rule or row security keeps them",
                 remedy=f"let role {self._connection.info.user} delete them, or use strategy='merge'",
             )
+        return deleted
 
     def _tell_of_defaults(self, deleted: int) -> None:
         own = [
@@ -351,8 +361,8 @@ class InPlace:
                 columns=own,
             )
 
-    def _brake_window(self, where: sql.Composable, stale: int) -> None:
-        """Of each partition that holds rows of *where* enough must come back."""
+    def _brake_window(self, where: sql.Composable, outside: sql.Composable, stale: int) -> None:
+        """Of each partition that holds rows of *where* enough must come back; events stay in theirs."""
         manifest, target = self._manifest, self._target
         what = f"{target.name} in window {manifest.window}"
         before = dict(
@@ -365,13 +375,14 @@ class InPlace:
         total = sum(before.values())
         lost = max(total - manifest.rows + stale, 0)
         brake(manifest, what, before=total, lost=lost, options=self._options)
-        routed = None if len(before) < 2 else partition_columns(self._connection, target)
+        by_partition = len(before) > 1 and manifest.kind is Kind.EVENTS
+        routed = partition_columns(self._connection, target) if by_partition else None
         if routed is None or not routed <= set(self._columns):
             return
         leaves = [
             leaf for leaf in read_leaves(self._connection, target) if leaf.partition.oid in before
         ]
-        staged = rows_by_leaf(self._connection, manifest.staging, leaves)
+        staged = rows_by_leaf(self._connection, manifest.staging, leaves, outside)
         for leaf in leaves:
             held = before[leaf.partition.oid]
             brake(

@@ -47,6 +47,11 @@ class Index:
     columns: tuple[str | None, ...]
 
     @property
+    def keeps_out(self) -> bool:
+        """Whether it may refuse a row."""
+        return self.is_unique or self.constraint_type is not None
+
+    @property
     def excludes(self) -> bool:
         """Whether only a constraint makes it: EXCLUDE, or (since 18) a key WITHOUT OVERLAPS.
 
@@ -88,7 +93,7 @@ def like_sibling(
     params = {"old": sibling.oid, "parent": parent, "new": str(name), "of_sibling": True}
     rows = connection.execute(queries("twin")["before_attach"], params).fetchall()
     steps = [sql.Composed([sql.SQL(step)]) for (step,) in rows]
-    known = Sibling(sibling, tuple(own_indexes(connection, sibling)))
+    known = Sibling(sibling, tuple(indexes_of_sibling(connection, sibling)))
     chosen: list[str] = []
     for index in known.indexes:
         chosen.append(_index_name_like(connection, index, known, name, chosen))
@@ -156,6 +161,19 @@ def own_indexes(connection: psycopg.Connection[Any], old: Partition | None) -> l
     if old is None:
         return []
     return _indexes(connection, queries("twin")["own_indexes"], {"old": old.oid}, False)
+
+
+def indexes_of_sibling(connection: psycopg.Connection[Any], sibling: Partition) -> list[Index]:
+    """Those that only *sibling* has and a new partition shall have too.
+
+    One that keeps rows out is a rule of the table only if all partitions have it.
+    """
+    own = own_indexes(connection, sibling)
+    if not any(index.keeps_out for index in own):
+        return own
+    rows = connection.execute(queries("twin")["keeping_out"], {"old": sibling.oid}).fetchall()
+    everywhere = {definition for (definition,) in rows}
+    return [index for index in own if not index.keeps_out or index.definition in everywhere]
 
 
 def paired_indexes(

@@ -331,6 +331,26 @@ WHERE i.indrelid = %(old)s AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
 ORDER BY ci.relname
 
+-- name: keeping_out
+-- Indexes that may refuse a row and that all partitions beside "old" have, itself included.
+SELECT definition FROM (
+    SELECT i.indrelid,
+           substr(pg_get_indexdef(i.indexrelid),
+                  length(format('CREATE %%sINDEX %%I ON %%I.%%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
+                                ci.relname, n.nspname, c.relname)) + 1) AS definition,
+           beside.partitions
+    FROM (SELECT h.inhrelid, count(*) OVER () AS partitions
+          FROM pg_inherits AS mine
+          JOIN pg_inherits AS h ON h.inhparent = mine.inhparent
+          JOIN pg_class AS one ON one.oid = h.inhrelid AND one.relkind = 'r'
+          WHERE mine.inhrelid = %(old)s) AS beside
+    JOIN pg_index AS i ON i.indrelid = beside.inhrelid AND (i.indisunique OR i.indisexclusion) AND i.indisvalid
+    JOIN pg_class AS ci ON ci.oid = i.indexrelid
+    JOIN pg_class AS c ON c.oid = i.indrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+) AS found
+GROUP BY definition, partitions HAVING count(DISTINCT indrelid) = partitions
+
 -- name: index_settings
 SELECT said.s
 FROM unnest(%(oids)s::oid[], %(names)s::text[]) AS w (oid, name)

@@ -9,6 +9,7 @@ import pytest
 
 from airflow_etl_provider.core.errors import (
     CatalogError,
+    ConfigurationError,
     ContractError,
     DataError,
     ShrinkBrake,
@@ -17,7 +18,19 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.testing import RecordedEvents
-from tests.builders import APRIL, FEBRUARY, JANUARY, MARCH, Pipeline, fill, login, simple
+from tests.builders import (
+    APRIL,
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    Pipeline,
+    fill,
+    in_background,
+    login,
+    reader,
+    simple,
+    wait_until,
+)
 
 ENTITIES: dict[str, Any] = {
     "kind": Kind.ENTITIES, "keys": ("id",), "cursor": None, "mode": WindowMode.FULL, "partition": None,
@@ -51,6 +64,27 @@ def test_a_trigger_that_keeps_rows_from_being_deleted(source18, warehouse18):
     with pytest.raises(CatalogError, match=r"3 rows of a\.t in window"):
         pipe.load(JANUARY, FEBRUARY)
     assert pipe.rows() == pipe.source_rows()
+
+
+def test_what_others_write_meanwhile_stays(source18, warehouse18):
+    """Beside a trigger that keeps nothing, as on any other table."""
+    pipe = events(source18, warehouse18)
+    pipe.load(JANUARY, FEBRUARY)
+    warehouse18.run(
+        "CREATE FUNCTION a.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN old; END $$;"
+        "CREATE TRIGGER see BEFORE DELETE ON a.t FOR EACH ROW EXECUTE FUNCTION a.see()"
+    )
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%DELETE FROM%'"
+    with reader(warehouse18, "SELECT FROM a.t WHERE id = 1 FOR UPDATE") as other:
+        with in_background(
+            lambda: pipe.publish(manifest, strategy=Strategy.DELETE_INSERT)
+        ) as publishing:
+            wait_until(lambda: warehouse18.value(waits), "the publish waits")
+            warehouse18.run("INSERT INTO a.t VALUES (77, '2013-01-05Z', 'theirs')")
+            other.commit()
+        assert publishing.result().rows_deleted == 3
+    assert warehouse18.run("SELECT id FROM a.t ORDER BY 1") == [(1,), (2,), (3,), (77,)]
 
 
 def test_a_trigger_that_leaves_rows_out(source18, warehouse18):
@@ -148,6 +182,19 @@ def test_a_table_of_many_columns(source, warehouse, columns):
     source.run("UPDATE t SET v = 'b', at = 2 WHERE id = 2")
     done = pipe.load()
     assert (done.rows_updated, done.rows_unchanged) == (1, 2)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.DELETE_INSERT, Strategy.SWAP_MERGE])
+def test_a_flag_is_not_overlooked(source18, warehouse18, strategy):
+    """Events go by window: whichever way they are written, rows that are called deleted would be there."""
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 3)
+    with pytest.raises(ConfigurationError, match="'v' calls deleted"):
+        pipe.load(
+            JANUARY,
+            FEBRUARY,
+            options={"strategy": strategy, "delete_flag": "v", "delete_values": ("row 1",)},
+        )
 
 
 class TestBrake:

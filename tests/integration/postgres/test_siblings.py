@@ -110,12 +110,19 @@ def test_what_is_said_of_one_sibling_alone_is_not_said_of_another(source18, ware
         + ";CREATE TABLE a.t_2012_12 PARTITION OF a.t FOR VALUES FROM ('2012-12-01Z') TO ('2013-01-01Z');"
         "ALTER TABLE a.t_2013_01 ADD CONSTRAINT bound CHECK (ts >= '2013-01-01Z' AND ts < '2013-02-01Z'),"
         " ADD CONSTRAINT names CHECK (id < 2), ADD CONSTRAINT all_of_them CHECK (id > 0);"
-        "ALTER TABLE a.t_2012_12 ADD CONSTRAINT other_name CHECK (id > 0)"
+        "ALTER TABLE a.t_2012_12 ADD CONSTRAINT other_name CHECK (id > 0);"
+        "CREATE UNIQUE INDEX alone ON a.t_2013_01 (v); CREATE INDEX seen ON a.t_2013_01 (lower(v));"
+        "CREATE UNIQUE INDEX ON a.t_2013_01 (v, id); CREATE UNIQUE INDEX ON a.t_2012_12 (v, id)"
     )
     fill(source18, FEBRUARY, APRIL, 20)
     made(pipe)
     checks = "SELECT conname::text FROM pg_constraint WHERE conrelid = 'a.t_2013_02'::regclass AND contype = 'c'"
     assert warehouse18.run(checks) == [("all_of_them",)]
+    indexes = (
+        "SELECT substring(pg_get_indexdef(indexrelid) FROM '[(].*') FROM pg_index"
+        " WHERE indrelid = 'a.t_2013_02'::regclass ORDER BY 1"
+    )
+    assert warehouse18.run(indexes) == [("(id, ts)",), ("(lower(v))",), ("(v, id)",)]
 
 
 @pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
