@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -300,8 +301,9 @@ def test_a_snapshot_meets_every_key(source18, warehouse18):
     warehouse18.run("INSERT INTO a.t VALUES (2, NULL, 'x', NULL, '2023-01-01Z', 'infinity', true)")
     with pytest.raises(DataError, match="1 versions of") as told:
         load(pipe, (1, 1, "a"), delete_flag=None)
-    assert "UPDATE a.t SET valid_to = NULL WHERE valid_to = 'infinity'" in str(told.value)
-    warehouse18.run("UPDATE a.t SET valid_to = NULL WHERE valid_to = 'infinity'")
+    remedy = re.search(r"run (UPDATE .+ = 'infinity'),", str(told.value))
+    assert remedy, told.value
+    warehouse18.run(remedy[1])
     load(pipe, (1, 1, "a"), delete_flag=None)
     assert warehouse18.run("SELECT id, valid_to IS NULL FROM a.t ORDER BY id") == [
         (1, True),
