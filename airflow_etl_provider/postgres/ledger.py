@@ -42,6 +42,7 @@ from airflow_etl_provider.postgres.catalog import range_of, scalar
 from airflow_etl_provider.postgres.cursors import cursor_type_sql, lowest
 from airflow_etl_provider.postgres.errors import sqlstate_of, translated_errors
 from airflow_etl_provider.postgres.queries import queries, script
+from airflow_etl_provider.postgres.renames import identities
 from airflow_etl_provider.postgres.statements import STAGING_SCHEMA as STAGING_SCHEMA
 from airflow_etl_provider.postgres.statements import fingerprint
 
@@ -766,7 +767,11 @@ def record_published(
         raise StateError(
             f"load {manifest.load_id} left the state 'validated' while it was being published"
         )
+    replaced = [TableName.parse(part.name) for part in published.partitions if part.previous]
+    known = identities(connection, replaced, manifest.target) if replaced else {}
+    xid, writing = connection.execute(named["writers"]).fetchone() or (None, None)
     for partition in published.partitions:
+        rebuild = {"published_by": xid, "writing": writing, "columns": known.get(partition.name)}
         connection.execute(
             named["add_partition"],
             {
@@ -777,6 +782,7 @@ def record_published(
                 "rows_before": partition.rows_before,
                 "bytes": partition.bytes,
                 "previous": partition.previous,
+                "rebuild": None if partition.previous is None else Jsonb(rebuild),
             },
         )
     later = later_reads(connection, manifest) if manifest.kind is Kind.EVENTS else ()

@@ -97,25 +97,6 @@ def unpaired(has: Sequence[Index], pairs: Sequence[tuple[Index, Index | None]]) 
     return [index for index in has if index.oid not in stay]
 
 
-def refuse_renamed(connection: Connection, table: TableName, parent: Relation) -> None:
-    """Refuse a kept *table* of which nobody can tell whether *parent* dropped a column of it or renamed it.
-
-    Otherwise what the parent dropped goes, and what it got is added.
-
-    :raises ContractError: it has a column that the parent has not, and lacks one of the same type.
-    """
-    pairs = _ask(connection, "renamed", table, parent, parent.oid)
-    if not pairs:
-        return
-    old, new = quoted(pairs[0]["old"]), quoted(pairs[0]["new"])
-    raise ContractError(
-        f"{parent.name} no longer has column {old}, which {table} has, and has {new} of the same type: was it renamed, "
-        "or dropped and another one added?",
-        remedy=f"if it was renamed: ALTER TABLE {table} RENAME COLUMN {old} TO {new}; if its values are to go: ALTER "
-        f"TABLE {table} DROP COLUMN {old}; then try again",
-    )
-
-
 def differences(connection: Connection, table: TableName, parent: Relation) -> list[str]:
     """Why *table* could not be attached to *parent*, by column and constraint."""
     rows = _ask(connection, "differences", table, parent, parent.oid)

@@ -35,7 +35,6 @@ from airflow_etl_provider.postgres.mending import (
     drop_what_is_gone,
     mend,
     mend_foreign_keys,
-    refuse_renamed,
     unpaired,
     validate,
 )
@@ -46,6 +45,7 @@ from airflow_etl_provider.postgres.partitions import (
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.releasing import foreign_keys_in
+from airflow_etl_provider.postgres.renames import follow_renames
 from airflow_etl_provider.postgres.retiring import Moved
 from airflow_etl_provider.postgres.tree import Branch, read_tree
 from airflow_etl_provider.postgres.twin import (
@@ -205,7 +205,13 @@ class _Restore:
         if again:
             raise self._taken(f"{again[0]}")
         refuse_taken(self._connection, self._final, place)
-        refuse_renamed(self._connection, self._kept, place)
+        follow_renames(
+            self._connection,
+            self._kept,
+            self._target.name,
+            (self._row["rebuild"] or {}).get("columns"),
+            log=self._log,
+        )
         column = place.column or ""
         condition = sql.SQL("{} IS NOT NULL AND {}").format(
             sql.Identifier(column), statements.in_range(column, *range_of(self._row["bound"]))

@@ -34,6 +34,7 @@ from airflow_etl_provider.postgres.locking import Deadline, PartitionMoved
 from airflow_etl_provider.postgres.partitions import let_in_again
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.releasing import release_retired
+from airflow_etl_provider.postgres.renames import identities
 from airflow_etl_provider.postgres.retention import Due
 from airflow_etl_provider.postgres.tree import Branch, read_tree
 
@@ -360,6 +361,7 @@ class Retention:
                 retirement_id=retirement_id,
             )
             covered.append({"stream": stream, "type": cursor_type, "pieces": pieces})
+        columns = identities(connection, [one.branch.name], self._target.name)
         connection.execute(
             queries("retention")["retire"],
             {
@@ -370,6 +372,7 @@ class Retention:
                 "bound": partition.bound,
                 "kept": str(moved[0].kept),
                 "names": Jsonb([table.as_json() for table in moved]),
+                "rebuild": Jsonb({"columns": columns.get(str(one.branch.name))}),
                 "coverage": Jsonb(covered),
                 "rows": rows,
                 "bytes": size,

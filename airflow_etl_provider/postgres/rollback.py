@@ -51,7 +51,6 @@ from airflow_etl_provider.postgres.mending import (
     drop_what_is_gone,
     mend,
     mend_foreign_keys,
-    refuse_renamed,
     unpaired,
     validate,
 )
@@ -62,6 +61,11 @@ from airflow_etl_provider.postgres.partitions import (
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.releasing import foreign_keys_in, release_version
+from airflow_etl_provider.postgres.renames import (
+    Identity,
+    follow_renames,
+    is_known,
+)
 from airflow_etl_provider.postgres.rewind import lock_stream, move_position
 from airflow_etl_provider.postgres.twin import (
     Index,
@@ -97,8 +101,8 @@ class RollbackOptions:
 
     :param move_watermark: also set the stream's position back to where the load's window begins, if it is
         above that.
-    :param discard_changes: take the load back even if others have written into its partitions since, or a later
-        load has changed rows of the table in place and may have changed theirs.
+    :param discard_changes: take the load back even if others, or a later load in place, have written into its
+        partitions since.
     :param lock_budget: longest time one attempt may spend waiting for and holding table locks.
     :param lock_deadline: how long attempts go on.
     """
@@ -157,7 +161,13 @@ class _Return:
     oid: int
     kept: TableName
     rows: int
-    foreign_keys: Mapping[str, str]
+    rebuild: Mapping[str, Any]
+
+    @property
+    def columns(self) -> Identity | None:
+        """Which columns of the version were which of the target when it was replaced."""
+        identity: Identity | None = self.rebuild.get("columns")
+        return identity
 
     @property
     def version(self) -> Partition:
@@ -442,7 +452,7 @@ class _Rollback:
                 STAGING_SCHEMA, f"{shortened(name, room=20)}_{short_id(self._load.load_id)}_rb"
             ),
             rows=rows,
-            foreign_keys=foreign_keys_in(rebuild),
+            rebuild=rebuild or {},
         )
 
     def _table(self, table: TableName) -> dict[str, Any] | None:
@@ -469,14 +479,30 @@ class _Rollback:
             ).fetchone()
             if later is not None:
                 raise self._later(later[0], now)
-        column, column_type = self._partition_column()
-        statement = queries("rollback")["changed_since"].format(t=cursor_type_sql(column_type))
         for one in found:
-            low, high = one.current.low, one.current.high
-            range_of = {"column": None if low == high else column, "low": low, "high": high}
-            self._refuse_changed(
-                one.current.table, statement, {**params, **range_of, "type": column_type}
-            )
+            changed = self._changed_since(one)
+            if changed is not None and changed["is_known"]:
+                raise StateError(
+                    f"load {changed['load_id']} of stream {changed['stream']} ({changed['strategy']}) has changed rows "
+                    f"of {one.current.table} since load {self._load.load_id} was published: they would be lost",
+                    remedy=f"mend the source, then {RELOAD}",
+                )
+
+    def _changed_since(self, one: _Return) -> dict[str, Any] | None:
+        """A load that has changed rows of the table in place since, and maybe (``is_known``: surely) of the partition."""
+        column, column_type = self._partition_column()
+        low, high = one.current.low, one.current.high
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(
+                queries("rollback")["changed_since"].format(t=cursor_type_sql(column_type)),
+                {
+                    "load_id": self._load.load_id,
+                    "column": None if low == high else column,
+                    "low": low,
+                    "high": high,
+                    "type": column_type,
+                },
+            ).fetchone()
 
     def _partition_column(self) -> tuple[str | None, str]:
         """The column that windows can be held against, and its type; text where there is none."""
@@ -487,27 +513,6 @@ class _Rollback:
                 cursor_kind(column_type)
                 return name, plain_type(column_type)
         return None, "text"
-
-    def _refuse_changed(
-        self, partition: TableName, statement: sql.Composed, params: Mapping[str, Any]
-    ) -> None:
-        with self._connection.cursor(row_factory=dict_row) as cursor:
-            later = cursor.execute(statement, params).fetchone()
-        if later is None:
-            return
-        if later["is_known"]:
-            raise StateError(
-                f"load {later['load_id']} of stream {later['stream']} ({later['strategy']}) has changed rows of "
-                f"{partition} since load {self._load.load_id} was published: they would be lost",
-                remedy=f"mend the source, then {RELOAD}",
-            )
-        if not self._options.discard_changes:
-            raise StateError(
-                f"load {later['load_id']} of stream {later['stream']} ({later['strategy']}) has changed rows of "
-                f"{self._target.name} since load {self._load.load_id} was published, and in which partitions is not "
-                f"recorded: those in {partition} would be lost",
-                remedy=f"mend the source, then {RELOAD}; if it has changed none there, or they may go: {_DISCARD}",
-            )
 
     def _later(self, load_id: str, partition: str) -> StateError:
         return StateError(
@@ -523,7 +528,7 @@ class _Rollback:
         connection = self._connection
         refuse_dependents(connection, [found.current])
         place = found.place
-        refuse_renamed(connection, found.previous, place.parent)
+        follow_renames(connection, found.previous, self._target.name, found.columns, log=self._log)
         if not found.current.is_default:
             keep_out_of_default(
                 connection,
@@ -639,7 +644,7 @@ class _Rollback:
             if definition.removesuffix(" NOT VALID") not in wanted:
                 with connection.transaction():
                     connection.execute(statements.drop_constraint(version, name))
-        for name, definition in {**found.foreign_keys, **has}.items():
+        for name, definition in {**foreign_keys_in(found.rebuild), **has}.items():
             if definition.removesuffix(" NOT VALID") not in wanted:
                 self._log(
                     "a foreign key that the target no longer has was not given back",
@@ -707,14 +712,27 @@ class _Rollback:
             connection.execute(statements.lock(table, "SHARE ROW EXCLUSIVE"))
         for one in found:
             table = one.current.table
+            known = is_known(connection, one.previous, self._target.name, one.columns)
             now, written = connection.execute(
                 queries("rollback")["rows_now"].format(table=statements.ident(table)),
-                {"oid": one.current.oid},
+                {
+                    "oid": one.current.oid,
+                    "xid": one.rebuild.get("published_by") if known else None,
+                    "writing": one.rebuild.get("writing") if known else None,
+                },
             ).fetchone() or (0, 0)
             if now != one.rows or written:
+                changed = self._changed_since(one)
+                whose = "what others have changed"
+                if changed is not None:
+                    whose += (
+                        " (load {load_id} of stream {stream}, {strategy}, or somebody else)".format(
+                            **changed
+                        )
+                    )
                 raise StateError(
                     f"{table} holds {now:,} rows, of which {written:,} were written since load {self._load.load_id} "
-                    f"published {one.rows:,} there: what others have changed would be lost",
+                    f"published {one.rows:,} there: {whose} would be lost",
                     remedy=f"look at what was changed; if it may go: {_DISCARD}",
                 )
 

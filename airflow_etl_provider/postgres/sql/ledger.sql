@@ -200,8 +200,13 @@ WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL AND window
 ORDER BY seq DESC LIMIT 1
 
 -- name: add_partition
-INSERT INTO etl.load_partitions (load_id, partition, bound, rows, rows_before, bytes, previous)
-VALUES (%(load_id)s, %(partition)s, %(bound)s, %(rows)s, %(rows_before)s, %(bytes)s, %(previous)s)
+INSERT INTO etl.load_partitions (load_id, partition, bound, rows, rows_before, bytes, previous, rebuild)
+VALUES (%(load_id)s, %(partition)s, %(bound)s, %(rows)s, %(rows_before)s, %(bytes)s, %(previous)s, %(rebuild)s)
+
+-- name: writers
+-- This transaction, and those that began to write before it and go on: rows of theirs are not told by their age.
+SELECT pg_current_xact_id()::text,
+       ARRAY(SELECT x::text FROM pg_snapshot_xip(pg_current_snapshot()) AS x WHERE x < pg_current_xact_id())
 
 -- name: set_lock_ms
 UPDATE etl.load_partitions SET lock_ms = %(lock_ms)s WHERE load_id = %(load_id)s
@@ -209,8 +214,8 @@ UPDATE etl.load_partitions SET lock_ms = %(lock_ms)s WHERE load_id = %(load_id)s
 -- name: set_rebuild
 -- Keys are dropped one by one: those that were recorded before stay.
 UPDATE etl.load_partitions
-SET rebuild = jsonb_build_object('foreign_keys',
-                                 coalesce(rebuild -> 'foreign_keys', '{}') || (%(rebuild)s::jsonb -> 'foreign_keys'))
+SET rebuild = coalesce(rebuild, '{}') || jsonb_build_object(
+    'foreign_keys', coalesce(rebuild -> 'foreign_keys', '{}') || (%(rebuild)s::jsonb -> 'foreign_keys'))
 WHERE load_id = %(load_id)s AND partition = %(partition)s
 
 -- name: partitions_of_load

@@ -133,16 +133,3 @@ ORDER BY 1
 SELECT c.oid::bigint AS oid, pg_relation_filenode(c.oid)::bigint AS file
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s
-
--- name: renamed
--- Columns that only one of the two has, and that could be the same: a new name changes no type.
-SELECT own.attname::text AS old, a.attname::text AS new
-FROM pg_attribute AS own
-JOIN pg_attribute AS a ON (a.atttypid, a.atttypmod) = (own.atttypid, own.atttypmod)
-WHERE own.attrelid = %(oid)s AND own.attnum > 0 AND NOT own.attisdropped
-  AND a.attrelid = %(parent)s AND a.attnum > 0 AND NOT a.attisdropped
-  AND NOT EXISTS (SELECT FROM pg_attribute AS b
-                  WHERE b.attrelid = %(parent)s AND b.attname = own.attname AND NOT b.attisdropped)
-  AND NOT EXISTS (SELECT FROM pg_attribute AS b
-                  WHERE b.attrelid = %(oid)s AND b.attname = a.attname AND NOT b.attisdropped)
-ORDER BY own.attnum, a.attnum

@@ -168,13 +168,13 @@ WHERE c.stream = %(stream)s AND c.retired_at IS NOT NULL
 SELECT bound FROM etl.retired_partitions WHERE retirement_id = %(retirement_id)s
 
 -- name: retire
-INSERT INTO etl.retired_partitions (retirement_id, target, parent, partition, bound, kept, names, coverage, rows, bytes,
-                                    why, actor, drop_after)
-VALUES (%(retirement_id)s, %(target)s, %(parent)s, %(partition)s, %(bound)s, %(kept)s, %(names)s, %(coverage)s, %(rows)s,
-        %(bytes)s, %(why)s, %(actor)s, clock_timestamp() + %(keep)s)
+INSERT INTO etl.retired_partitions (retirement_id, target, parent, partition, bound, kept, names, rebuild, coverage, rows,
+                                    bytes, why, actor, drop_after)
+VALUES (%(retirement_id)s, %(target)s, %(parent)s, %(partition)s, %(bound)s, %(kept)s, %(names)s, %(rebuild)s, %(coverage)s,
+        %(rows)s, %(bytes)s, %(why)s, %(actor)s, clock_timestamp() + %(keep)s)
 
 -- name: set_rebuild
-UPDATE etl.retired_partitions SET rebuild = %(rebuild)s WHERE retirement_id = %(retirement_id)s
+UPDATE etl.retired_partitions SET rebuild = coalesce(rebuild, '{}') || %(rebuild)s WHERE retirement_id = %(retirement_id)s
 
 -- name: retired
 -- Retired partitions that are still kept, newest first, and whether their time is over.

@@ -34,10 +34,18 @@ WHERE is_known IS NOT FALSE
 ORDER BY is_known NULLS LAST, published_at DESC LIMIT 1
 
 -- name: rows_now
--- Of a partition: its rows, and those written since it was attached: by transactions with a later number than the one
--- that attached it. Freezing a row leaves its number as it is.
-SELECT count(*), count(*) FILTER (WHERE age(t.xmin) < (SELECT age(i.xmin) FROM pg_inherits AS i WHERE i.inhrelid = %(oid)s))
+-- Of a partition: its rows, and those written since it was published: by transactions with a later number than the one
+-- that published it, or that had begun to write before and went on. Freezing a row leaves its number as it is. Where
+-- nothing was recorded, the transaction that attached it.
+SELECT count(*), count(*) FILTER (WHERE age(t.xmin) < since.age OR t.xmin = ANY (since.writing))
 FROM ONLY {table} AS t
+CROSS JOIN (
+    SELECT CASE WHEN %(xid)s::text IS NULL THEN (SELECT age(i.xmin) FROM pg_inherits AS i WHERE i.inhrelid = %(oid)s)
+                -- Beyond two billion numbers their order is not known: all may be later.
+                WHEN pg_snapshot_xmax(pg_current_snapshot())::text::bigint - %(xid)s::text::bigint < 2147483647
+                THEN age(%(xid)s::text::xid8::xid) ELSE 2147483647 END AS age,
+           ARRAY(SELECT x::xid8::xid FROM unnest(%(writing)s::text[]) AS x) AS writing
+) AS since
 
 -- name: hold_streams
 SELECT stream FROM etl.streams WHERE target = %(target)s ORDER BY stream FOR UPDATE
