@@ -6,15 +6,13 @@ that could import Airflow. It imports nothing of Airflow itself.
 
 from __future__ import annotations
 
-import atexit
 import base64
 import json
 import os
-import shutil
-import tempfile
-from pathlib import Path
 
-HOME = Path(tempfile.mkdtemp(prefix="airflow_etl_tests_"))
+from tests.scratch import scratch
+
+HOME = scratch("airflow")
 LINEAGE = HOME / "openlineage.jsonl"
 DAGS = HOME / "dags"
 DAGS.mkdir()
@@ -33,10 +31,3 @@ os.environ.update(
         ),
     }
 )
-_OWNER = os.getpid()
-
-
-@atexit.register
-def _remove() -> None:
-    if os.getpid() == _OWNER:
-        shutil.rmtree(HOME, ignore_errors=True)

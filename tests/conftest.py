@@ -23,6 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from airflow_etl_provider.postgres.session import Endpoint
 from demo.embedded import EmbeddedPostgres, bin_directory
 from tests.crash import REPORT, SEED
+from tests.scratch import scratch
 
 VERSIONS = (18, 16, 15)
 #: Of the tests on these servers one in so many is run, unless ``ETL_EVERY_SERVER`` asks for all.
@@ -91,23 +92,21 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, EmbeddedPostgres]]:
+def _servers() -> Iterator[dict[int, EmbeddedPostgres]]:
     started: dict[int, EmbeddedPostgres] = {}
     yield started
     for server in started.values():
         server.stop("immediate")
 
 
-def _server(
-    version: int, started: dict[int, EmbeddedPostgres], factory: pytest.TempPathFactory
-) -> EmbeddedPostgres:
+def _server(version: int, started: dict[int, EmbeddedPostgres]) -> EmbeddedPostgres:
     if version not in started:
         found = programs(version)
         if found is None:
             not_run(f"PostgreSQL {version}")
             pytest.skip(f"PostgreSQL {version} is not installed")
         server = EmbeddedPostgres(
-            factory.mktemp(f"postgres{version}") / "data",
+            scratch(f"postgres{version}") / "data",
             bin_dir=found,
             settings={"fsync": "off", "synchronous_commit": "off", "log_min_messages": "fatal"},
         )
@@ -132,18 +131,17 @@ def _log_in_quickly(server: EmbeddedPostgres) -> None:
 def any_server(
     request: pytest.FixtureRequest,
     _servers: dict[int, EmbeddedPostgres],
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> EmbeddedPostgres:
     """Each supported PostgreSQL in turn."""
-    return _server(request.param, _servers, tmp_path_factory)
+    return _server(request.param, _servers)
 
 
 @pytest.fixture(scope="session")
 def server(
-    _servers: dict[int, EmbeddedPostgres], tmp_path_factory: pytest.TempPathFactory
+    _servers: dict[int, EmbeddedPostgres],
 ) -> EmbeddedPostgres:
     """PostgreSQL 18."""
-    return _server(18, _servers, tmp_path_factory)
+    return _server(18, _servers)
 
 
 def new_database(server: EmbeddedPostgres, prefix: str) -> Database:

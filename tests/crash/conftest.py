@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.crash.lab import Lab
+from tests.scratch import scratch
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    made = Lab(tmp_path_factory.mktemp("crash"))
+def lab() -> Iterator[Lab]:
+    made = Lab(scratch("crash"))
     yield made
     made.close()

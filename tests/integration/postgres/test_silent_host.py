@@ -25,6 +25,7 @@ from demo.airflow_api import until
 from demo.embedded import HOST, EmbeddedPostgres
 from tests.builders import FEBRUARY, JANUARY, fill, in_background, simple, wait_until
 from tests.conftest import Database
+from tests.scratch import scratch
 
 CLIENT = "10.203.1.2"
 #: Who falls silent: addresses of source and target, and those of them that are cut off. A client's silence
@@ -140,14 +141,12 @@ def _connect(network: Network) -> None:
 
 
 @pytest.fixture(scope="module")
-def remote(
-    network: Network, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[EmbeddedPostgres]:
+def remote(network: Network) -> Iterator[EmbeddedPostgres]:
     """A server on the server's host, reached by two addresses; the tests' thread is on that host too."""
     with (
         inside(network.server),
         EmbeddedPostgres(
-            tmp_path_factory.mktemp("remote") / "data",
+            scratch("remote") / "data",
             settings={"fsync": "off", "listen_addresses": ",".join((HOST, *ADDRESSES))},
         ) as server,
     ):

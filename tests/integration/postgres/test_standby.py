@@ -19,13 +19,13 @@ from airflow_etl_provider.core.settle import CursorOrigin, SettleOptions
 from demo.embedded import EmbeddedPostgres
 from tests.builders import Pipeline, wait_until
 from tests.conftest import Database
+from tests.scratch import scratch
 
 
 @pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, Database]]:
+def replicated() -> Iterator[tuple[Database, Database]]:
     """The same database on a primary and on its standby."""
-    folder = tmp_path_factory.mktemp("replicated")
-    folder.chmod(0o755)
+    folder = scratch("replicated")
     quick = {"fsync": "off", "log_min_messages": "fatal"}
     with EmbeddedPostgres(folder / "primary", settings=quick) as primary:
         primary.create_database("shop")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.core.settle import SettleOptions
 from airflow_etl_provider.postgres.rewind import rewind
 from airflow_etl_provider.testing import MemoryWatermarkStore
 from tests.builders import FEBRUARY, JANUARY, MARCH, SOURCE_TABLE, Pipeline, fill, simple
@@ -83,7 +85,8 @@ def test_entities_by_key_take_nothing_away(source18, warehouse18, strategy):
 
 def test_windows_of_another_column_cannot_be_compared(source18, warehouse18):
     eu = loaded(source18, warehouse18)
-    us = other(eu, cursor="id", partition=None, mode=WindowMode.WATERMARK)
+    settle = SettleOptions(delay=timedelta(0))
+    us = other(eu, cursor="id", partition=None, mode=WindowMode.WATERMARK, settle=settle)
     with pytest.raises(ConfigurationError, match="rows of stream 'eu'"):
         us.load(options={"strategy": Strategy.DELETE_INSERT})
 
