@@ -53,6 +53,7 @@ from airflow_etl_provider.postgres.twin import (
     Parent,
     add_constraint,
     build_index,
+    index_tablespaces,
     own_indexes,
     paired_indexes,
     parent_indexes,
@@ -259,10 +260,12 @@ class _Restore:
                 log=self._log,
             )
             with connection.transaction():
-                for number, (index, own) in enumerate(self._indexes(place)):
+                pairs = self._indexes(place)
+                kept_in = index_tablespaces(connection, [index for index, _ in pairs], None)
+                for number, (index, own) in enumerate(pairs):
                     if own is None:
                         name = f"{shortened(self._kept.name, room=5)}_r{number}"
-                        for step in self._build(name, index):
+                        for step in self._build(name, index, kept_in[index.oid]):
                             connection.execute(step)
             if not self._has(statements.BOUND_CHECK):
                 with connection.transaction():
@@ -286,9 +289,9 @@ class _Restore:
             return own_indexes(self._connection, kept)
         return parent_indexes(self._connection, Parent(self._kept, kept.oid))
 
-    def _build(self, name: str, index: Index) -> list[sql.Composed]:
+    def _build(self, name: str, index: Index, kept_in: str) -> list[sql.Composed]:
         if index.constraint_type is None or self._is_leaf():
-            return build_index(self._kept, name, index)
+            return build_index(self._kept, name, index, kept_in)
         # A partitioned table takes no constraint over an index that is there.
         return [add_constraint(self._kept, name, index.constraint_definition or "")]
 

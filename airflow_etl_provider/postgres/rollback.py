@@ -71,6 +71,7 @@ from airflow_etl_provider.postgres.twin import (
     Index,
     build_index,
     final_index_names,
+    index_tablespaces,
     last_touches,
     make_statistics,
     own_indexes,
@@ -549,10 +550,13 @@ class _Rollback:
         try:
             self._mend_foreign_keys(found)
             with connection.transaction():
-                for number, (index, own) in enumerate(self._indexes(found)):
+                pairs = self._indexes(found)
+                wanted = [index for index, _ in pairs]
+                kept_in = index_tablespaces(connection, wanted, found.current)
+                for number, (index, own) in enumerate(pairs):
                     if own is None:
                         name = f"{shortened(found.previous.name, room=5)}_r{number}"
-                        for step in build_index(found.previous, name, index):
+                        for step in build_index(found.previous, name, index, kept_in[index.oid]):
                             connection.execute(step)
             self._identify(found)
             self._have_statistics(found)

@@ -4,7 +4,7 @@ it replaces has of its own."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +95,10 @@ def like_sibling(
     steps = [sql.Composed([sql.SQL(step)]) for (step,) in rows]
     known = Sibling(sibling, tuple(indexes_of_sibling(connection, sibling)))
     chosen: list[str] = []
+    kept_in = index_tablespaces(connection, known.indexes, sibling)
     for index in known.indexes:
         chosen.append(_index_name_like(connection, index, known, name, chosen))
-        steps += build_index(name, chosen[-1], index)
+        steps += build_index(name, chosen[-1], index, kept_in[index.oid])
     named: list[str] = []
     for found in statistics_of(connection, sibling.oid):
         called = _statistics_name_like(connection, found, sibling, name, named)
@@ -277,7 +278,8 @@ def finish(
             own_steps = connection.execute(queries("twin")["before_attach"], params)
             for (own,) in own_steps.fetchall():
                 connection.execute(own)
-        _have_indexes(connection, table, indexes)
+        kept_in = index_tablespaces(connection, indexes, model, of_sibling=sibling is not None)
+        _have_indexes(connection, table, indexes, kept_in)
         if model is not None:
             _have_statistics(connection, table, model)
         if not begun:
@@ -336,8 +338,30 @@ def _index_settings(
     return [sql.SQL(row[0]) for row in rows]
 
 
+def index_tablespaces(
+    connection: psycopg.Connection[Any],
+    indexes: Sequence[Index],
+    model: Partition | None,
+    *,
+    of_sibling: bool = False,
+) -> dict[int, str]:
+    """Where each of *indexes* (by oid) is to be kept for a table that is made like *model*."""
+    rows = connection.execute(
+        queries("twin")["index_tablespaces"],
+        {
+            "oids": [index.oid for index in indexes],
+            "model": None if model is None else model.oid,
+            "of_sibling": of_sibling,
+        },
+    ).fetchall()
+    return dict(rows)
+
+
 def _have_indexes(
-    connection: psycopg.Connection[Any], table: TableName, indexes: Sequence[Index]
+    connection: psycopg.Connection[Any],
+    table: TableName,
+    indexes: Sequence[Index],
+    kept_in: Mapping[int, str],
 ) -> None:
     """Build those of *indexes* that *table* lacks, and drop what is none of them."""
     wanted = {working_name(table, index): index for index in indexes}
@@ -353,8 +377,9 @@ def _have_indexes(
             connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(table.schema, name)))
     there = {name for name, _ in rows}
     for name, index in wanted.items():
-        for step in [] if name in there else build_index(table, name, index):
-            connection.execute(step)
+        if name not in there:
+            for step in build_index(table, name, index, kept_in.get(index.oid)):
+                connection.execute(step)
 
 
 def _have_statistics(
@@ -560,11 +585,20 @@ def _first(candidates: Sequence[str], taken: Collection[str]) -> str:
     return next(name for name in candidates if name not in taken)
 
 
-def build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]:
-    """The statements that give *table* such an index, and the constraint that stands on it."""
+def build_index(
+    table: TableName, name: str, index: Index, kept_in: str | None = None
+) -> list[sql.Composed]:
+    """The statements that give *table* such an index, and the constraint that stands on it.
+
+    :param kept_in: a tablespace, for a transaction that makes nothing else; the role's default if ``None``.
+    """
+    steps: list[sql.Composed] = []
+    if kept_in is not None:
+        # Inside of the definition it would have to stand before a WHERE.
+        steps.append(sql.SQL("SET LOCAL default_tablespace = {}").format(sql.Identifier(kept_in)))
     if index.excludes:
-        return [add_constraint(table, name, index.constraint_definition or "")]
-    steps: list[sql.Composed] = [
+        return [*steps, add_constraint(table, name, index.constraint_definition or "")]
+    steps.append(
         sql.SQL("CREATE {}INDEX {} ON {} {}").format(
             sql.SQL("UNIQUE " if index.is_unique else ""),
             sql.Identifier(name),
@@ -572,7 +606,7 @@ def build_index(table: TableName, name: str, index: Index) -> list[sql.Composed]
             # The server's own rendering of the index.
             sql.SQL(index.definition),
         )
-    ]
+    )
     if index.constraint_type in ("p", "u"):
         kind = "PRIMARY KEY" if index.constraint_type == "p" else "UNIQUE"
         deferral = " DEFERRABLE" if index.is_deferrable else ""
@@ -611,7 +645,8 @@ def partition_index(
             name = working_name(table, index)
             if name in dict(_indexes_of(connection, table)):
                 return True
-            return _built(connection, build_index(table, name, index))
+            kept_in = index_tablespaces(connection, [index], old)[index.oid]
+            return _built(connection, build_index(table, name, index, kept_in))
     return None
 
 

@@ -351,6 +351,20 @@ SELECT definition FROM (
 ) AS found
 GROUP BY definition, partitions HAVING count(DISTINCT indrelid) = partitions
 
+-- name: index_tablespaces
+-- Where the indexes of a table are kept that is made like "model": where those of that are. What the parent's index says
+-- is where new ones go. By name also the database's own, since a role may have another default.
+SELECT ci.oid::bigint, t.spcname::text
+FROM pg_class AS ci
+JOIN pg_database AS d ON d.datname = current_database()
+LEFT JOIN LATERAL (
+    SELECT c.reltablespace FROM pg_inherits AS h JOIN pg_index AS i ON i.indexrelid = h.inhrelid
+    JOIN pg_class AS c ON c.oid = i.indexrelid
+    WHERE h.inhparent = ci.oid AND i.indrelid = %(model)s AND NOT (%(of_sibling)s AND ci.reltablespace <> 0)
+) AS own ON true
+JOIN pg_tablespace AS t ON t.oid = coalesce(nullif(coalesce(own.reltablespace, ci.reltablespace), 0), d.dattablespace)
+WHERE ci.oid = ANY (%(oids)s::oid[])
+
 -- name: index_settings
 SELECT said.s
 FROM unnest(%(oids)s::oid[], %(names)s::text[]) AS w (oid, name)
@@ -367,6 +381,14 @@ CROSS JOIN LATERAL (
     SELECT format('ALTER INDEX %%I.%%I ALTER COLUMN %%s SET STATISTICS %%s', %(schema)s::text, w.name, a.attnum,
                   a.attstattarget)
     FROM pg_attribute AS a WHERE a.attrelid = i.indexrelid AND a.attstattarget >= 0
+    UNION ALL
+    SELECT format('ALTER INDEX %%I.%%I %%s', %(schema)s::text, w.name, s)
+    FROM pg_class AS c
+    JOIN pg_class AS p ON p.oid = h.inhparent AND p.reloptions IS DISTINCT FROM c.reloptions
+    CROSS JOIN LATERAL unnest(ARRAY[
+        'RESET (' || (SELECT string_agg(split_part(o, '=', 1), ', ') FROM unnest(p.reloptions) AS o) || ')',
+        'SET (' || array_to_string(c.reloptions, ', ') || ')']) AS s
+    WHERE c.oid = i.indexrelid AND s IS NOT NULL
 ) AS said (s)
 WHERE w.oid = coalesce(h.inhparent, i.indexrelid)
 

@@ -150,7 +150,9 @@ def tablespaces(warehouse18):
         for name in ("fast", "slow"):
             connection.execute(f"CREATE TABLESPACE {name} LOCATION ''")
     yield
-    warehouse18.run("DROP SCHEMA a CASCADE; DROP SCHEMA IF EXISTS etl_staging CASCADE")
+    warehouse18.run(
+        "DROP SCHEMA a CASCADE; DROP SCHEMA IF EXISTS etl_staging CASCADE; DROP SCHEMA IF EXISTS etl CASCADE"
+    )
     for name in ("fast", "slow"):
         warehouse18.run(f"DROP TABLESPACE {name}")
 
@@ -193,3 +195,41 @@ def test_what_takes_a_partitions_place_is_kept_where_that_was(
         pipe.load(JANUARY, MARCH, options={"strategy": strategy})
         assert kept_in(warehouse18, "a.t_2013_01") == "slow"
         assert kept_in(warehouse18, "a.t_2013_02") is None
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
+def test_indexes_are_kept_where_they_were(source18, warehouse18, tablespaces, strategy):
+    """Those of the parent, a key and one of the partition's own, whatever the role's default is; so is their filling."""
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        f"{ONE}; CREATE INDEX v ON a.t (v) WITH (fillfactor = 80) TABLESPACE fast;"
+        "CREATE INDEX own ON a.t_2013_01 (v) TABLESPACE fast WHERE v <> ' WHERE ';"
+        "ALTER INDEX a.t_2013_01_pkey SET TABLESPACE slow; ALTER INDEX a.t_2013_01_v_idx SET TABLESPACE pg_default;"
+        "ALTER INDEX a.t_2013_01_v_idx SET (fillfactor = 60)"
+    )
+    warehouse18.run(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_tablespace = slow', current_database()); END $$"
+    )
+    fill(source18, JANUARY, MARCH, 20)
+    indexes = ("a.t_2013_01_pkey", "a.own", "a.t_2013_01_v_idx")
+    for _ in range(2):
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+        assert [kept_in(warehouse18, name) for name in indexes] == ["slow", "fast", None]
+        assert kept_in(warehouse18, "a.t_2013_01") is None
+        query = "SELECT reloptions FROM pg_class WHERE oid = 'a.t_2013_01_v_idx'::regclass"
+        assert warehouse18.value(query) == ["fillfactor=60"]
+        source18.run("UPDATE t SET v = v || 'x'")
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_new_partitions_indexes_are_kept_where_the_table_says(
+    source18, warehouse18, tablespaces, made
+):
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        f"CREATE INDEX t_v_idx ON a.t (v) TABLESPACE fast; {ONE}; ALTER INDEX a.t_2013_01_v_idx SET TABLESPACE slow"
+    )
+    fill(source18, FEBRUARY, APRIL, 20)
+    made(pipe)
+    assert kept_in(warehouse18, "a.t_2013_02_v_idx") == "fast"
+    assert kept_in(warehouse18, "a.t_2013_02_pkey") is None
