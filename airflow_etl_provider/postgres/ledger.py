@@ -56,6 +56,8 @@ _EXPLAINED = (LoadState.ABANDONED, LoadState.ROLLED_BACK)
 #: Two-key advisory locks of this package: class id, then a hash of what is locked.
 ADVISORY_CLASS = 0x45544C
 _LOCK_LEDGER = 1
+#: Of its own, since another session of the same publish may hold partitions, whose names may have the same hash.
+_TARGET_CLASS = ADVISORY_CLASS + 1
 
 
 class Replaced(StateError):
@@ -608,6 +610,10 @@ def enter_publish(
         reason = f"load {overtaken_by} began or read later and published this window"
         abandon(connection, manifest.load_id, reason)
         return _overtaken(manifest, strategy, at, overtaken_by)
+    connection.execute(
+        named["hold_target"],
+        {"stream": manifest.stream, "target": str(manifest.target), "class": _TARGET_CLASS},
+    )
     if _replaces_others(manifest, strategy):
         _refuse_other_streams(connection, manifest, strategy)
     return at
@@ -625,9 +631,7 @@ def _replaces_others(manifest: Manifest, strategy: Strategy) -> bool:
 def _refuse_other_streams(
     connection: psycopg.Connection[Any], manifest: Manifest, strategy: Strategy
 ) -> None:
-    """Of two first loads that publish at the same moment neither sees the other; the next load of either does.
-
-    :raises ConfigurationError: another stream has published into the target what this load would replace.
+    """:raises ConfigurationError: another stream has published into the target what this load would replace.
     """
     window = manifest.window
     row = connection.execute(

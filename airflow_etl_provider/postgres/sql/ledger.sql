@@ -98,6 +98,13 @@ WHERE stream = %(stream)s AND state = 'published' AND replays IS NULL
   AND (window_type IS NULL OR bounds = 'nulls')
 ORDER BY seq DESC LIMIT 1
 
+-- name: hold_target
+-- The first load of a stream into a table alone, all others together: whoever comes next sees what it has published.
+SELECT CASE WHEN EXISTS (SELECT FROM etl.loads
+                         WHERE stream = %(stream)s AND target = %(target)s AND state = 'published')
+            THEN pg_advisory_xact_lock_shared(%(class)s, hashtext(%(target)s))
+            ELSE pg_advisory_xact_lock(%(class)s, hashtext(%(target)s)) END
+
 -- name: stream_in_the_way
 -- Another stream that has published rows of the window into the target. Windows of another column, type or bounds
 -- cannot be compared, and a load of everything has no window: these may hold any row. A reset forgets them all.

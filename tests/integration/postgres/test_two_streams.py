@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,9 +12,18 @@ from airflow_etl_provider.core.errors import ConfigurationError
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.core.settle import SettleOptions
+from airflow_etl_provider.postgres import ledger
 from airflow_etl_provider.postgres.rewind import rewind
 from airflow_etl_provider.testing import MemoryWatermarkStore
-from tests.builders import FEBRUARY, JANUARY, MARCH, SOURCE_TABLE, Pipeline, fill, simple
+from tests.builders import (
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    SOURCE_TABLE,
+    Pipeline,
+    fill,
+    simple,
+)
 
 
 def other(pipe: Pipeline, **changes) -> Pipeline:
@@ -106,3 +116,36 @@ def test_a_stream_that_got_another_name(source18, warehouse18):
     assert eu.rows() == eu.source_rows()
     with pytest.raises(ConfigurationError, match="rows of stream 'us'"):
         eu.load(JANUARY, FEBRUARY)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE, Strategy.DELETE_INSERT])
+def test_the_first_loads_of_two_streams_at_the_same_moment(
+    source18, warehouse18, monkeypatch, strategy
+):
+    """The one that comes second sees what the other has published, and leaves it alone."""
+    eu = simple(source18, warehouse18, stream="eu")
+    warehouse18.run(
+        "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    )
+    fill(source18, JANUARY, FEBRUARY, 20)
+    us = other(eu)
+    of_eu, of_us = (stream.staged(JANUARY, FEBRUARY) for stream in (eu, us))
+    enter, entered = ledger.enter_publish, []
+    with ThreadPoolExecutor(1) as pool:
+        beside = []
+
+        def slowly(connection, manifest, strategy):
+            """Once ``us`` has looked at what others have published, ``eu`` publishes."""
+            at = enter(connection, manifest, strategy)
+            if manifest.stream == "us":
+                entered.append(at)
+                if len(entered) == 2:
+                    beside.append(pool.submit(eu.publish, of_eu, strategy=strategy))
+                    wait(beside, timeout=1)
+            return at
+
+        monkeypatch.setattr(ledger, "enter_publish", slowly)
+        us.publish(of_us, strategy=strategy)
+    assert isinstance(beside[0].exception(), ConfigurationError)
+    assert "would take rows of stream 'us'" in str(beside[0].exception())
+    assert warehouse18.value("SELECT count(*) FROM a.t") == 20
