@@ -6,15 +6,19 @@ The servers of the tests make and drop thousands of databases, which costs a dis
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 _MEMORY = Path("/dev/shm")
 _PREFIX = "airflow_etl_tests_"
+_LOCK = "in_use"
 #: A whole run writes about four.
 _ENOUGH_BYTES = 8 << 30
 
@@ -23,9 +27,11 @@ def scratch(what: str) -> Path:
     """A new folder that every account may enter, and that is gone when this process ends."""
     where = _MEMORY if _has_room() else Path(tempfile.gettempdir())
     _remove_leftovers(where)
-    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}_{what}_", dir=where))
+    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{what}_", dir=where))
     made.chmod(0o755)
-    atexit.register(_remove, made, os.getpid())
+    held = (made / _LOCK).open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    atexit.register(_remove, made, os.getpid(), held)
     return made
 
 
@@ -38,13 +44,14 @@ def _has_room() -> bool:
 
 
 def _remove_leftovers(where: Path) -> None:
-    """Those of runs that were killed."""
-    for left in where.glob(f"{_PREFIX}*_*_*"):
-        owner = left.name.removeprefix(_PREFIX).partition("_")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
+    """Those of runs that were killed: nobody holds their locks any more."""
+    for lock in where.glob(f"{_PREFIX}*/{_LOCK}"):
+        with suppress(OSError), lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _remove(folder: Path, owner: int, held: IO[str]) -> None:
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
+        held.close()

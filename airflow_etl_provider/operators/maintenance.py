@@ -204,8 +204,8 @@ class PartitionRollbackOperator(BaseOperator):
     :param reason: why; recorded with the load. (templated)
     :param move_watermark: also set the stream's position back to where the load's window begins; the
         Variable follows with the stream's next run.
-    :param discard_changes: take the load back even if others, or a later load in place, have written into its
-        partitions since.
+    :param discard_changes: take the load back even if others have written into its partitions since, or a later
+        load in place that is not known to have; of one that is known to, never.
     :param lock_budget: longest time one attempt may wait for and hold its locks, below the server's
         ``deadlock_timeout``.
     :param lock_deadline: how long attempts go on; then the task fails as transient, and nothing is changed.

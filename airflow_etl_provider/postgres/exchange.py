@@ -194,6 +194,7 @@ class Exchange:
                 manifest,
                 options=self._options.about_rows() | self._options.about_versions(),
                 keys=keys,
+                filled={str(c.place.name): c.new for c in changes if c.old is not None},
             )
             until = time.monotonic() + self._options.lock_budget.total_seconds()
             locked = locking.take(connection, locks, until)

@@ -631,8 +631,7 @@ def _replaces_others(manifest: Manifest, strategy: Strategy) -> bool:
 def _refuse_other_streams(
     connection: psycopg.Connection[Any], manifest: Manifest, strategy: Strategy
 ) -> None:
-    """:raises ConfigurationError: another stream has published into the target what this load would replace.
-    """
+    """:raises ConfigurationError: another stream has published into the target what this load would replace."""
     window = manifest.window
     row = connection.execute(
         queries("ledger")["stream_in_the_way"].format(t=cursor_type_sql(window.type or "text")),
@@ -733,6 +732,7 @@ def record_published(
     *,
     options: Mapping[str, Any] | None = None,
     keys: Sequence[str] = (),
+    filled: Mapping[str, TableName] | None = None,
 ) -> Published:
     """Write everything a publish leaves in the ledger; called inside the publish transaction.
 
@@ -742,6 +742,7 @@ def record_published(
     :param options: what publish was told about the rows, for replays of what was set aside, and about the versions
         that it replaced.
     :param keys: columns that identify a row, where the publish went by key.
+    :param filled: by the names of partitions that are replaced, the tables that take their places.
     :raises ContractError: the staged rows are no longer those that were audited.
     """
     named = queries("ledger")
@@ -771,11 +772,8 @@ def record_published(
         raise StateError(
             f"load {manifest.load_id} left the state 'validated' while it was being published"
         )
-    replaced = [TableName.parse(part.name) for part in published.partitions if part.previous]
-    known = identities(connection, replaced, manifest.target) if replaced else {}
-    xid, writing = connection.execute(named["writers"]).fetchone() or (None, None)
+    rebuild = _for_rollback(connection, published, filled or {})
     for partition in published.partitions:
-        rebuild = {"published_by": xid, "writing": writing, "columns": known.get(partition.name)}
         connection.execute(
             named["add_partition"],
             {
@@ -786,12 +784,36 @@ def record_published(
                 "rows_before": partition.rows_before,
                 "bytes": partition.bytes,
                 "previous": partition.previous,
-                "rebuild": None if partition.previous is None else Jsonb(rebuild),
+                "rebuild": Jsonb(rebuild[partition.name]) if partition.name in rebuild else None,
             },
         )
     later = later_reads(connection, manifest) if manifest.kind is Kind.EVENTS else ()
     dead_letters.follow_publish(connection, manifest, keys, later)
     return replace(published, position=moved)
+
+
+def _for_rollback(
+    connection: psycopg.Connection[Any], published: Published, filled: Mapping[str, TableName]
+) -> dict[str, dict[str, Any]]:
+    """By replaced partition what a rollback goes by: its columns, and whose rows are those of the load.
+
+    A transaction that began before the publish may write into the partition after it, and so may a savepoint of it,
+    whose number nothing tells. Of the rows that could be theirs by their number, those that are there now are not.
+    """
+    if not filled:
+        return {}
+    named = queries("ledger")
+    known = identities(connection, [TableName.parse(name) for name in filled], published.target)
+    with connection.cursor(row_factory=dict_row) as cursor:
+        publisher = cursor.execute(named["publisher"]).fetchone() or {}
+    found = {}
+    for name, table in filled.items():
+        own = None
+        if publisher["oldest"] is not None:
+            query = named["filled_by"].format(table=sql.Identifier(table.schema, table.name))
+            own = scalar(connection, query, {"oldest": publisher["oldest"]})
+        found[name] = {**publisher, "filled_by": own, "columns": known.get(name)}
+    return found
 
 
 def record_lock_time(connection: psycopg.Connection[Any], load_id: str, lock_ms: float) -> None:

@@ -7,6 +7,7 @@ catalog tell which is which.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,13 @@ from airflow_etl_provider.postgres.catalog import scalar
 from airflow_etl_provider.postgres.queries import queries
 
 Connection = psycopg.Connection[Any]
+
+#: A column of the table itself in the server's rendering of a foreign key, and its lists of them.
+_COLUMN = re.compile(r'(?P<period>PERIOD )?(?P<name>"(?:[^"]|"")+"|[^\s",()]+)')
+_COLUMNS = re.compile(
+    r"(?P<before>^FOREIGN KEY \(|ON DELETE SET (?:NULL|DEFAULT) \()"
+    r'(?P<columns>(?:"(?:[^"]|"")+"|[^"()])+)\)'
+)
 Identity = Mapping[str, Any]
 
 
@@ -87,6 +95,33 @@ def follow_renames(
             partition=str(table),
             columns=renamed,
         )
+
+
+def keys_by_now(
+    connection: Connection,
+    table: TableName,
+    target: TableName,
+    identity: Identity | None,
+    keys: Mapping[str, str],
+) -> dict[str, str]:
+    """Foreign *keys* that a kept *table* had (definitions by name), over its columns as they are called by now.
+
+    One over a column that *target* has dropped is left as it is, and cannot be given back.
+    """
+    if not keys or identity is None or not is_known(connection, table, target, identity):
+        return dict(keys)
+    params = {"identity": Jsonb(identity)}
+    now = dict(connection.execute(queries("renames")["names_by_now"], params).fetchall())
+
+    def column(match: re.Match[str]) -> str:
+        was = match["name"]
+        plain = was[1:-1].replace('""', '"') if was.startswith('"') else was
+        return f"{match['period'] or ''}{now.get(plain, was)}"
+
+    def columns(match: re.Match[str]) -> str:
+        return f"{match['before']}{_COLUMN.sub(column, match['columns'])})"
+
+    return {name: _COLUMNS.sub(columns, definition) for name, definition in keys.items()}
 
 
 def _rename(table: TableName, old: str, new: str) -> sql.Composed:

@@ -45,15 +45,16 @@ from airflow_etl_provider.postgres.partitions import (
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.releasing import foreign_keys_in
-from airflow_etl_provider.postgres.renames import follow_renames
+from airflow_etl_provider.postgres.renames import follow_renames, keys_by_now
 from airflow_etl_provider.postgres.retiring import Moved
 from airflow_etl_provider.postgres.tree import Branch, read_tree
 from airflow_etl_provider.postgres.twin import (
     Index,
     Parent,
+    Storage,
     add_constraint,
     build_index,
-    index_tablespaces,
+    index_storage,
     own_indexes,
     paired_indexes,
     parent_indexes,
@@ -255,17 +256,24 @@ class _Restore:
                 connection,
                 self._kept,
                 place.oid,
-                foreign_keys_in(self._row["rebuild"]),
+                keys_by_now(
+                    connection,
+                    self._kept,
+                    self._target.name,
+                    (self._row["rebuild"] or {}).get("columns"),
+                    foreign_keys_in(self._row["rebuild"]),
+                ),
                 add=add_validated if self._is_leaf() else _add_at_once,
                 log=self._log,
             )
             with connection.transaction():
                 pairs = self._indexes(place)
-                kept_in = index_tablespaces(connection, [index for index, _ in pairs], None)
+                wanted = [index for index, _ in pairs]
+                stored = index_storage(connection, wanted, None, leaf=self._is_leaf())
                 for number, (index, own) in enumerate(pairs):
                     if own is None:
                         name = f"{shortened(self._kept.name, room=5)}_r{number}"
-                        for step in self._build(name, index, kept_in[index.oid]):
+                        for step in self._build(name, index, stored.get(index.oid)):
                             connection.execute(step)
             if not self._has(statements.BOUND_CHECK):
                 with connection.transaction():
@@ -289,9 +297,9 @@ class _Restore:
             return own_indexes(self._connection, kept)
         return parent_indexes(self._connection, Parent(self._kept, kept.oid))
 
-    def _build(self, name: str, index: Index, kept_in: str) -> list[sql.Composed]:
+    def _build(self, name: str, index: Index, stored: Storage | None) -> list[sql.Composed]:
         if index.constraint_type is None or self._is_leaf():
-            return build_index(self._kept, name, index, kept_in)
+            return build_index(self._kept, name, index, stored)
         # A partitioned table takes no constraint over an index that is there.
         return [add_constraint(self._kept, name, index.constraint_definition or "")]
 

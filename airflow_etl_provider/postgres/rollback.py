@@ -64,19 +64,21 @@ from airflow_etl_provider.postgres.releasing import foreign_keys_in, release_ver
 from airflow_etl_provider.postgres.renames import (
     Identity,
     follow_renames,
-    is_known,
 )
 from airflow_etl_provider.postgres.rewind import lock_stream, move_position
 from airflow_etl_provider.postgres.twin import (
     Index,
+    Storage,
     build_index,
     final_index_names,
-    index_tablespaces,
+    index_settings,
+    index_storage,
     last_touches,
     make_statistics,
     own_indexes,
     paired_indexes,
     parent_indexes,
+    restore_options,
     statistics_of,
 )
 
@@ -102,8 +104,8 @@ class RollbackOptions:
 
     :param move_watermark: also set the stream's position back to where the load's window begins, if it is
         above that.
-    :param discard_changes: take the load back even if others, or a later load in place, have written into its
-        partitions since.
+    :param discard_changes: take the load back even if others have written into its partitions since, or a later load
+        in place that is not known to have; of one that is known to, never.
     :param lock_budget: longest time one attempt may spend waiting for and holding table locks.
     :param lock_deadline: how long attempts go on.
     """
@@ -482,12 +484,30 @@ class _Rollback:
                 raise self._later(later[0], now)
         for one in found:
             changed = self._changed_since(one)
-            if changed is not None and changed["is_known"]:
+            if changed is None:
+                continue
+            load = (
+                f"load {changed['load_id']} of stream {changed['stream']} ({changed['strategy']})"
+            )
+            if changed["is_known"]:
                 raise StateError(
-                    f"load {changed['load_id']} of stream {changed['stream']} ({changed['strategy']}) has changed rows "
-                    f"of {one.current.table} since load {self._load.load_id} was published: they would be lost",
+                    f"{load} has changed rows of {one.current.table} since load {self._load.load_id} was published: they "
+                    "would be lost",
                     remedy=f"mend the source, then {RELOAD}",
                 )
+            if not self._options.discard_changes and not self._is_recorded(one):
+                # By older software: their rows are not told from the load's own.
+                raise StateError(
+                    f"{load} has changed rows of {self._target.name} since load {self._load.load_id} was published, and "
+                    f"in which partitions is not recorded: those in {one.current.table} would be lost",
+                    remedy=f"mend the source, then {RELOAD}; if it has changed none there, or they may go: {_DISCARD}",
+                )
+
+    def _is_recorded(self, one: _Return) -> bool:
+        """Whether the ledger says which transaction published the partition."""
+        known = {"cluster": one.rebuild.get("cluster")}
+        found: bool = scalar(self._connection, queries("rollback")["is_recorded"], known)
+        return found
 
     def _changed_since(self, one: _Return) -> dict[str, Any] | None:
         """A load that has changed rows of the table in place since, and maybe (``is_known``: surely) of the partition."""
@@ -549,16 +569,7 @@ class _Rollback:
         mend(connection, found.previous, place.parent, found.current.oid)
         try:
             self._mend_foreign_keys(found)
-            with connection.transaction():
-                pairs = self._indexes(found)
-                wanted = [index for index, _ in pairs]
-                kept_in = index_tablespaces(connection, wanted, found.current)
-                for number, (index, own) in enumerate(pairs):
-                    if own is None:
-                        name = f"{shortened(found.previous.name, room=5)}_r{number}"
-                        for step in build_index(found.previous, name, index, kept_in[index.oid]):
-                            connection.execute(step)
-            self._identify(found)
+            self._have_indexes(found)
             self._have_statistics(found)
             known = {
                 "schema": found.previous.schema,
@@ -620,19 +631,29 @@ class _Rollback:
             if missing:
                 connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(found.previous)))
 
-    def _identify(self, found: _Return) -> None:
-        """Let the version be identified in publications by the index that the partition is identified by."""
-        row = self._connection.execute(
-            queries("rollback")["replica_identity"], {"current": found.current.oid}
-        ).fetchone()
-        for index, own in self._indexes(found):
-            if row is not None and own is not None and index.oid == row[0]:
-                with self._connection.transaction():
-                    self._connection.execute(
-                        sql.SQL("ALTER TABLE {} REPLICA IDENTITY USING INDEX {}").format(
-                            statements.ident(found.previous), sql.Identifier(own.name)
-                        )
-                    )
+    def _have_indexes(self, found: _Return) -> None:
+        """Let the version have the indexes of the partition that it replaces, and what is said of them.
+
+        Those it has stay in their tablespaces, as it does itself.
+        """
+        connection, version = self._connection, found.previous
+        pairs = self._indexes(found)
+        named: dict[str, Index] = {}
+        with connection.transaction():
+            stored = index_storage(connection, [index for index, _ in pairs], found.current)
+            for number, (index, own) in enumerate(pairs):
+                like = stored.get(index.oid, Storage(None, index.options))
+                if own is None:
+                    name = f"{shortened(version.name, room=5)}_r{number}"
+                    for step in build_index(version, name, index, like):
+                        connection.execute(step)
+                else:
+                    name = own.name
+                    for step in restore_options(version.schema, own, like):
+                        connection.execute(step)
+                named[name] = index
+            for said in index_settings(connection, version, named, found.current):
+                connection.execute(said)
 
     def _mend_foreign_keys(self, found: _Return) -> None:
         """The foreign keys of the partition that is replaced, and no others."""
@@ -716,13 +737,14 @@ class _Rollback:
             connection.execute(statements.lock(table, "SHARE ROW EXCLUSIVE"))
         for one in found:
             table = one.current.table
-            known = is_known(connection, one.previous, self._target.name, one.columns)
             now, written = connection.execute(
                 queries("rollback")["rows_now"].format(table=statements.ident(table)),
                 {
                     "oid": one.current.oid,
-                    "xid": one.rebuild.get("published_by") if known else None,
-                    "writing": one.rebuild.get("writing") if known else None,
+                    "xid": None,
+                    "oldest": None,
+                    "filled_by": None,
+                    **(one.rebuild if self._is_recorded(one) else {}),
                 },
             ).fetchone() or (0, 0)
             if now != one.rows or written:

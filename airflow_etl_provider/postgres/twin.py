@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg import sql
 from psycopg.rows import dict_row
 
@@ -17,6 +18,8 @@ from airflow_etl_provider.postgres import statements
 from airflow_etl_provider.postgres.catalog import Partition, Relation, scalar
 from airflow_etl_provider.postgres.locking import Attempts
 from airflow_etl_provider.postgres.queries import queries
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,15 @@ class Parent:
 class Index:
     """An index that the partition must have: the parent's, or one of the replaced partition's own.
 
-    ``columns`` are those of its key, ``None`` for an expression.
+    ``columns`` are those of its key, ``None`` for an expression. Its definition begins with ``USING``; ``predicate``
+    and ``options`` are parts of it.
     """
 
     oid: int
     name: str
     definition: str
+    predicate: str | None
+    options: str | None
     is_unique: bool
     constraint_type: str | None
     constraint_definition: str | None
@@ -52,6 +58,16 @@ class Index:
         return self.is_unique or self.constraint_type is not None
 
     @property
+    def body(self) -> str:
+        """Its definition without storage options and predicate."""
+        body = self.definition
+        if self.predicate is not None:
+            body = body.removesuffix(f" WHERE {self.predicate}")
+        if self.options is not None:
+            body = body.removesuffix(f" WITH ({self.options})")
+        return body
+
+    @property
     def excludes(self) -> bool:
         """Whether only a constraint makes it: EXCLUDE, or (since 18) a key WITHOUT OVERLAPS.
 
@@ -60,6 +76,14 @@ class Index:
         return self.constraint_type == "x" or (
             self.is_unique and self.definition.startswith("USING gist ")
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How an index is stored: its tablespace, ``None`` for the role's default, and its options as ``WITH`` has them."""
+
+    tablespace: str | None
+    options: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +119,10 @@ def like_sibling(
     steps = [sql.Composed([sql.SQL(step)]) for (step,) in rows]
     known = Sibling(sibling, tuple(indexes_of_sibling(connection, sibling)))
     chosen: list[str] = []
-    kept_in = index_tablespaces(connection, known.indexes, sibling)
+    stored = index_storage(connection, known.indexes, sibling, leaf=sibling.is_leaf)
     for index in known.indexes:
         chosen.append(_index_name_like(connection, index, known, name, chosen))
-        steps += build_index(name, chosen[-1], index, kept_in[index.oid])
+        steps += build_index(name, chosen[-1], index, stored.get(index.oid))
     named: list[str] = []
     for found in statistics_of(connection, sibling.oid):
         called = _statistics_name_like(connection, found, sibling, name, named)
@@ -192,13 +216,15 @@ def paired_indexes(
 
 
 def _alike(one: Index, other: Index) -> bool:
-    """Whether ATTACH takes one index for the other."""
-    return (one.definition, one.is_unique, one.constraint_type, one.constraint_definition) == (
-        other.definition,
-        other.is_unique,
-        other.constraint_type,
-        other.constraint_definition,
-    )
+    """Whether ATTACH takes one index for the other, however each is stored."""
+    return _shape(one) == _shape(other)
+
+
+def _shape(index: Index) -> tuple[object, ...]:
+    constraint = index.constraint_definition
+    if constraint is not None and index.options is not None:
+        constraint = constraint.replace(f" WITH ({index.options})", "", 1)
+    return index.body, index.predicate, index.is_unique, index.constraint_type, constraint
 
 
 def _indexes(
@@ -211,6 +237,8 @@ def _indexes(
             oid=row["oid"],
             name=row["name"],
             definition=row["definition"],
+            predicate=row["predicate"],
+            options=row["options"],
             is_unique=row["is_unique"],
             constraint_type=row["constraint_type"],
             constraint_definition=row["constraint_definition"],
@@ -278,8 +306,8 @@ def finish(
             own_steps = connection.execute(queries("twin")["before_attach"], params)
             for (own,) in own_steps.fetchall():
                 connection.execute(own)
-        kept_in = index_tablespaces(connection, indexes, model, of_sibling=sibling is not None)
-        _have_indexes(connection, table, indexes, kept_in)
+        stored = index_storage(connection, indexes, model, of_sibling=sibling is not None)
+        _have_indexes(connection, table, indexes, stored)
         if model is not None:
             _have_statistics(connection, table, model)
         if not begun:
@@ -303,9 +331,8 @@ def finish(
         if is_enforced(definition):
             connection.execute(statements.validate_constraint(table, name))
     if model is not None:
-        for said in _index_settings(
-            connection, table, indexes, model, of_sibling=sibling is not None
-        ):
+        named = {working_name(table, index): index for index in indexes}
+        for said in index_settings(connection, table, named, model, of_sibling=sibling is not None):
             connection.execute(said)
     connection.execute(sql.SQL("ANALYZE {}").format(statements.ident(table)))
 
@@ -315,53 +342,66 @@ def is_enforced(definition: str) -> bool:
     return not definition.endswith(" NOT ENFORCED")
 
 
-def _index_settings(
+def index_settings(
     connection: psycopg.Connection[Any],
     table: TableName,
-    indexes: Sequence[Index],
+    indexes: Mapping[str, Index],
     model: Partition,
     *,
-    of_sibling: bool,
+    of_sibling: bool = False,
 ) -> list[sql.SQL]:
-    """What is said of the indexes of *model*, also of those it has from its parent, for those of *table*."""
+    """What is said of the indexes of *model*, also of those it has from its parent, for those of *table* by name."""
     rows = connection.execute(
         queries("twin")["index_settings"],
         {
             "model": model.oid,
             "new": str(table),
             "schema": table.schema,
-            "oids": [index.oid for index in indexes],
-            "names": [working_name(table, index) for index in indexes],
+            "oids": [index.oid for index in indexes.values()],
+            "names": list(indexes),
             "of_sibling": of_sibling,
         },
     ).fetchall()
     return [sql.SQL(row[0]) for row in rows]
 
 
-def index_tablespaces(
+def index_storage(
     connection: psycopg.Connection[Any],
     indexes: Sequence[Index],
     model: Partition | None,
     *,
     of_sibling: bool = False,
-) -> dict[int, str]:
-    """Where each of *indexes* (by oid) is to be kept for a table that is made like *model*."""
-    rows = connection.execute(
-        queries("twin")["index_tablespaces"],
-        {
-            "oids": [index.oid for index in indexes],
-            "model": None if model is None else model.oid,
-            "of_sibling": of_sibling,
-        },
-    ).fetchall()
-    return dict(rows)
+    leaf: bool = True,
+) -> dict[int, Storage]:
+    """How each of *indexes* (by oid) is to be stored for a table that is made like *model*.
+
+    :param leaf: the table is not partitioned itself.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(
+            queries("twin")["index_storage"],
+            {
+                "oids": [index.oid for index in indexes],
+                "model": None if model is None else model.oid,
+                "of_sibling": of_sibling,
+                "leaf": leaf,
+            },
+        ).fetchall()
+    denied = sorted({row["denied"] for row in rows if row["denied"] is not None})
+    if denied:
+        log.warning(
+            "indexes go to the default tablespace, since the role may not create in theirs",
+            tablespaces=denied,
+            remedy="GRANT CREATE ON TABLESPACE to the role",
+        )
+    return {row["oid"]: Storage(row["tablespace"], row["options"]) for row in rows}
 
 
 def _have_indexes(
     connection: psycopg.Connection[Any],
     table: TableName,
     indexes: Sequence[Index],
-    kept_in: Mapping[int, str],
+    stored: Mapping[int, Storage],
 ) -> None:
     """Build those of *indexes* that *table* lacks, and drop what is none of them."""
     wanted = {working_name(table, index): index for index in indexes}
@@ -378,7 +418,7 @@ def _have_indexes(
     there = {name for name, _ in rows}
     for name, index in wanted.items():
         if name not in there:
-            for step in build_index(table, name, index, kept_in.get(index.oid)):
+            for step in build_index(table, name, index, stored.get(index.oid)):
                 connection.execute(step)
 
 
@@ -586,27 +626,29 @@ def _first(candidates: Sequence[str], taken: Collection[str]) -> str:
 
 
 def build_index(
-    table: TableName, name: str, index: Index, kept_in: str | None = None
+    table: TableName, name: str, index: Index, stored: Storage | None = None
 ) -> list[sql.Composed]:
     """The statements that give *table* such an index, and the constraint that stands on it.
 
-    :param kept_in: a tablespace, for a transaction that makes nothing else; the role's default if ``None``.
+    :param stored: where and how; as *index* says, and in the role's default tablespace, if ``None``.
     """
-    steps: list[sql.Composed] = []
-    if kept_in is not None:
-        # Inside of the definition it would have to stand before a WHERE.
-        steps.append(sql.SQL("SET LOCAL default_tablespace = {}").format(sql.Identifier(kept_in)))
     if index.excludes:
-        return [*steps, add_constraint(table, name, index.constraint_definition or "")]
-    steps.append(
-        sql.SQL("CREATE {}INDEX {} ON {} {}").format(
+        return [add_constraint(table, name, index.constraint_definition or "")]
+    stored = stored or Storage(None, index.options)
+    steps: list[sql.Composed] = [
+        sql.SQL("CREATE {}INDEX {} ON {} {}{}{}{}").format(
             sql.SQL("UNIQUE " if index.is_unique else ""),
             sql.Identifier(name),
             statements.ident(table),
-            # The server's own rendering of the index.
-            sql.SQL(index.definition),
+            # The server's own renderings.
+            sql.SQL(index.body),
+            sql.SQL("" if stored.options is None else f" WITH ({stored.options})"),
+            sql.SQL("")
+            if stored.tablespace is None
+            else sql.SQL(" TABLESPACE {}").format(sql.Identifier(stored.tablespace)),
+            sql.SQL("" if index.predicate is None else f" WHERE {index.predicate}"),
         )
-    )
+    ]
     if index.constraint_type in ("p", "u"):
         kind = "PRIMARY KEY" if index.constraint_type == "p" else "UNIQUE"
         deferral = " DEFERRABLE" if index.is_deferrable else ""
@@ -629,6 +671,20 @@ def build_index(
     return steps
 
 
+def restore_options(schema: str, index: Index, like: Storage) -> list[sql.Composed]:
+    """The statements that give an *index* that is there the options of another; what is in it stays as it is."""
+    if index.options == like.options:
+        return []
+    name = sql.Identifier(schema, index.name)
+    steps: list[sql.Composed] = []
+    if index.options is not None:
+        reset = ", ".join(option.partition("=")[0] for option in index.options.split(", "))
+        steps.append(sql.SQL("ALTER INDEX {} RESET ({})").format(name, sql.SQL(reset)))
+    if like.options is not None:
+        steps.append(sql.SQL("ALTER INDEX {} SET ({})").format(name, sql.SQL(like.options)))
+    return steps
+
+
 def partition_index(
     connection: psycopg.Connection[Any],
     table: TableName,
@@ -645,8 +701,8 @@ def partition_index(
             name = working_name(table, index)
             if name in dict(_indexes_of(connection, table)):
                 return True
-            kept_in = index_tablespaces(connection, [index], old)[index.oid]
-            return _built(connection, build_index(table, name, index, kept_in))
+            stored = index_storage(connection, [index], old).get(index.oid)
+            return _built(connection, build_index(table, name, index, stored))
     return None
 
 

@@ -210,10 +210,16 @@ ORDER BY seq DESC LIMIT 1
 INSERT INTO etl.load_partitions (load_id, partition, bound, rows, rows_before, bytes, previous, rebuild)
 VALUES (%(load_id)s, %(partition)s, %(bound)s, %(rows)s, %(rows_before)s, %(bytes)s, %(previous)s, %(rebuild)s)
 
--- name: writers
--- This transaction, and those that began to write before it and go on: rows of theirs are not told by their age.
-SELECT pg_current_xact_id()::text,
-       ARRAY(SELECT x::text FROM pg_snapshot_xip(pg_current_snapshot()) AS x WHERE x < pg_current_xact_id())
+-- name: publisher
+-- This transaction, the oldest that writes beside it if there is one, and the cluster whose transactions these are.
+SELECT pg_current_xact_id()::text AS xid,
+       nullif(least(pg_snapshot_xmin(pg_current_snapshot()), pg_current_xact_id()), pg_current_xact_id())::text AS oldest,
+       (SELECT system_identifier FROM pg_control_system())::text AS cluster
+
+-- name: filled_by
+-- The transactions that wrote the rows of a table, as far as they are not older than all that still write.
+SELECT coalesce(array_agg(x::text), '{{}}')
+FROM (SELECT DISTINCT t.xmin AS x FROM ONLY {table} AS t WHERE age(t.xmin) <= age(%(oldest)s::text::xid8::xid)) AS own
 
 -- name: set_lock_ms
 UPDATE etl.load_partitions SET lock_ms = %(lock_ms)s WHERE load_id = %(load_id)s

@@ -33,19 +33,24 @@ SELECT load_id, stream, strategy, is_known FROM (
 WHERE is_known IS NOT FALSE
 ORDER BY is_known NULLS LAST, published_at DESC LIMIT 1
 
+-- name: is_recorded
+-- Whether transactions that were recorded are those of this cluster: a copy of the database has its own.
+SELECT coalesce(%(cluster)s::text = (SELECT system_identifier FROM pg_control_system())::text, false)
+
 -- name: rows_now
 -- Of a partition: its rows, and those written since it was published: by transactions with a later number than the one
--- that published it, or that had begun to write before and went on. Freezing a row leaves its number as it is. Where
--- nothing was recorded, the transaction that attached it.
-SELECT count(*), count(*) FILTER (WHERE age(t.xmin) < since.age OR t.xmin = ANY (since.writing))
-FROM ONLY {table} AS t
-CROSS JOIN (
+-- that published it, or with one that those could have which wrote beside it, and that had none of its rows then.
+-- Freezing a row leaves its number as it is. Where nothing was recorded, since it was attached.
+WITH since AS MATERIALIZED (
     SELECT CASE WHEN %(xid)s::text IS NULL THEN (SELECT age(i.xmin) FROM pg_inherits AS i WHERE i.inhrelid = %(oid)s)
                 -- Beyond two billion numbers their order is not known: all may be later.
                 WHEN pg_snapshot_xmax(pg_current_snapshot())::text::bigint - %(xid)s::text::bigint < 2147483647
-                THEN age(%(xid)s::text::xid8::xid) ELSE 2147483647 END AS age,
-           ARRAY(SELECT x::xid8::xid FROM unnest(%(writing)s::text[]) AS x) AS writing
-) AS since
+                THEN age(%(xid)s::text::xid8::xid) ELSE 2147483647 END AS published,
+           coalesce(age(%(oldest)s::text::xid8::xid), -2147483648) AS oldest
+)
+SELECT count(*), count(*) FILTER (WHERE age(t.xmin) < since.published
+                                     OR age(t.xmin) <= since.oldest AND t.xmin <> ALL (%(filled_by)s::text[]::xid[]))
+FROM ONLY {table} AS t CROSS JOIN since
 
 -- name: hold_streams
 SELECT stream FROM etl.streams WHERE target = %(target)s ORDER BY stream FOR UPDATE

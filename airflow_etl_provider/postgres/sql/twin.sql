@@ -313,6 +313,10 @@ SELECT i.indexrelid::bigint AS oid,
        substr(pg_get_indexdef(i.indexrelid),
               length(format('CREATE %%sINDEX %%I ON %%I.%%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
                             ci.relname, n.nspname, c.relname)) + 1) AS definition,
+       pg_get_expr(i.indpred, i.indrelid) AS predicate,
+       (SELECT string_agg(format('%%I=%%s', split_part(o, '=', 1),
+                                 CASE WHEN quote_ident(v) = v THEN v ELSE quote_literal(v) END), ', ')
+        FROM unnest(ci.reloptions) AS o, substr(o, strpos(o, '=') + 1) AS v) AS options,
        i.indisunique AS is_unique,
        con.contype::text AS constraint_type,
        con.condeferrable AS is_deferrable,
@@ -351,18 +355,27 @@ SELECT definition FROM (
 ) AS found
 GROUP BY definition, partitions HAVING count(DISTINCT indrelid) = partitions
 
--- name: index_tablespaces
--- Where the indexes of a table are kept that is made like "model": where those of that are. What the parent's index says
--- is where new ones go. By name also the database's own, since a role may have another default.
-SELECT ci.oid::bigint, t.spcname::text
+-- name: index_storage
+-- Where and how the indexes of a table are stored that is made like "model": as those of that are. Where the parent's
+-- index says a tablespace, new ones go there; and nowhere the role may not write. By name also the database's own, since
+-- a role may have another default: but for partitioned tables, which PostgreSQL does not let name it.
+SELECT ci.oid::bigint AS oid,
+       CASE WHEN t.oid <> d.dattablespace AND NOT has_tablespace_privilege(t.oid, 'CREATE') THEN t.spcname END::text AS denied,
+       CASE WHEN has_tablespace_privilege(t.oid, 'CREATE') AND (%(leaf)s OR t.oid <> d.dattablespace)
+            THEN t.spcname END::text AS tablespace,
+       (SELECT string_agg(format('%%I=%%s', split_part(o, '=', 1),
+                                 CASE WHEN quote_ident(v) = v THEN v ELSE quote_literal(v) END), ', ')
+        FROM unnest(coalesce(own.reloptions, ci.reloptions)) AS o, substr(o, strpos(o, '=') + 1) AS v) AS options
 FROM pg_class AS ci
 JOIN pg_database AS d ON d.datname = current_database()
 LEFT JOIN LATERAL (
-    SELECT c.reltablespace FROM pg_inherits AS h JOIN pg_index AS i ON i.indexrelid = h.inhrelid
-    JOIN pg_class AS c ON c.oid = i.indexrelid
-    WHERE h.inhparent = ci.oid AND i.indrelid = %(model)s AND NOT (%(of_sibling)s AND ci.reltablespace <> 0)
+    SELECT c.reltablespace, coalesce(c.reloptions, '{}') AS reloptions
+    FROM pg_inherits AS h JOIN pg_index AS i ON i.indexrelid = h.inhrelid JOIN pg_class AS c ON c.oid = i.indexrelid
+    WHERE h.inhparent = ci.oid AND i.indrelid = %(model)s
 ) AS own ON true
-JOIN pg_tablespace AS t ON t.oid = coalesce(nullif(coalesce(own.reltablespace, ci.reltablespace), 0), d.dattablespace)
+JOIN pg_tablespace AS t
+    ON t.oid = coalesce(nullif(CASE WHEN own.reltablespace IS NULL OR %(of_sibling)s AND ci.reltablespace <> 0
+                                    THEN ci.reltablespace ELSE own.reltablespace END, 0), d.dattablespace)
 WHERE ci.oid = ANY (%(oids)s::oid[])
 
 -- name: index_settings
@@ -381,14 +394,6 @@ CROSS JOIN LATERAL (
     SELECT format('ALTER INDEX %%I.%%I ALTER COLUMN %%s SET STATISTICS %%s', %(schema)s::text, w.name, a.attnum,
                   a.attstattarget)
     FROM pg_attribute AS a WHERE a.attrelid = i.indexrelid AND a.attstattarget >= 0
-    UNION ALL
-    SELECT format('ALTER INDEX %%I.%%I %%s', %(schema)s::text, w.name, s)
-    FROM pg_class AS c
-    JOIN pg_class AS p ON p.oid = h.inhparent AND p.reloptions IS DISTINCT FROM c.reloptions
-    CROSS JOIN LATERAL unnest(ARRAY[
-        'RESET (' || (SELECT string_agg(split_part(o, '=', 1), ', ') FROM unnest(p.reloptions) AS o) || ')',
-        'SET (' || array_to_string(c.reloptions, ', ') || ')']) AS s
-    WHERE c.oid = i.indexrelid AND s IS NOT NULL
 ) AS said (s)
 WHERE w.oid = coalesce(h.inhparent, i.indexrelid)
 

@@ -1034,6 +1034,64 @@ class TestRestore:
         query = "SELECT id, ts, w, v, k FROM a.t ORDER BY id"
         assert warehouse18.run(query) == [(*row, "w", None) for row in before]
 
+    @pytest.mark.parametrize(
+        ("renames", "now"),
+        [
+            (("p TO x", "q TO p", "x TO q"), "q"),
+            (("p TO r",), "r"),
+            (('p TO "a, ""b) REFERENCES"',), '"a, ""b) REFERENCES"'),
+        ],
+        ids=["exchanged", "renamed", "quoted"],
+    )
+    def test_a_foreign_key_over_a_column_that_was_renamed(
+        self, source18, warehouse18, renames, now
+    ):
+        pipe = simple(source18, warehouse18)
+        warehouse18.run("ALTER TABLE a.t ADD p int DEFAULT 1, ADD q int DEFAULT 1")
+        warehouse18.run("CREATE TABLE a.dim (k int PRIMARY KEY); INSERT INTO a.dim VALUES (1)")
+        fill(source18, JANUARY, MARCH, 60)
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        warehouse18.run(
+            "ALTER TABLE a.t_2013_01 ADD CONSTRAINT mine FOREIGN KEY (p) REFERENCES a.dim ON DELETE SET NULL (p)"
+        )
+        maintained(warehouse18, keep=timedelta(days=1))
+        for rename in renames:
+            warehouse18.run(f"ALTER TABLE a.t RENAME {rename}")
+        restored(warehouse18, "a.t_2013_01")
+        assert warehouse18.run(
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'mine' AND convalidated"
+        ) == [(f"FOREIGN KEY ({now}) REFERENCES a.dim(k) ON DELETE SET NULL ({now})",)]
+
+    def test_an_index_that_is_stored_in_its_own_way(self, source18, warehouse18):
+        """It is the table's all the same, and not made a second time."""
+        pipe = simple(source18, warehouse18)
+        warehouse18.run("CREATE INDEX t_v_idx ON a.t (v)")
+        fill(source18, JANUARY, MARCH, 60)
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        warehouse18.run("ALTER INDEX a.t_2013_01_v_idx SET (fillfactor = 60)")
+        before = indexes(warehouse18)
+        maintained(warehouse18, keep=timedelta(days=1))
+        restored(warehouse18, "a.t_2013_01")
+        assert indexes(warehouse18) == before
+
+    def test_an_index_that_a_partitioned_one_gets(self, warehouse):
+        warehouse.run(
+            "CREATE SCHEMA a; CREATE TABLE a.t (id int, ts date, w int) PARTITION BY RANGE (ts);"
+            + ";".join(
+                f"CREATE TABLE a.m{m} PARTITION OF a.t FOR VALUES FROM ('2013-0{m}-01') TO ('2013-0{m + 1}-01')"
+                f" PARTITION BY HASH (id); CREATE TABLE a.m{m}_0 PARTITION OF a.m{m} FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+                for m in (1, 2)
+            )
+            + "; INSERT INTO a.t VALUES (1, '2013-01-05', 1), (2, '2013-02-05', 2)"
+        )
+        begin_ledger(warehouse)
+        assert names(maintained(warehouse, keep=timedelta(days=1))) == ["a.m1"]
+        warehouse.run("CREATE INDEX ON a.t (w)")
+        restored(warehouse, "a.m1")
+        assert warehouse.value("SELECT count(*) FROM pg_indexes WHERE tablename = 'm1_0'") == 1
+
     def test_a_column_that_may_have_been_renamed_meanwhile(self, source18, warehouse18):
         """Of a partition that was taken out before that was recorded: nothing is thrown away on a guess."""
         pipe = simple(source18, warehouse18)

@@ -479,6 +479,36 @@ class TestWhatHappenedMeanwhile:
         rolled_back(pipe, load)
         assert pipe.warehouse.run("SELECT id, ts, x FROM a.t ORDER BY id") == before
 
+    def test_a_column_that_an_attempt_has_added_and_another_takes_its_name(self, pipe):
+        before, load = twice(pipe)
+        pipe.warehouse.run("ALTER TABLE a.t ADD n text; UPDATE a.t SET v = 'x' WHERE id = 1")
+        with pytest.raises(StateError, match="1 were written since"):
+            rolled_back(pipe, load)
+        pipe.warehouse.run("ALTER TABLE a.t DROP n; ALTER TABLE a.t RENAME v TO n")
+        rolled_back(pipe, load, discard_changes=True)
+        assert pipe.rows() == before
+
+    def test_options_of_an_index(self, pipe):
+        """The index is the same, whatever it says of its filling, and is not made anew for that."""
+        fillfactor = (
+            "SELECT oid::bigint, reloptions FROM pg_class WHERE oid = 'a.t_2013_01_pkey'::regclass"
+        )
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.warehouse.run("ALTER INDEX a.t_2013_01_pkey SET (fillfactor = 60)")
+        oid = pipe.warehouse.run(fillfactor)[0][0]
+        load = pipe.load(JANUARY, FEBRUARY)
+        pipe.warehouse.run(
+            "ALTER INDEX a.t_2013_01_pkey SET (fillfactor = 70, deduplicate_items = off)"
+        )
+        pipe.warehouse.run("COMMENT ON INDEX a.t_2013_01_pkey IS 'mine'")
+        log = RecordedEvents()
+        rolled_back(pipe, load, log=log)
+        assert pipe.warehouse.run(fillfactor) == [(oid, ["fillfactor=70", "deduplicate_items=off"])]
+        assert (
+            pipe.warehouse.value("SELECT obj_description('a.t_2013_01_pkey'::regclass)") == "mine"
+        )
+        assert "what the table no longer has goes" not in log.names()
+
     def test_a_column_that_may_have_been_renamed(self, pipe):
         """Of a version that was replaced before that was recorded: its values are not thrown away on a guess."""
         before, load = twice(pipe)
@@ -763,18 +793,54 @@ def test_a_session_killed_at_the_exchange(pipe, warehouse18):
     assert pipe.rows() == before
 
 
-def test_a_transaction_that_is_older_than_the_load(pipe, warehouse18):
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
+@pytest.mark.parametrize("savepoint", [True, False])
+def test_a_transaction_that_is_older_than_the_load(pipe, warehouse18, strategy, savepoint):
     """What it writes once the load is published is somebody else's, whatever the number of the transaction."""
     pipe.load(JANUARY, FEBRUARY)
-    pipe.source.run("UPDATE t SET v = v || ' wrong'")
-    with warehouse18.connect() as writer:
-        writer.execute("BEGIN")
-        writer.execute("SELECT pg_current_xact_id()")
-        load = pipe.load(JANUARY, FEBRUARY)
-        writer.execute("UPDATE a.t SET v = 'by an application' WHERE id = 3")
-        writer.execute("COMMIT")
+    warehouse18.run("CREATE TABLE a.log (x int)")
+    for changes in (False, True):
+        pipe.source.run("UPDATE t SET v = v || ' wrong'")
+        with warehouse18.connect() as writer:
+            writer.execute("BEGIN")
+            if savepoint:
+                writer.execute("SAVEPOINT s")
+            writer.execute("INSERT INTO a.log VALUES (1)")
+            load = pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+            if changes:
+                writer.execute("UPDATE a.t SET v = 'by an application' WHERE id = 3")
+            writer.execute("COMMIT")
+        if not changes:
+            rolled_back(pipe, load)
     with pytest.raises(StateError, match="of which 1 were written since"):
         rolled_back(pipe, load)
+    rolled_back(pipe, load, discard_changes=True)
+
+
+def test_a_target_that_was_made_anew(pipe, warehouse18):
+    """Around its partitions: what others wrote into one is still told from what the load did."""
+    _, load = twice(pipe)
+    warehouse18.run(
+        "UPDATE a.t SET v = 'by an application' WHERE id = 3; ALTER TABLE a.t DETACH PARTITION a.t_2013_01;"
+        "DROP TABLE a.t; CREATE TABLE a.t (LIKE a.t_2013_01 INCLUDING ALL) PARTITION BY RANGE (ts);"
+        "ALTER TABLE a.t ATTACH PARTITION a.t_2013_01 FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    )
+    with pytest.raises(StateError, match="of which 1 were written since"):
+        rolled_back(pipe, load)
+
+
+def test_what_older_software_recorded(source18, warehouse18):
+    """It did not say which transaction published: a merge that may have changed the partition is in the way."""
+    pipe = simple(source18, warehouse18, kind=Kind.ENTITIES, keys=("id",))
+    warehouse18.run("CREATE INDEX ON a.t (id)")
+    fill(source18, JANUARY, APRIL, 90)
+    pipe.load(JANUARY, FEBRUARY)
+    load = pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP_MERGE})
+    warehouse18.run("UPDATE etl.load_partitions SET rebuild = NULL")
+    later = pipe.load(MARCH, APRIL, options={"strategy": Strategy.MERGE})
+    with pytest.raises(StateError, match="in which partitions is not recorded") as told:
+        rolled_back(pipe, load)
+    assert later.load_id in str(told.value)
     rolled_back(pipe, load, discard_changes=True)
 
 

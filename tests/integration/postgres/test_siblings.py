@@ -6,6 +6,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from psycopg import sql
 
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.maintenance import MaintenanceOptions
@@ -15,7 +16,17 @@ from airflow_etl_provider.postgres.locking import Deadline
 from airflow_etl_provider.postgres.session import connect
 from airflow_etl_provider.postgres.tree import read_tree
 from airflow_etl_provider.testing import RecordedEvents
-from tests.builders import APRIL, FEBRUARY, JANUARY, MARCH, MONTHLY, fill, login, simple
+from tests.builders import (
+    APRIL,
+    FEBRUARY,
+    JANUARY,
+    MARCH,
+    MONTHLY,
+    Pipeline,
+    fill,
+    login,
+    simple,
+)
 
 ONE = "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
 SETTINGS = """
@@ -219,6 +230,65 @@ def test_indexes_are_kept_where_they_were(source18, warehouse18, tablespaces, st
         query = "SELECT reloptions FROM pg_class WHERE oid = 'a.t_2013_01_v_idx'::regclass"
         assert warehouse18.value(query) == ["fillfactor=60"]
         source18.run("UPDATE t SET v = v || 'x'")
+
+
+def test_an_index_is_filled_as_it_says(source18, warehouse18):
+    """Built with the options of the one that it replaces, which need not be those of the table's."""
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(f"{ONE}; CREATE INDEX t_v_idx ON a.t (v)")
+    fill(source18, JANUARY, FEBRUARY, 20_000)
+    pipe.load(JANUARY, FEBRUARY)
+    warehouse18.run("ALTER INDEX a.t_2013_01_v_idx SET (fillfactor = 50)")
+    size = "SELECT pg_relation_size('a.t_2013_01_v_idx')"
+    before = warehouse18.value(size)
+    pipe.load(JANUARY, FEBRUARY)
+    assert warehouse18.value(size) > 1.5 * before
+
+
+def test_a_role_that_may_not_create_in_a_tablespace(source18, warehouse18, tablespaces):
+    """It goes on publishing, in the default, as it did before somebody else moved the index."""
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 30)
+    warehouse18.run(f"{ONE}; ALTER INDEX a.t_2013_01_pkey SET TABLESPACE fast")
+    database = sql.Identifier(warehouse18.name).as_string()
+    grants = (
+        f"GRANT CREATE ON DATABASE {database} TO {{role}}",
+        "ALTER SCHEMA a OWNER TO {role}",
+        "ALTER TABLE a.t OWNER TO {role}",
+        "ALTER TABLE a.t_2013_01 OWNER TO {role}",
+    )
+    with login(warehouse18, *grants) as role:
+        pipe.warehouse_role = role
+        pipe.load(JANUARY, FEBRUARY)
+        assert pipe.rows() == pipe.source_rows()
+        assert kept_in(warehouse18, "a.t_2013_01_pkey") is None
+        user = sql.Identifier(role["user"]).as_string()
+        warehouse18.run(f"REASSIGN OWNED BY {user} TO current_user")
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_tablespace_is_that_of_one_index_alone(source18, warehouse18, tablespaces, made):
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(f"{ONE}; CREATE INDEX t_2013_01_own ON a.t_2013_01 (v) TABLESPACE fast")
+    fill(source18, FEBRUARY, APRIL, 20)
+    made(pipe)
+    assert kept_in(warehouse18, "a.t_2013_02_own") == "fast"
+    assert kept_in(warehouse18, "a.t_2013_02_pkey") is None
+    assert kept_in(warehouse18, "a.t_2013_02") is None
+
+
+def test_what_is_made_ahead_below_a_sibling_with_an_index_of_its_own(warehouse18, tablespaces):
+    pipe = Pipeline(warehouse18, warehouse18)
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz NOT NULL, v text) PARTITION BY RANGE (ts);"
+        f"CREATE INDEX ON a.t (ts); {ONE} PARTITION BY LIST (v);"
+        "CREATE TABLE a.t_2013_01_x PARTITION OF a.t_2013_01 FOR VALUES IN ('x');"
+        "CREATE TABLE a.t_2013_01_y PARTITION OF a.t_2013_01 FOR VALUES IN ('y');"
+        "CREATE INDEX ON a.t_2013_01 (id); CREATE INDEX t_2013_01_x_v ON a.t_2013_01_x (v) TABLESPACE fast"
+    )
+    before_anybody_needs_it(pipe)
+    assert kept_in(warehouse18, "a.t_2013_02_x_v") == "fast"
+    assert [kept_in(warehouse18, f"a.t_2013_02_{leaf}") for leaf in "xy"] == [None, None]
 
 
 @pytest.mark.parametrize("made", MADE)
