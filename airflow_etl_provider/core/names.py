@@ -11,6 +11,18 @@ from airflow_etl_provider.core.errors import ConfigurationError
 MAX_IDENTIFIER_BYTES = 63
 _STREAM = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
+#: Words that no column and no role is called without quotes, up to PostgreSQL 18.
+_RESERVED = re.compile(
+    r"all|analyse|analyze|and|any|array|as|asc|asymmetric|authorization|binary|both|case|"
+    r"cast|check|collate|collation|column|concurrently|constraint|create|cross|current_catalog|"
+    r"current_date|current_role|current_schema|current_time|current_timestamp|current_user|default|"
+    r"deferrable|desc|distinct|do|else|end|except|false|fetch|for|foreign|freeze|from|full|"
+    r"grant|group|having|ilike|in|initially|inner|intersect|into|is|isnull|join|lateral|"
+    r"leading|left|like|limit|localtime|localtimestamp|natural|not|notnull|null|offset|on|"
+    r"only|or|order|outer|overlaps|placing|primary|references|returning|right|select|"
+    r"session_user|similar|some|symmetric|system_user|table|tablesample|then|to|trailing|true|"
+    r"union|unique|user|using|variadic|verbose|when|where|window|with"
+)
 _PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^".\s][^".]*))\s*')
 
 
@@ -36,6 +48,10 @@ def check_identifier(name: str) -> str:
 
 def quoted(name: str) -> str:
     """*name* as a person would write it in SQL: quoted only where it must be."""
+    return f'"{name}"' if _RESERVED.fullmatch(name) else _spelled(name)
+
+
+def _spelled(name: str) -> str:
     return name if _PLAIN.fullmatch(name) else '"' + name.replace('"', '""') + '"'
 
 
@@ -85,7 +101,8 @@ class TableName:
         return cls(parts[0] if len(parts) == 2 else "public", parts[-1])
 
     def __str__(self) -> str:
-        return f"{quoted(self.schema)}.{quoted(self.name)}"
+        # The ledger knows tables by this; after a dot any word may stand.
+        return f"{_spelled(self.schema)}.{_spelled(self.name)}"
 
 
 def check_stream(stream: str) -> str:

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.columns import Selected, Treatment
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, ContractError
-from airflow_etl_provider.core.names import TableName, check_identifier
+from airflow_etl_provider.core.names import TableName, check_identifier, quoted
 from airflow_etl_provider.core.ports import EventLog, SourceShape, Stop
 from airflow_etl_provider.core.request import ExtractRequest, SchemaContract
 from airflow_etl_provider.postgres import catalog, locking
@@ -36,6 +36,7 @@ Connection = psycopg.Connection[Any]
 #: attempts go on.
 _BUDGET, _WORK, _DEADLINE = timedelta(milliseconds=300), timedelta(seconds=2), timedelta(minutes=5)
 _NOT_PRIVILEGED = "42501"
+_FOR_GOOD = "a partition column keeps its type for good: load the stream into a new table, under a new stream id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,15 +351,35 @@ def _widen(
         return step
     what = (
         f"column {column.name} of {target.name} is {column.type}, in the source {type_name} now, and cannot be widened "
-        f"while readers are at work: {'; '.join(name for name, _ in found)}"
+        f"while readers are at work: {'; '.join(name for name, *_ in found)}"
     )
     remedy = f"at a quiet hour run {_shown([step])}, with what forbids it dropped before and made again after"
-    if any(for_good for _, for_good in found):
-        remedy = "a partition column keeps its type for good: load the stream into a new table, under a new stream id"
+    if any(for_good for _, for_good, _ in found):
+        remedy = _FOR_GOOD
     if not fits(type_name, column.type):
         raise ContractError(what, remedy=remedy)
     log.warning("a column stays narrower than the source's", reason=what, remedy=remedy)
     return None
+
+
+def approval(connection: Connection, target: Table, column: str, type_name: str) -> str:
+    """What lets *column* of *target* hold what is of *type_name* in the source, as a remedy."""
+    params = {"oid": target.oid, "column": column, "type": type_name}
+    found = connection.execute(queries("contract")["widening_obstacles"], params).fetchall()
+    if any(for_good for _, for_good, _ in found):
+        return _FOR_GOOD
+    row = connection.execute(queries("contract")["conversion"], params).fetchone()
+    using = row[0] if row is not None else None
+    step = f"ALTER TABLE {target.name} ALTER COLUMN {quoted(column)} TYPE {type_name}"
+    if using is not None:
+        step += f" USING {using}"
+    forbids = [what for what, _, forbids in found if forbids]
+    if forbids:
+        return (
+            f"approve it with {step}, for which these must be dropped before and made again after: "
+            f"{'; '.join(forbids)}"
+        )
+    return f"approve it with {step}"
 
 
 def _nullable(name: str, type_name: str, facts: Mapping[str, Any]) -> CatalogColumn:

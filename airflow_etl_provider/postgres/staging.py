@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -20,7 +21,7 @@ from airflow_etl_provider.core.request import ExtractRequest, StageAs
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import Window, bound_text
 from airflow_etl_provider.postgres import catalog, dead_letters, ledger, slices, statements
-from airflow_etl_provider.postgres.contract import Evolution, evolve, keep_contract
+from airflow_etl_provider.postgres.contract import Evolution, approval, evolve, keep_contract
 from airflow_etl_provider.postgres.cursors import cursor_type_sql
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.filling import Filling
@@ -66,7 +67,7 @@ class PostgresStaging:
                     )
                 else:
                     evolution = keep_contract(connection, request, source, columns, target)
-            chosen, binary, conversion = _batch_of(request, source, evolution)
+            chosen, binary, conversion = _batch_of(connection, request, source, evolution)
             with translated_errors(f"planning the load of {request.target}"):
                 partitions = partitions_of(connection, request, target, window)
             return StagingPlan(
@@ -115,7 +116,7 @@ class PostgresStaging:
                 stop=stop,
                 log=log,
             )
-            _batch_of(request, source, evolution)
+            _batch_of(connection, request, source, evolution)
 
     def bind(self, request: ExtractRequest) -> Load | None:
         with connect(self.endpoint) as connection:
@@ -320,7 +321,10 @@ class PostgresStaging:
 
 
 def _batch_of(
-    request: ExtractRequest, source: SourceShape, evolution: Evolution
+    connection: psycopg.Connection[Any],
+    request: ExtractRequest,
+    source: SourceShape,
+    evolution: Evolution,
 ) -> tuple[tuple[Selected, ...], bool, Conversion | None]:
     """The columns of the batch, whether they travel in binary, and how what the target cannot hold is set aside.
 
@@ -340,7 +344,13 @@ def _batch_of(
     conversion = None if as_source else conversion_of(request, source, ours, theirs, target)
     if conversion is not None:
         ours, theirs = conversion_sent(conversion, ours, theirs)
-    binary = agreement(ours, theirs, where=f"stream {request.stream}", table=request.target)
+    binary = agreement(
+        ours,
+        theirs,
+        where=f"stream {request.stream}",
+        approve=partial(approval, connection, target),
+        needed=(*request.keys, request.target_cursor, *target.partition_columns),
+    )
     return chosen, binary, conversion
 
 

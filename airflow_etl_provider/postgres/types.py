@@ -8,11 +8,10 @@ in silence is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from airflow_etl_provider.core.conversion import Judged
 from airflow_etl_provider.core.errors import ContractError
-from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import SourceColumn
 from airflow_etl_provider.postgres.catalog import CatalogColumn
 
@@ -42,10 +41,13 @@ def agreement(
     target: Sequence[CatalogColumn],
     *,
     where: str,
-    table: TableName | None = None,
+    approve: Callable[[str, str], str] | None = None,
+    needed: Collection[str | None] = (),
 ) -> bool:
     """Whether the columns, pairwise, travel in binary; ``False`` is text.
 
+    :param approve: says what lets a column, by its name in the target, have the type of the source.
+    :param needed: columns that cannot be left out.
     :raises ContractError: a pair that cannot be carried without loss, by name.
     """
     problems = [
@@ -60,17 +62,18 @@ def agreement(
         if theirs.type != "text" and ours.definition != theirs.definition
     ]
     if problems:
-        approve = [
-            f"ALTER TABLE {table} ALTER COLUMN {quoted(theirs.name)} TYPE {ours.type}"
+        misfits = [
+            (theirs.name, ours.type)
             for ours, theirs in zip(source, target, strict=True)
             if not fits(ours.type, theirs.type)
         ]
-        statement = (
-            f"approve it with {'; '.join(approve)}" if approve and table else "mend the types"
-        )
+        remedies = [approve(*misfit) for misfit in misfits] if approve else []
+        remedies = list(dict.fromkeys(remedies)) or ["mend the types"]
+        if not {name for name, _ in misfits} & set(needed):
+            remedies.append("or leave the columns out with columns=[...]")
         raise ContractError(
             f"{where}: types of the source do not fit the target: " + "; ".join(problems),
-            remedy=f"{statement}, or leave the columns out with columns=[...]",
+            remedy="; ".join(remedies),
         )
     return all(
         ours.portable
@@ -173,6 +176,9 @@ def fits(source: str, target: str) -> bool:
     """Whether a column of type *target* takes what one of type *source* holds, or fails: nothing is lost in silence."""
     if source == target or target == "text":
         return True
+    if is_text(source) and is_text(target):
+        # Text that is too long is an error of the server, never cut.
+        return True
     if source.endswith("[]") and target.endswith("[]"):
         return fits(source[:-2], target[:-2])
     ours, theirs = _MODIFIER.match(source), _MODIFIER.match(target)
@@ -195,7 +201,6 @@ def _modifier_fits(base: str, source: str | None, target: str | None) -> bool:
         scale, wide_scale = ([*ours, 0])[1], ([*theirs, 0])[1]
         return scale <= wide_scale and ours[0] - scale <= theirs[0] - wide_scale
     if base in _SIZED_TEXT:
-        # Text that is too long is an error of the server, never cut.
         return base in ("character varying", "bit varying") or ours == theirs
     if base in _SCALED_TIME:
         return theirs[0] >= _MOST_FRACTION or (bool(ours) and ours[0] <= theirs[0])

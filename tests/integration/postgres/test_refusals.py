@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +14,7 @@ from airflow_etl_provider.core.errors import (
     ConfigurationError,
     ConnectionLost,
     ContractError,
+    DataError,
     EtlError,
     StateError,
     TerminalError,
@@ -89,6 +91,64 @@ def test_types_that_do_not_fit_are_named_before_data_moves(source18, warehouse18
         "n: numeric does not fit numeric(10,2)",
         kind=ContractError,
     )
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "more"),
+    [
+        ("int", "bigint", ""),
+        ("int", "text", ""),
+        ("bool", "int", ""),
+        ("timestamp", "timestamptz", ""),
+        ("int", "bigint", "CREATE VIEW a.shown AS SELECT v FROM a.t"),
+        ("int", "bigint", "ALTER TABLE a.t ADD g int GENERATED ALWAYS AS (v * 2) STORED"),
+    ],
+)
+def test_what_is_proposed_for_a_type_can_be_run(source18, warehouse18, was, now, more):
+    """As it stands, or with what it says must be dropped before; then the load goes through."""
+    pipe = simple(source18, warehouse18)
+    source18.run(
+        f"ALTER TABLE t DROP v, ADD v {now}; INSERT INTO t (id, ts) VALUES (1, '2013-01-02Z')"
+    )
+    warehouse18.run(f"ALTER TABLE a.t DROP v, ADD v {was}; {more}")
+    told = str(refused(pipe, "v: ", kind=ContractError))
+    step = re.search(r"approve it with (ALTER TABLE [^;,]+)", told)
+    assert step, told
+    if "SELECT" in more:
+        assert "must be dropped before and made again after: view a.shown shows it" in told
+        warehouse18.run("DROP VIEW a.shown")
+    elif more:
+        assert "made again after: generated column g of table a.t depends on it" in told
+        warehouse18.run("ALTER TABLE a.t DROP g")
+    warehouse18.run(step[1])
+    pipe.load(JANUARY, FEBRUARY)
+    assert pipe.rows() == pipe.source_rows()
+
+
+def test_the_column_that_a_table_is_partitioned_by_keeps_its_type(source18, warehouse18):
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        "DROP TABLE a.t; CREATE TABLE a.t (id bigint, ts date NOT NULL, v text) PARTITION BY RANGE (ts)"
+    )
+    source18.run("ALTER TABLE t ALTER ts TYPE timestamp")
+    told = str(
+        refused(pipe, "ts: timestamp without time zone does not fit date", kind=ContractError)
+    )
+    assert "keeps its type for good: load the stream into a new table" in told
+    assert "leave" not in told
+
+
+def test_text_goes_into_a_limited_column_as_long_as_it_fits(source18, warehouse18):
+    """Nothing is cut: the server refuses what is too long."""
+    pipe = simple(source18, warehouse18)
+    warehouse18.run("ALTER TABLE a.t ALTER v TYPE varchar(5)")
+    source18.run("INSERT INTO t VALUES (1, '2013-01-02Z', 'five5')")
+    pipe.load(JANUARY, FEBRUARY)
+    assert pipe.rows() == pipe.source_rows()
+    source18.run("UPDATE t SET v = 'longer'")
+    with pytest.raises(DataError, match="cannot be stored in row 1 of the batch, column v"):
+        pipe.load(JANUARY, FEBRUARY)
+    assert pipe.warehouse.value("SELECT v FROM a.t") == "five5"
 
 
 @pytest.mark.parametrize("cursor_type", ["text", "integer", "time", "interval", "jsonb"])
