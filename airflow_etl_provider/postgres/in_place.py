@@ -132,7 +132,7 @@ class InPlace:
             if isinstance(position, Published):
                 return position
             if strategy in _BY_KEY:
-                self._keyed.require_keys()
+                self._keyed.require_keys(every_version=strategy is Strategy.SCD2)
             else:
                 manifest.require_rows(scalar(connection, statements.count(manifest.staging)))
             self._access = self._read_access(strategy)

@@ -80,9 +80,10 @@ class KeyedBatch:
                 remedy=f"say keys={rest!r} if a row is the same whatever its {', '.join(moving)}, else keys={list(self.keys)!r}",
             )
 
-    def require_keys(self) -> None:
+    def require_keys(self, *, every_version: bool = False) -> None:
         """Look at the keys of the batch, once.
 
+        :param every_version: older rows of a key count, too, not only the last in cursor order.
         :raises ContractError: the staged table no longer holds what was audited.
         :raises DataError: a key that is NULL, or stands twice in the batch and differs.
         """
@@ -110,9 +111,9 @@ class KeyedBatch:
         )
         self._repeats = repeated
         if repeated:
-            self._require_one_meaning()
+            self._require_one_meaning(every_version=every_version)
 
-    def _require_one_meaning(self) -> None:
+    def _require_one_meaning(self, *, every_version: bool) -> None:
         """Of the rows of one key the cursor must tell which is the last."""
         staging = self._manifest.staging
         group = [*self.keys, self.order] if self.order is not None else list(self.keys)
@@ -123,11 +124,22 @@ class KeyedBatch:
                 names(self._columns)
             )
         )
+        counts: sql.Composable = sql.SQL("true")
+        if self.order is not None and not every_version:
+            counts = sql.SQL(
+                "NOT EXISTS (SELECT FROM {s} AS s WHERE {same} AND (s.{c}::{t} > t.{c}::{t} OR t.{c} IS NULL AND s.{c} IS NOT"
+                " NULL))"
+            ).format(
+                s=ident(staging),
+                same=same_key(self.keys),
+                c=sql.Identifier(self.order),
+                t=self.order_type(),
+            )
         twice = scalar(
             self._connection,
-            sql.SQL("SELECT count(*) FROM (SELECT FROM {} GROUP BY {} HAVING {}) AS d").format(
-                ident(staging), names(group), differs
-            ),
+            sql.SQL(
+                "SELECT count(*) FROM (SELECT {g} FROM {s} GROUP BY {g} HAVING {d}) AS t WHERE {c}"
+            ).format(g=names(group), s=ident(staging), d=differs, c=counts),
         )
         if twice:
             raise DataError(

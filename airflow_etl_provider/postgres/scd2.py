@@ -85,7 +85,7 @@ class History:
         :raises ContractError: the target lacks a column, or the cursor is no time that ``valid_from`` holds.
         :raises DataError: the target holds two versions of a key that are true at once, or one whose open end is
             no NULL; the batch has rows without a cursor value.
-        :raises ShrinkBrake: more keys are gone from a snapshot than may go.
+        :raises ShrinkBrake: more current rows end without a successor than may go.
         :raises StateError: nothing but the time of reading tells what is newer, and a later reading is published.
         """
         _, overtaken, _ = ledger.newer_snapshots(self._connection, self._manifest)
@@ -98,8 +98,7 @@ class History:
         self._connection.execute("DROP TABLE IF EXISTS pg_temp.etl_timeline")
         self._connection.execute(self._timeline(overtaken))
         self._connection.execute(sql.SQL("ANALYZE {}").format(_TIMELINE))
-        if self._manifest.kind is Kind.SNAPSHOTS:
-            self._brake()
+        self._brake()
         unchanged = self._count_known()
         deleted = self._run(
             sql.SQL(
@@ -222,24 +221,26 @@ class History:
             )
 
     def _brake(self) -> None:
-        before, gone = self._connection.execute(
-            sql.SQL(
-                "SELECT count(*), count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {s} AS s WHERE {k}))"
-                " FROM {t} AS t WHERE t.{e} IS NULL"
-            ).format(
-                s=ident(self._manifest.staging),
-                k=same_key(self._batch.keys),
-                t=self._table,
-                e=sql.Identifier(self._to),
-            )
-        ).fetchone() or (0, 0)
-        brake(
-            self._manifest,
-            f"the current rows of {self._target.name}",
-            before=before,
-            lost=gone,
-            options=self._options,
+        if self._gone is None and self._manifest.kind is not Kind.SNAPSHOTS:
+            return
+        ends = sql.SQL("SELECT count(*) FROM {t} AS t WHERE t.{e} IS NULL").format(
+            t=self._table, e=sql.Identifier(self._to)
         )
+        gone = scalar(
+            self._connection,
+            ends
+            + sql.SQL(
+                " AND {} AND NOT EXISTS (SELECT FROM {} AS n WHERE {} AND n.{} IS NULL)"
+            ).format(self._touched(), _TIMELINE, self._same("n"), sql.Identifier(self._to)),
+        )
+        if gone:
+            brake(
+                self._manifest,
+                f"the current rows of {self._target.name}",
+                before=scalar(self._connection, ends),
+                lost=gone,
+                options=self._options,
+            )
 
     # -- the timeline -----------------------------------------------------------------------------
 

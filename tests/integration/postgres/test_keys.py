@@ -8,7 +8,7 @@ import pytest
 
 from airflow_etl_provider.core.errors import DataError
 from airflow_etl_provider.core.load import Kind, Strategy
-from airflow_etl_provider.core.request import WindowMode
+from airflow_etl_provider.core.request import NullCursor, WindowMode
 from tests.builders import Pipeline
 from tests.integration.postgres.test_swap_merge import NOW, PARTITIONINGS, day, entities, put
 
@@ -65,6 +65,24 @@ class TestTwoColumns:
         with pytest.raises(DataError, match=r"1 rows of the batch .* no value in a key column"):
             pipe.load(options={"strategy": strategy})
         assert pipe.rows() == before
+
+    def test_older_versions_may_be_equally_old(self, source18, warehouse18, strategy):
+        """One that is later than both settles it, and so does one with a time at all; two last ones are refused."""
+        pipe = regions(source18, warehouse18)
+        insert(
+            source18,
+            ("n", 1, day(1), day(1), "a"),
+            ("n", 1, day(1), day(1), "b"),
+            ("n", 1, day(1), day(2), "c"),
+            ("n", 2, day(1), None, "a"),
+            ("n", 2, day(1), None, "b"),
+            ("n", 2, day(1), day(1), "c"),
+        )
+        pipe.load(null_cursor=NullCursor.INCLUDE, options={"strategy": strategy})
+        assert warehouse18.run("SELECT id, v FROM a.t ORDER BY 1") == [(1, "c"), (2, "c")]
+        insert(source18, ("n", 1, day(1), day(2), "d"))
+        with pytest.raises(DataError, match=r"1 keys .* with different rows at the same changed"):
+            pipe.load(null_cursor=NullCursor.INCLUDE, options={"strategy": strategy})
 
     def test_of_several_versions_the_last_counts(self, source18, warehouse18, strategy):
         """By the cursor; the same row twice is one, and two that differ at one moment are refused."""

@@ -201,6 +201,20 @@ def test_a_deleted_row_ends_and_may_come_again(source, warehouse):
     assert versions(pipe) == [(1, "a", 5, None)]
 
 
+def test_rows_that_end_by_their_flag_are_braked(source18, warehouse18):
+    """As those that are gone from a snapshot are; what was deleted before and what begins again do not count."""
+    pipe = history(source18, warehouse18)
+    load(pipe, *((key, 1, "a") for key in range(10)))
+    ended = [(key, 3, "a", True) for key in range(6)]
+    with pytest.raises(ShrinkBrake, match="6 of 10"):
+        load(pipe, *ended, max_shrink=0.5)
+    assert all(end is None for *_, end in versions(pipe))
+    load(pipe, *ended, max_shrink=0.6)
+    load(pipe, *ended, (0, 4, "b"), (7, 4, "b"), max_shrink=0.0)
+    load(pipe, (8, 5, "a", True), (8, 6, "c"), max_shrink=0.0)
+    assert [key for key, _, _, end in versions(pipe) if end is None] == [0, 6, 7, 8, 9]
+
+
 def test_softly_deleted_is_a_version(source18, warehouse18):
     pipe = history(source18, warehouse18)
     load(pipe, (1, 1, "a"))
