@@ -10,7 +10,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.errors import ConfigurationError, ContractError, DataError
 from airflow_etl_provider.core.load import Kind, Manifest
-from airflow_etl_provider.core.publish import PublishOptions
+from airflow_etl_provider.core.publish import Deletes, PublishOptions
 from airflow_etl_provider.core.suggest import nearest
 from airflow_etl_provider.postgres import ledger
 from airflow_etl_provider.postgres.catalog import Table, scalar
@@ -227,6 +227,14 @@ def same_key(keys: Sequence[str]) -> sql.Composed:
     return sql.SQL(" AND ").join(
         sql.SQL("t.{k} = s.{k}").format(k=sql.Identifier(key)) for key in keys
     )
+
+
+def lives(manifest: Manifest, options: PublishOptions) -> sql.Composable:
+    """Whether ``s`` becomes a row of the target; one that only takes a row away does not."""
+    gone = deleted_flag(manifest, options)
+    if gone is None or options.deletes is Deletes.SOFT:
+        return sql.SQL("true")
+    return sql.SQL("NOT ({})").format(gone)
 
 
 def deleted_flag(manifest: Manifest, options: PublishOptions) -> sql.Composable | None:

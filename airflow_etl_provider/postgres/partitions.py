@@ -28,6 +28,7 @@ from airflow_etl_provider.postgres.catalog import (
     scalar,
 )
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
+from airflow_etl_provider.postgres.keyed import lives
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.twin import like_sibling, problems, tablespace_of
 
@@ -104,8 +105,8 @@ def make_missing_partitions(
 ) -> list[TableName]:
     """Attach an empty partition for every staged row that has none; returns those made.
 
-    Rows at the ends of the calendar or beyond, as ``9999-12-31`` for never, are left to DEFAULT. A parallel load that
-    makes the same partition first is no failure.
+    Rows at the ends of the calendar or beyond, as ``9999-12-31`` for never, are left to DEFAULT; rows that only take
+    one away need no place. A parallel load that makes the same partition first is no failure.
 
     :raises CatalogError: the DEFAULT partition holds rows of one, or its name is taken.
     :raises LockBudgetExceeded: readers of the DEFAULT partition, or of what foreign keys refer to, held it up to
@@ -122,8 +123,8 @@ def make_missing_partitions(
     zoned = column_type.endswith("with time zone")
     starts = connection.execute(
         sql.SQL(
-            "SELECT DISTINCT date_trunc({every}, {column}{zone}){back} FROM {staging}"
-            " WHERE {column} >= {first} AND {column} < {last}"
+            "SELECT DISTINCT date_trunc({every}, {column}{zone}){back} FROM {staging} AS s"
+            " WHERE {column} >= {first} AND {column} < {last} AND {lives}"
         ).format(
             every=sql.Literal(spec.every.value),
             column=sql.Identifier(spec.column),
@@ -136,6 +137,7 @@ def make_missing_partitions(
             first=sql.Literal(_FIRST),
             last=sql.Literal(_LAST),
             staging=statements.ident(manifest.staging),
+            lives=lives(manifest, options),
         )
     ).fetchall()
     made = []

@@ -11,6 +11,7 @@ import pytest
 from airflow_etl_provider.core.errors import CatalogError, DataError, LockBudgetExceeded
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.core.publish import Deletes
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.postgres import partitions as module
 from tests.builders import (
@@ -267,3 +268,46 @@ class TestBeyondTheCalendar:
             pipe.load()
         assert "DEFAULT partition" in (caught.value.remedy or "")
         assert moment[:5] not in str(caught.value)
+
+
+def with_a_flag(source, warehouse) -> Pipeline:
+    """A row of 1999 that the source calls deleted; the target has DEFAULT alone."""
+    columns = "id int, ts timestamptz NOT NULL, changed timestamptz, gone boolean"
+    source.run(f"CREATE TABLE t ({columns})")
+    source.run("INSERT INTO t VALUES (2, '1999-03-01Z', '2013-01-05Z', true)")
+    warehouse.run(
+        f"CREATE SCHEMA a; CREATE TABLE a.t ({columns}) PARTITION BY RANGE (ts);"
+        "CREATE TABLE a.other PARTITION OF a.t DEFAULT"
+    )
+    return Pipeline(
+        source,
+        warehouse,
+        kind=Kind.ENTITIES,
+        keys=("id",),
+        cursor="changed",
+        mode=WindowMode.FULL,
+    )
+
+
+BY_FLAG = [Strategy.MERGE, SWAP_MERGE]
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("strategy", BY_FLAG)
+def test_a_row_that_only_takes_one_away_makes_none(source18, warehouse18, strategy, there):
+    """Whether DEFAULT holds that row or nobody has seen it; a row that lives gets its own all the same."""
+    pipe = with_a_flag(source18, warehouse18)
+    if there:
+        warehouse18.run("INSERT INTO a.t VALUES (2, '1999-03-01Z', '2013-01-01Z', false)")
+    source18.run("INSERT INTO t VALUES (3, '2013-01-03Z', '2013-01-05Z', false)")
+    done = pipe.load(options={"strategy": strategy, "delete_flag": "gone", "max_shrink": 1.0})
+    assert (done.rows_inserted, done.rows_deleted) == (1, int(there))
+    assert partitions(warehouse18) == ["a.other", "a.t_2013_01"]
+
+
+@pytest.mark.parametrize("strategy", BY_FLAG)
+def test_a_row_that_is_deleted_softly_has_a_place(source18, warehouse18, strategy):
+    """It is written, with its flag."""
+    pipe = with_a_flag(source18, warehouse18)
+    pipe.load(options={"strategy": strategy, "delete_flag": "gone", "deletes": Deletes.SOFT})
+    assert warehouse18.value("SELECT tableoid::regclass::text FROM a.t") == "a.t_1999_03"
