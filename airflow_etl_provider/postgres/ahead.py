@@ -13,11 +13,11 @@ from psycopg import sql
 from airflow_etl_provider.core.errors import CatalogError, EtlError, LockBudgetExceeded
 from airflow_etl_provider.core.load import PartitionRange
 from airflow_etl_provider.core.maintenance import Left, MaintenanceOptions
-from airflow_etl_provider.core.names import TableName, shortened
+from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import PartitionSpec, Period
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.postgres import locking, statements
-from airflow_etl_provider.postgres.catalog import Relation, Table, scalar
+from airflow_etl_provider.postgres.catalog import Table
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.locking import Deadline
 from airflow_etl_provider.postgres.partitions import (
@@ -30,11 +30,9 @@ from airflow_etl_provider.postgres.partitions import (
     range_for,
     refuse_default_rows,
     same_range,
-    youngest,
+    sibling_of,
 )
-from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.tree import Branch
-from airflow_etl_provider.postgres.twin import Parent, tablespace_of
 
 Connection = psycopg.Connection[Any]
 
@@ -142,7 +140,8 @@ class _Making:
             return None
         name = TableName(place.name.schema, part.name)
         refuse_default_rows(connection, place, spec.column, [part])
-        create = self._create(name, place, self._sibling())
+        sibling = sibling_of(connection, place, self._column_type)
+        create = create_like(connection, name, place, sibling)
         if dry_run:
             return name
         made = False
@@ -203,39 +202,3 @@ class _Making:
             self._column_type,
             lock_budget=budget,
         )
-
-    def _sibling(self) -> Branch | None:
-        """The newest partition, which the new one shall resemble."""
-        below = self._place.below
-        newest = youngest(self._connection, [one.partition for one in below], self._column_type)
-        return next((one for one in below if newest is not None and one.oid == newest.oid), None)
-
-    def _create(
-        self, name: TableName, parent: Relation, sibling: Branch | None
-    ) -> list[sql.Composed]:
-        """The statements for a table like *sibling*, with all that is partitioned below it, by the same bounds.
-
-        Those hold for any time: of a table that goes by the same column further down nothing is made ahead.
-        """
-        connection = self._connection
-        if sibling is None or sibling.strategy is None:
-            like = None if sibling is None else sibling.partition
-            return create_like(connection, name, parent, like)
-        by = scalar(connection, queries("retention")["partition_key"], {"oid": sibling.oid})
-        steps: list[sql.Composed] = [
-            statements.create_partition(
-                name,
-                parent.name,
-                tablespace_of(connection, sibling.oid),
-                # The server's own rendering.
-                by=sql.SQL(by),
-            )
-        ]
-        for number, below in enumerate(sibling.below):
-            suffix = below.name.name.removeprefix(sibling.name.name)
-            if suffix == below.name.name:
-                suffix = f"_{number}"
-            child = TableName(name.schema, shortened(f"{name.name}{suffix}"))
-            steps += self._create(child, Parent(name, sibling.oid), below)
-            steps.append(statements.attach_as(name, child, sql.SQL(below.bound or "DEFAULT")))
-        return steps

@@ -13,7 +13,7 @@ from psycopg import sql
 from airflow_etl_provider.core.errors import CatalogError, ConfigurationError, EtlError
 from airflow_etl_provider.core.habit import Example, Habit
 from airflow_etl_provider.core.load import Manifest, PartitionRange
-from airflow_etl_provider.core.names import TableName, quoted
+from airflow_etl_provider.core.names import TableName, quoted, shortened
 from airflow_etl_provider.core.partition import PartitionSpec, Period
 from airflow_etl_provider.core.ports import EventLog, Stop
 from airflow_etl_provider.core.publish import PublishOptions
@@ -30,7 +30,8 @@ from airflow_etl_provider.postgres.catalog import (
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.keyed import lives
 from airflow_etl_provider.postgres.queries import queries
-from airflow_etl_provider.postgres.twin import like_sibling, problems, tablespace_of
+from airflow_etl_provider.postgres.tree import Branch, read_tree
+from airflow_etl_provider.postgres.twin import Parent, like_sibling, problems, tablespace_of
 
 #: Releases before 14.14, 15.9, 16.5 and 17.1 could lose the triggers of foreign keys with DETACH.
 _LOSES_FOREIGN_KEYS = frozenset(
@@ -91,6 +92,9 @@ def expected_partitions(
         if name is None:
             return ()
         found.append(PartitionRange(name, part.low, part.high))
+    named = {one.table for one in existing}
+    if any(TableName(target.name.schema, part.name) not in named for part in found):
+        return () if no_single_table(connection, target) else tuple(found)
     return tuple(found)
 
 
@@ -108,7 +112,8 @@ def make_missing_partitions(
     Rows at the ends of the calendar or beyond, as ``9999-12-31`` for never, are left to DEFAULT; rows that only take
     one away need no place. A parallel load that makes the same partition first is no failure.
 
-    :raises CatalogError: the DEFAULT partition holds rows of one, or its name is taken.
+    :raises CatalogError: the DEFAULT partition holds rows of one, or its name is taken; or its siblings are cut further
+        by the same column.
     :raises LockBudgetExceeded: readers of the DEFAULT partition, or of what foreign keys refer to, held it up to
         the deadline.
     """
@@ -143,13 +148,15 @@ def make_missing_partitions(
     made = []
     existing = read_partitions(connection, target)
     habit = naming(connection, target, spec, existing, column_type)
-    sibling = youngest(connection, [one for one in existing if one.is_leaf], column_type)
+    sibling = sibling_of(connection, read_tree(connection, target), column_type)
     for (start,) in sorted(starts):
         (period,) = spec.periods(start, start + timedelta(microseconds=1))
         part = range_for(habit, spec, period, column_type)
         if holding(connection, target, part, column_type):
             continue
         name = TableName(target.name.schema, part.name)
+        if sibling is not None and any(sibling.ranges_of(spec.column)):
+            raise _cut_further(connection, target, name, part, sibling)
         in_attempts = locking.patiently(
             connection, target, options, what=f"making partition {name}", stop=stop, log=log
         )
@@ -182,21 +189,63 @@ def make_missing_partitions(
     return made
 
 
-def create_like(
+def _cut_further(
     connection: psycopg.Connection[Any],
+    target: Table,
     name: TableName,
-    parent: Relation,
-    sibling: Partition | None,
+    part: PartitionRange,
+    sibling: Branch,
+) -> CatalogError:
+    by = _key_of(connection, sibling)
+    statement = sql.SQL("CREATE TABLE {} PARTITION OF {} {} PARTITION BY {}").format(
+        statements.ident(name), statements.ident(target.name), statements.range_clause(part), by
+    )
+    return CatalogError(
+        f"{target.name} has no partition for {part.low} to {part.high}, and how to cut a new one is not clear: "
+        f"{sibling.name}, its newest, has partitions by {target.partition_columns[0]} below it "
+        f"(it is partitioned by {by.as_string(connection)})",
+        remedy=f"make it by hand with the partitions below it, then clear the task: {statement.as_string(connection)}",
+    )
+
+
+def create_like(
+    connection: psycopg.Connection[Any], name: TableName, parent: Relation, sibling: Branch | None
 ) -> list[sql.Composed]:
-    """The statements for an empty table that can be attached to *parent*, like *sibling* if there is one."""
+    """The statements for an empty table that can be attached to *parent*, like *sibling* if there is one.
+
+    With all that is partitioned below that, by the same bounds. Those hold for any time: of a table that goes by the
+    same column further down nothing can be made so.
+    """
     tablespace = tablespace_of(connection, parent.oid)
     if sibling is None:
         return [statements.create_partition(name, parent.name, tablespace)]
-    tablespace = tablespace or tablespace_of(connection, sibling.oid)
-    return [
-        statements.create_partition(name, parent.name, tablespace),
-        *like_sibling(connection, name, parent.oid, sibling),
+    if sibling.strategy is None:
+        tablespace = tablespace or tablespace_of(connection, sibling.oid)
+        return [
+            statements.create_partition(name, parent.name, tablespace),
+            *like_sibling(connection, name, parent.oid, sibling.partition),
+        ]
+    steps: list[sql.Composed] = [
+        statements.create_partition(
+            name,
+            parent.name,
+            tablespace_of(connection, sibling.oid),
+            by=_key_of(connection, sibling),
+        )
     ]
+    for number, below in enumerate(sibling.below):
+        suffix = below.name.name.removeprefix(sibling.name.name)
+        if suffix == below.name.name:
+            suffix = f"_{number}"
+        child = TableName(name.schema, shortened(f"{name.name}{suffix}"))
+        steps += create_like(connection, child, Parent(name, sibling.oid), below)
+        steps.append(statements.attach_as(name, child, sql.SQL(below.bound or "DEFAULT")))
+    return steps
+
+
+def _key_of(connection: psycopg.Connection[Any], branch: Branch) -> sql.SQL:
+    """By what it is partitioned, in the server's own rendering."""
+    return sql.SQL(scalar(connection, queries("retention")["partition_key"], {"oid": branch.oid}))
 
 
 def attach_empty(
@@ -271,6 +320,31 @@ def youngest(
         {"oids": [one.oid for one in known], "lows": [one.low for one in known]},
     )
     return next(one for one in known if one.oid == found)
+
+
+def sibling_of(
+    connection: psycopg.Connection[Any], place: Branch, column_type: str
+) -> Branch | None:
+    """The newest partition of *place*, which a new one shall resemble; a foreign table is nothing to go by."""
+    tables = {one.oid for one in read_partitions(connection, place) if one.is_leaf}
+    known = [one for one in place.below if one.strategy is not None or one.oid in tables]
+    newest = youngest(connection, [one.partition for one in known], column_type)
+    return next((one for one in known if newest is not None and one.oid == newest.oid), None)
+
+
+def no_single_table(connection: psycopg.Connection[Any], target: Table) -> CatalogError | None:
+    """Why no table can become a new partition of *target*: the newest one is partitioned itself."""
+    column = target.column(target.partition_columns[0], use="the partition column")
+    sibling = sibling_of(connection, read_tree(connection, target), column.type)
+    if sibling is None or sibling.strategy is None:
+        return None
+    by = _key_of(connection, sibling).as_string(connection)
+    return CatalogError(
+        f"a new partition of {target.name} is made like {sibling.name}, its newest one, which is partitioned itself "
+        f"by {by}: no single table can be swapped in there",
+        remedy="publish with strategy='auto' or 'delete_insert', which make it with all its partitions and write in "
+        "place",
+    )
 
 
 def naming(

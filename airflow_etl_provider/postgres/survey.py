@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from airflow_etl_provider.core.load import Kind, Manifest
+from airflow_etl_provider.core.load import Kind, Manifest, PartitionRange, Strategy
 from airflow_etl_provider.core.publish import REBUILD_ROWS, Facts, PublishOptions
 from airflow_etl_provider.postgres import ledger, statements
-from airflow_etl_provider.postgres.catalog import Table, read_partitions, scalar
+from airflow_etl_provider.postgres.catalog import Partition, Table, read_partitions, scalar
 from airflow_etl_provider.postgres.keyed import keys_of
 from airflow_etl_provider.postgres.leaves import (
     count_of,
@@ -18,7 +19,12 @@ from airflow_etl_provider.postgres.leaves import (
     read_leaves,
     rows_by_leaf,
 )
-from airflow_etl_provider.postgres.partitions import obstacles, what_hinders
+from airflow_etl_provider.postgres.partitions import (
+    no_single_table,
+    obstacles,
+    overlapping,
+    what_hinders,
+)
 from airflow_etl_provider.postgres.queries import queries
 
 
@@ -32,6 +38,7 @@ def survey(
     if target.partition_strategy is None:
         return Facts()
     hindrances = _hindrances(connection, target, options)
+    hindrances += _no_single_table(connection, manifest, target, options)
     if manifest.partitions:
         if ledger.later_reads(connection, manifest):
             hindrances.append("a load that was read later has published a part of the window")
@@ -75,6 +82,40 @@ def _hindrances(
             "which no lock budget bounds there"
         )
     return found
+
+
+def _no_single_table(
+    connection: psycopg.Connection[Any], manifest: Manifest, target: Table, options: PublishOptions
+) -> list[str]:
+    """Why a missing partition cannot be one table, where one would be swapped in."""
+    if target.partition_strategy != "r" or len(target.partition_columns) != 1:
+        return []
+    existing = read_partitions(connection, target)
+    if manifest.partitions:
+        named = {partition.table.name for partition in existing}
+        missing = any(part.name not in named for part in manifest.partitions)
+    else:
+        asked = options.strategy is Strategy.SWAP
+        missing = asked and _is_new(connection, manifest, target, existing)
+    if not missing:
+        return []
+    refusal = no_single_table(connection, target)
+    return [] if refusal is None else [refusal.what]
+
+
+def _is_new(
+    connection: psycopg.Connection[Any],
+    manifest: Manifest,
+    target: Table,
+    existing: Sequence[Partition],
+) -> bool:
+    """Whether no partition is there for any row of the window."""
+    window, (column,) = manifest.window, target.partition_columns
+    if window.low is None or window.high is None or manifest.cursor != column:
+        return False
+    whole = PartitionRange("", window.low, window.high)
+    column_type = target.column(column, use="the partition column").type
+    return not overlapping(connection, existing, whole, column_type)
 
 
 def _lacking(

@@ -38,6 +38,7 @@ from airflow_etl_provider.postgres.ledger import STAGING_SCHEMA
 from airflow_etl_provider.postgres.mending import bring_in_line
 from airflow_etl_provider.postgres.partitions import (
     exclude_from_default,
+    no_single_table,
     partition_of,
     refuse_default_rows,
     refuse_dependents,
@@ -173,7 +174,14 @@ class Swap:
         )
 
     def _read_sibling(self) -> Sibling | None:
-        """What partitions that are new are made like."""
+        """What partitions that are new are made like.
+
+        :raises CatalogError: that is partitioned itself, by now.
+        """
+        if None in self._existing():
+            refusal = no_single_table(self._connection, self._target)
+            if refusal is not None:
+                raise refusal
         column_type = self._target.column(self._column, use="the partition column").type
         leaves = [one for one in read_partitions(self._connection, self._target) if one.is_leaf]
         found = youngest(self._connection, leaves, column_type)

@@ -311,3 +311,81 @@ def test_a_row_that_is_deleted_softly_has_a_place(source18, warehouse18, strateg
     pipe = with_a_flag(source18, warehouse18)
     pipe.load(options={"strategy": strategy, "delete_flag": "gone", "deletes": Deletes.SOFT})
     assert warehouse18.value("SELECT tableoid::regclass::text FROM a.t") == "a.t_1999_03"
+
+
+DECEMBER = (
+    "CREATE TABLE a.t_2012_12 PARTITION OF a.t FOR VALUES FROM ('2012-12-01Z') TO ('2013-01-01Z')"
+)
+#: December is partitioned itself; one of its partitions has settings and an index of its own.
+BY_LIST = f"""
+    {DECEMBER} PARTITION BY LIST (v);
+    CREATE TABLE a.t_2012_12_eu PARTITION OF a.t_2012_12 FOR VALUES IN ('eu') WITH (fillfactor = 70);
+    CREATE TABLE a.t_2012_12_rest PARTITION OF a.t_2012_12 DEFAULT;
+    CREATE INDEX t_2012_12_eu_own ON a.t_2012_12_eu (id)
+"""
+
+
+def of_regions(source, warehouse, cut: str = BY_LIST) -> Pipeline:
+    columns = "id bigint, ts timestamptz NOT NULL, v text"
+    source.run(f"CREATE TABLE t ({columns})")
+    source.run("INSERT INTO t VALUES (1, '2013-01-03Z', 'eu'), (2, '2013-01-04Z', 'us')")
+    warehouse.run(f"CREATE SCHEMA a; CREATE TABLE a.t ({columns}) PARTITION BY RANGE (ts); {cut}")
+    return Pipeline(source, warehouse, keys=("id",))
+
+
+@pytest.mark.parametrize(
+    "strategy", [Strategy.AUTO, Strategy.MERGE, Strategy.APPEND, SWAP_MERGE, DELETE_INSERT]
+)
+def test_they_are_cut_as_the_newest_one_is(source, warehouse, strategy):
+    """With all that is below it, also where the window is a whole partition; the next one is made like these."""
+    pipe = of_regions(source, warehouse)
+    done = pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+    assert done.strategy is (DELETE_INSERT if strategy is Strategy.AUTO else strategy)
+    assert warehouse.run("SELECT tableoid::regclass::text, id FROM a.t ORDER BY 2") == [
+        ("a.t_2013_01_eu", 1),
+        ("a.t_2013_01_rest", 2),
+    ]
+    assert warehouse.run(
+        "SELECT reloptions FROM pg_class WHERE oid = 'a.t_2013_01_eu'::regclass"
+    ) == [(["fillfactor=70"],)]
+    assert warehouse.value("SELECT to_regclass('a.t_2013_01_eu_own')") is not None
+    source.run("INSERT INTO t VALUES (3, '2013-02-03Z', 'eu')")
+    pipe.load(FEBRUARY, MARCH, options={"strategy": strategy})
+    assert warehouse.value("SELECT tableoid::regclass::text FROM a.t WHERE id = 3") == (
+        "a.t_2013_02_eu"
+    )
+
+
+def test_no_single_table_is_swapped_in_beside_those_that_are_cut(source18, warehouse18):
+    pipe = of_regions(source18, warehouse18)
+    with pytest.raises(CatalogError, match=r"like a\.t_2012_12.* LIST \(v\)") as refused:
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": SWAP})
+    assert "strategy='auto'" in (refused.value.remedy or "")
+    assert partitions(warehouse18) == ["a.t_2012_12_eu", "a.t_2012_12_rest"]
+
+
+def test_those_that_are_cut_since_the_batch_was_staged(source18, warehouse18):
+    """What was to be swapped in is not, but written in place."""
+    pipe = of_regions(source18, warehouse18, cut=DECEMBER)
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    warehouse18.run(f"DROP TABLE a.t_2012_12; {BY_LIST}")
+    with pytest.raises(CatalogError, match=r"like a\.t_2012_12.* LIST \(v\)"):
+        pipe.publish(manifest, strategy=SWAP)
+    assert pipe.publish(manifest).strategy is DELETE_INSERT
+    assert pipe.rows() == pipe.source_rows()
+    assert "a.t_2013_01_eu" in partitions(warehouse18)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.AUTO, SWAP_MERGE])
+def test_siblings_that_are_cut_by_the_same_column_again(source18, warehouse18, strategy):
+    """Their bounds hold for no other time: what to do is said, and can be done."""
+    weeks = f"{DECEMBER} PARTITION BY RANGE (ts); CREATE TABLE a.w PARTITION OF a.t_2012_12 DEFAULT"
+    pipe = of_regions(source18, warehouse18, cut=weeks)
+    with pytest.raises(CatalogError, match=r"a\.t_2012_12.* RANGE \(ts\)") as refused:
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+    assert partitions(warehouse18) == ["a.w"]
+    _, _, statement = (refused.value.remedy or "").partition(": ")
+    warehouse18.run(statement)
+    warehouse18.run("CREATE TABLE a.v PARTITION OF a.t_2013_01 DEFAULT")
+    pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+    assert pipe.rows() == pipe.source_rows()
