@@ -18,6 +18,7 @@ from psycopg import sql
 
 from airflow_etl_provider.core.errors import (
     CatalogError,
+    EtlError,
     LockBudgetExceeded,
     Stopped,
 )
@@ -34,8 +35,14 @@ from airflow_etl_provider.core.publish import Counts, Deletes, PublishOptions, b
 from airflow_etl_provider.postgres import ledger, locking, statements
 from airflow_etl_provider.postgres.append import append
 from airflow_etl_provider.postgres.catalog import Table, missing_privileges, scalar
+from airflow_etl_provider.postgres.errors import translate
 from airflow_etl_provider.postgres.keyed import KeyedBatch, keys_of, same_key
-from airflow_etl_provider.postgres.leaves import partition_columns, read_leaves, rows_by_leaf
+from airflow_etl_provider.postgres.leaves import (
+    for_the_homeless,
+    partition_columns,
+    read_leaves,
+    rows_by_leaf,
+)
 from airflow_etl_provider.postgres.scd2 import History
 from airflow_etl_provider.postgres.statements import ident, names, qualified
 from airflow_etl_provider.postgres.upsert import Access, Upsert, Written
@@ -43,6 +50,7 @@ from airflow_etl_provider.postgres.upsert import Access, Upsert, Written
 #: How often a publish is done over because others wrote the same keys meanwhile.
 _ATTEMPTS = 3
 _BY_KEY = (Strategy.MERGE, Strategy.SCD2)
+_NO_PARTITION = "no partition of relation"
 #: What of a session can reach the values that a trigger or a default makes.
 _SEEN_BY_TRIGGERS = (
     "search_path",
@@ -112,7 +120,20 @@ class InPlace:
                     raise
             except psycopg.errors.LockNotAvailable:
                 raise self._blocked() from None
+            except psycopg.errors.CheckViolation as error:
+                raise self._violation(error) from None
         raise AssertionError("unreachable")
+
+    def _violation(self, error: psycopg.errors.CheckViolation) -> EtlError:
+        """What to do where it is no constraint that a row breaks, but a partition that is missing for it."""
+        told = translate(
+            error, f"publishing load {self._manifest.load_id} into {self._target.name}"
+        )
+        diag = error.diag
+        if told.function is None and _NO_PARTITION in (diag.message_primary or ""):
+            lacking = TableName(diag.schema_name or "", diag.table_name or "")
+            told.remedy = for_the_homeless(self._connection, self._manifest, self._target, lacking)
+        return told
 
     def _blocked(self) -> LockBudgetExceeded:
         leaves = [leaf.partition.oid for leaf in read_leaves(self._connection, self._target)]

@@ -10,11 +10,13 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.load import Manifest
+from airflow_etl_provider.core.names import TableName, shortened
 from airflow_etl_provider.postgres.catalog import Partition, Table, range_of, scalar
 from airflow_etl_provider.postgres.exchange import Place
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.statements import ident
+from airflow_etl_provider.postgres.tree import Branch, read_tree
 from airflow_etl_provider.postgres.twin import Parent
 
 #: So many conditions are tried on a row at once; a table of more leaves is asked in several passes.
@@ -135,3 +137,71 @@ def count_of(connection: psycopg.Connection[Any], leaf: Leaf) -> int:
         connection, sql.SQL("SELECT count(*) FROM {}").format(ident(leaf.partition.table))
     )
     return found
+
+
+def condition_of(connection: psycopg.Connection[Any], branch: Branch) -> sql.SQL:
+    """Which rows belong into it, or below it."""
+    return _conditions(connection, [branch])[branch.oid]
+
+
+def _conditions(
+    connection: psycopg.Connection[Any], branches: Sequence[Branch]
+) -> dict[int, sql.SQL]:
+    oids = [branch.oid for branch in branches]
+    rows = connection.execute(queries("leaves")["conditions"], {"oids": oids}).fetchall()
+    return {oid: sql.SQL(condition) for oid, condition in rows}
+
+
+def gap(
+    connection: psycopg.Connection[Any],
+    target: Table,
+    staging: TableName,
+    where: sql.Composable = _EVERY_ROW,
+) -> TableName | None:
+    """The first table of *target* that has no partition for a row ``s`` of *staging* for which *where* is true."""
+    tree = read_tree(connection, target)
+    conditions = _conditions(connection, list(tree.whole()))
+    for branch in tree.whole():
+        if branch.strategy is None:
+            continue
+        taken = [sql.SQL("{} IS NOT TRUE").format(conditions[below.oid]) for below in branch.below]
+        found = scalar(
+            connection,
+            sql.SQL("SELECT EXISTS (SELECT FROM {} AS s WHERE {})").format(
+                ident(staging), sql.SQL(" AND ").join([where, conditions[branch.oid], *taken])
+            ),
+        )
+        if found:
+            return branch.name
+    return None
+
+
+def for_the_homeless(
+    connection: psycopg.Connection[Any], manifest: Manifest, target: Table, lacking: TableName
+) -> str:
+    """What to do where *lacking*, the target or a partition of it, has no partition for rows of the batch."""
+    tree = read_tree(connection, target)
+    branch = next((one for one in tree.whole() if one.name == lacking), tree)
+    if branch.strategy == "h":
+        return f"{branch.name} is partitioned by HASH: make its partitions of all remainders"
+    key: sql.Composable = sql.SQL("*")
+    if branch.column is not None:
+        key = sql.SQL("DISTINCT {}").format(sql.Identifier(branch.column))
+    rest = TableName(branch.name.schema, shortened(f"{branch.name.name}_rest"))
+    make = sql.SQL("CREATE TABLE {} PARTITION OF {} DEFAULT").format(
+        ident(rest), ident(branch.name)
+    )
+    show = sql.SQL("SELECT {} FROM {} WHERE {}").format(
+        key, ident(manifest.staging), condition_of(connection, branch)
+    )
+    by_hand = (
+        f"make a DEFAULT partition for them ({make.as_string(connection)}), or a partition of {branch.name} for their "
+        f"values, which are among those of {show.as_string(connection)}"
+    )
+    column = branch.column
+    if manifest.partition is None and column and branch in tree.first_ranges_of(column):
+        return (
+            f"say how long a partition of {branch.name} is, so that publish makes them: "
+            f"partition={{'column': {column!r}, 'every': ..., 'timezone': ...}}; or {by_hand}"
+        )
+    return by_hand

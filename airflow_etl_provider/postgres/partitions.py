@@ -29,6 +29,7 @@ from airflow_etl_provider.postgres.catalog import (
 )
 from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, cursor_type_sql
 from airflow_etl_provider.postgres.keyed import lives
+from airflow_etl_provider.postgres.leaves import condition_of, partition_columns
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.tree import Branch, read_tree
 from airflow_etl_provider.postgres.twin import Parent, like_sibling, problems, tablespace_of
@@ -109,8 +110,9 @@ def make_missing_partitions(
 ) -> list[TableName]:
     """Attach an empty partition for every staged row that has none; returns those made.
 
-    Rows at the ends of the calendar or beyond, as ``9999-12-31`` for never, are left to DEFAULT; rows that only take
-    one away need no place. A parallel load that makes the same partition first is no failure.
+    Also where the target is partitioned by something else, and its partitions by time. Rows at the ends of the calendar
+    or beyond, as ``9999-12-31`` for never, are left to DEFAULT; rows that only take one away need no place. A parallel
+    load that makes the same partition first is no failure.
 
     :raises CatalogError: the DEFAULT partition holds rows of one, or its name is taken; or its siblings are cut further
         by the same column.
@@ -118,18 +120,37 @@ def make_missing_partitions(
         the deadline.
     """
     spec = manifest.partition
-    if (
-        spec is None
-        or target.partition_strategy != "r"
-        or target.partition_columns != (spec.column,)
-    ):
+    if spec is None or target.partition_strategy is None:
         return []
+    made: list[TableName] = []
+    routed = partition_columns(connection, target)
+    columns = {column.name for column in manifest.columns}
+    for place in read_tree(connection, target).first_ranges_of(spec.column):
+        if place.oid == target.oid or (routed is not None and routed <= columns):
+            made += _make_missing(
+                connection, manifest, target, place, spec, options, stop=stop, log=log
+            )
+    return made
+
+
+def _make_missing(
+    connection: psycopg.Connection[Any],
+    manifest: Manifest,
+    target: Table,
+    place: Branch,
+    spec: PartitionSpec,
+    options: PublishOptions,
+    *,
+    stop: Stop,
+    log: EventLog,
+) -> list[TableName]:
+    """Of *place*, which is the target or a partition of it."""
     column_type = target.column(spec.column, use="the partition column").type
     zoned = column_type.endswith("with time zone")
     starts = connection.execute(
         sql.SQL(
             "SELECT DISTINCT date_trunc({every}, {column}{zone}){back} FROM {staging} AS s"
-            " WHERE {column} >= {first} AND {column} < {last} AND {lives}"
+            " WHERE {column} >= {first} AND {column} < {last} AND {lives} AND {here}"
         ).format(
             every=sql.Literal(spec.every.value),
             column=sql.Identifier(spec.column),
@@ -143,46 +164,47 @@ def make_missing_partitions(
             last=sql.Literal(_LAST),
             staging=statements.ident(manifest.staging),
             lives=lives(manifest, options),
+            here=condition_of(connection, place),
         )
     ).fetchall()
     made = []
-    existing = read_partitions(connection, target)
-    habit = naming(connection, target, spec, existing, column_type)
-    sibling = sibling_of(connection, read_tree(connection, target), column_type)
+    existing = read_partitions(connection, place)
+    habit = naming(connection, place, spec, existing, column_type)
+    sibling = sibling_of(connection, place, column_type)
     for (start,) in sorted(starts):
         (period,) = spec.periods(start, start + timedelta(microseconds=1))
         part = range_for(habit, spec, period, column_type)
-        if holding(connection, target, part, column_type):
+        if holding(connection, place, part, column_type):
             continue
-        name = TableName(target.name.schema, part.name)
+        name = TableName(place.name.schema, part.name)
         if sibling is not None and any(sibling.ranges_of(spec.column)):
-            raise _cut_further(connection, target, name, part, sibling)
+            raise _cut_further(connection, place, name, part, sibling)
         in_attempts = locking.patiently(
-            connection, target, options, what=f"making partition {name}", stop=stop, log=log
+            connection, place, options, what=f"making partition {name}", stop=stop, log=log
         )
         try:
             exclude_from_default(
                 connection,
-                target,
+                place,
                 spec.column,
                 [part],
                 lock_timeout_ms=round(options.lock_budget.total_seconds() * 1000),
                 in_attempts=in_attempts,
             )
-            refuse_taken(connection, name, target)
+            refuse_taken(connection, name, place)
             is_made = attach_empty(
                 connection,
-                target,
+                place,
                 name,
                 part,
-                create_like(connection, name, target, sibling),
+                create_like(connection, name, place, sibling),
                 column_type,
                 lock_budget=options.lock_budget,
                 in_attempts=in_attempts,
             )
         except (EtlError, psycopg.Error):
             # Without the partition its rows shall go to DEFAULT as before.
-            let_into_default(connection, target, statements.excluding_name(part), log=log)
+            let_into_default(connection, place, statements.excluding_name(part), log=log)
             raise
         if is_made:
             made.append(name)
@@ -191,18 +213,18 @@ def make_missing_partitions(
 
 def _cut_further(
     connection: psycopg.Connection[Any],
-    target: Table,
+    place: Branch,
     name: TableName,
     part: PartitionRange,
     sibling: Branch,
 ) -> CatalogError:
     by = _key_of(connection, sibling)
     statement = sql.SQL("CREATE TABLE {} PARTITION OF {} {} PARTITION BY {}").format(
-        statements.ident(name), statements.ident(target.name), statements.range_clause(part), by
+        statements.ident(name), statements.ident(place.name), statements.range_clause(part), by
     )
     return CatalogError(
-        f"{target.name} has no partition for {part.low} to {part.high}, and how to cut a new one is not clear: "
-        f"{sibling.name}, its newest, has partitions by {target.partition_columns[0]} below it "
+        f"{place.name} has no partition for {part.low} to {part.high}, and how to cut a new one is not clear: "
+        f"{sibling.name}, its newest, has partitions by {place.column} below it "
         f"(it is partitioned by {by.as_string(connection)})",
         remedy=f"make it by hand with the partitions below it, then clear the task: {statement.as_string(connection)}",
     )

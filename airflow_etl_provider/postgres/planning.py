@@ -28,6 +28,7 @@ from airflow_etl_provider.postgres.partitions import (
     obstacles,
     refuse_default_rows,
 )
+from airflow_etl_provider.postgres.tree import read_tree
 from airflow_etl_provider.postgres.types import judged
 
 
@@ -233,7 +234,7 @@ def partitions_of(
     :raises CatalogError: the target is not partitioned as was said, or its DEFAULT partition is in the way.
     """
     if request.partition is not None:
-        catalog.require_range_partitioned(target, request.partition.column)
+        _require_ranges(connection, target, request.partition.column)
     if request.kind is not Kind.EVENTS or request.target_cursor is None or window.is_full:
         return ()
     if target.partition_strategy != "r" or target.partition_columns != (request.target_cursor,):
@@ -248,6 +249,14 @@ def partitions_of(
         return ()
     refuse_default_rows(connection, target, request.target_cursor, found)
     return found
+
+
+def _require_ranges(connection: psycopg.Connection[Any], target: Table, column: str) -> None:
+    """:raises CatalogError: no level of *target* is partitioned by RANGE of exactly *column*."""
+    if target.partition_strategy is None or not any(
+        read_tree(connection, target).first_ranges_of(column)
+    ):
+        catalog.require_range_partitioned(target, column)
 
 
 def instants(

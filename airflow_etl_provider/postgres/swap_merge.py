@@ -28,6 +28,8 @@ from airflow_etl_provider.postgres.exchange import Change, Exchange, size_of
 from airflow_etl_provider.postgres.keyed import KeyedBatch, same_key
 from airflow_etl_provider.postgres.leaves import (
     Leaf,
+    for_the_homeless,
+    gap,
     leaves_with,
     partition_columns,
     read_leaves,
@@ -297,11 +299,12 @@ class SwapMerge:
         if homeless and self._takes_away:
             homeless = self._homeless(leaves)
         if homeless:
+            staging, target = self._manifest.staging, self._target
+            lacking = gap(self._connection, target, staging, self._lives()) or target.name
             raise DataError(
-                f"{homeless:,} rows of the batch {self._manifest.staging} belong into no "
-                f"partition of {self._target.name}",
-                remedy="make the missing partitions, or say how the table is partitioned (partition=...), so that "
-                "they are made",
+                f"{homeless:,} rows of the batch {staging} belong into no partition of {target.name}"
+                + ("" if lacking == target.name else f", some of them into none of {lacking}"),
+                remedy=for_the_homeless(self._connection, self._manifest, target, lacking),
             )
         touched = set(staged) | self._left([x for x in leaves if x.partition.oid not in staged])
         found = [leaf for leaf in leaves if leaf.partition.oid in touched]

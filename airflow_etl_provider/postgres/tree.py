@@ -49,6 +49,14 @@ class Branch:
             if branch.strategy == "r" and branch.column == column:
                 yield branch
 
+    def first_ranges_of(self, column: str) -> Iterator[Branch]:
+        """Those of them that are below no other one: where a period of *column* has its partition."""
+        if self.strategy == "r" and self.column == column:
+            yield self
+            return
+        for branch in self.below:
+            yield from branch.first_ranges_of(column)
+
     def ranges_held(self, column: str, *, without: int) -> set[tuple[str | None, str | None]]:
         """The ranges of *column* that tables with rows, from here down, are attached for; ``None`` is no end.
 

@@ -19,6 +19,11 @@ JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
 WHERE c.relkind = 'r'
 ORDER BY n.nspname, c.relname
 
+-- name: conditions
+-- Which rows belong into each of these tables; of one that is no partition, all.
+SELECT c.oid::bigint, '(' || coalesce(pg_get_partition_constraintdef(c.oid), 'true') || ')'
+FROM pg_class AS c WHERE c.oid = ANY (%(oids)s::oid[])
+
 -- name: columns
 SELECT coalesce(array_agg(DISTINCT a.attname::text) FILTER (WHERE a.attname IS NOT NULL), ARRAY[]::text[]),
        coalesce(bool_or(k.attnum = 0), false)

@@ -18,6 +18,7 @@ from tests.builders import (
     FEBRUARY,
     JANUARY,
     MARCH,
+    MONTHLY,
     Pipeline,
     fill,
     group_and_member,
@@ -389,3 +390,63 @@ def test_siblings_that_are_cut_by_the_same_column_again(source18, warehouse18, s
     warehouse18.run("CREATE TABLE a.v PARTITION OF a.t_2013_01 DEFAULT")
     pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
     assert pipe.rows() == pipe.source_rows()
+
+
+IN_PLACE_OR_ANEW = [Strategy.MERGE, SWAP_MERGE, DELETE_INSERT]
+
+
+@pytest.mark.parametrize("strategy", IN_PLACE_OR_ANEW)
+def test_months_below_a_list(source, warehouse, strategy):
+    """The way on that is told where one is missing leads on: they are made, each below its own list."""
+    columns = "id bigint, ts timestamptz NOT NULL, v text"
+    source.run(f"CREATE TABLE t ({columns})")
+    source.run("INSERT INTO t VALUES (1, '2013-01-03Z', 'eu'), (2, '2013-02-04Z', 'us')")
+    warehouse.run(
+        f"CREATE SCHEMA a; CREATE TABLE a.t ({columns}) PARTITION BY LIST (v);"
+        "CREATE TABLE a.eu PARTITION OF a.t FOR VALUES IN ('eu') PARTITION BY RANGE (ts);"
+        "CREATE TABLE a.us PARTITION OF a.t FOR VALUES IN ('us') PARTITION BY RANGE (ts);"
+        "CREATE TABLE a.eu_2013_01 PARTITION OF a.eu FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    )
+    pipe = Pipeline(source, warehouse, keys=("id",), partition=None)
+    window = (JANUARY, FEBRUARY + timedelta(days=9))
+    with pytest.raises(DataError) as refused:
+        pipe.load(*window, options={"strategy": strategy})
+    assert "a partition of a.us is" in (refused.value.remedy or "")
+    assert "partition={'column': 'ts'" in (refused.value.remedy or "")
+    pipe.partition = MONTHLY
+    pipe.load(*window, options={"strategy": strategy})
+    assert pipe.rows() == pipe.source_rows()
+    assert partitions(warehouse) == ["a.eu_2013_01", "a.us_2013_02"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("strategy", IN_PLACE_OR_ANEW)
+def test_a_value_without_a_partition_at_a_lower_level(source18, warehouse18, strategy, told):
+    """The table that lacks one is named, with statements that run; the value, which is of a row, is not."""
+    january = "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    eu = "CREATE TABLE a.eu PARTITION OF a.t_2013_01 FOR VALUES IN ('eu')"
+    pipe = of_regions(source18, warehouse18, cut=f"{january} PARTITION BY LIST (v); {eu}")
+    pipe.partition = MONTHLY if told else None
+    window = (JANUARY, JANUARY + timedelta(days=9))
+    with pytest.raises(DataError) as refused:
+        pipe.load(*window, options={"strategy": strategy})
+    remedy = refused.value.remedy or ""
+    assert "'us'" not in str(refused.value)
+    make, show = remedy.split("(", 1)[1].split("), or a partition of a.t_2013_01 ")
+    assert ("us",) in warehouse18.run(show.split("among those of ")[1])
+    warehouse18.run(make)
+    pipe.load(*window, options={"strategy": strategy})
+    assert pipe.rows() == pipe.source_rows()
+
+
+@pytest.mark.parametrize("strategy", IN_PLACE_OR_ANEW)
+def test_a_remainder_that_nobody_takes(source18, warehouse18, strategy):
+    """There is no DEFAULT of a HASH, so none is advised."""
+    one = "CREATE TABLE a.one PARTITION OF a.t_2013_01 FOR VALUES WITH (MODULUS 2, REMAINDER 0)"
+    january = "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    pipe = of_regions(source18, warehouse18, cut=f"{january} PARTITION BY HASH (id); {one}")
+    source18.run("INSERT INTO t SELECT i, '2013-01-05Z', 'x' FROM generate_series(3, 9) AS i")
+    with pytest.raises(DataError) as refused:
+        pipe.load(JANUARY, JANUARY + timedelta(days=9), options={"strategy": strategy})
+    assert "a.t_2013_01 is partitioned by HASH" in (refused.value.remedy or "")
+    assert "DEFAULT" not in str(refused.value)
