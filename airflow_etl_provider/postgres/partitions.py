@@ -297,7 +297,11 @@ def attach_empty(
                 connection.execute(step)
             owner = scalar(connection, queries("catalog")["owner"], {"oid": parent.oid})
             if owner is not None:
-                connection.execute(statements.give(name, owner))
+                made = connection.execute(
+                    queries("leaves")["below"], {"schema": name.schema, "name": name.name}
+                ).fetchall()
+                for table in made:
+                    connection.execute(statements.give(TableName(*table), owner))
             # One statement takes all locks (parent, DEFAULT, what foreign keys refer to) and does its work.
             connection.execute(statements.attach(parent.name, name, part))
 

@@ -24,6 +24,17 @@ ORDER BY n.nspname, c.relname
 SELECT c.oid::bigint, '(' || coalesce(pg_get_partition_constraintdef(c.oid), 'true') || ')'
 FROM pg_class AS c WHERE c.oid = ANY (%(oids)s::oid[])
 
+-- name: below
+-- A table and what is below it.
+WITH RECURSIVE t (relid) AS (
+    SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+    UNION ALL
+    SELECT i.inhrelid FROM t JOIN pg_inherits AS i ON i.inhparent = t.relid
+)
+SELECT n.nspname::text, c.relname::text
+FROM t JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+
 -- name: columns
 SELECT coalesce(array_agg(DISTINCT a.attname::text) FILTER (WHERE a.attname IS NOT NULL), ARRAY[]::text[]),
        coalesce(bool_or(k.attnum = 0), false)

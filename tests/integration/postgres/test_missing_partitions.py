@@ -197,6 +197,20 @@ def test_they_belong_to_the_owner_of_the_table(source18, warehouse18):
         )
 
 
+def test_what_is_below_them_belongs_to_the_owner_too(source18, warehouse18):
+    pipe = of_regions(source18, warehouse18)
+    with group_and_member(warehouse18) as (group, role):
+        warehouse18.run(f"GRANT ALL ON SCHEMA a TO {group}")
+        for table in ("t", "t_2012_12", "t_2012_12_eu", "t_2012_12_rest"):
+            warehouse18.run(f"ALTER TABLE a.{table} OWNER TO {group}")
+        pipe.warehouse_role = role
+        pipe.load(JANUARY, JANUARY + timedelta(days=5), options={"strategy": DELETE_INSERT})
+        pipe.warehouse_role = {}
+        assert warehouse18.run(
+            "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname LIKE 't_2013_01%'"
+        ) == [(group,)]
+
+
 def test_entities_whose_month_is_new(source18, warehouse18):
     """The same where rows go by key."""
     source18.run("CREATE TABLE t (id int, ts date NOT NULL, v text, changed timestamptz)")
