@@ -28,9 +28,10 @@ from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import humane
 from airflow_etl_provider.postgres import ledger, statements
-from airflow_etl_provider.postgres.catalog import scalar
+from airflow_etl_provider.postgres.catalog import read_partitions, read_table
 from airflow_etl_provider.postgres.conversion import RAW_TABLE, Texts
 from airflow_etl_provider.postgres.errors import translated_errors
+from airflow_etl_provider.postgres.partitions import youngest
 from airflow_etl_provider.postgres.session import (
     Endpoint,
     connect_for_copy,
@@ -49,7 +50,7 @@ from airflow_etl_provider.postgres.slices import (
     taken_over,
 )
 from airflow_etl_provider.postgres.transfer import relay
-from airflow_etl_provider.postgres.twin import tablespace_of
+from airflow_etl_provider.postgres.twin import twin_to_fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,31 +251,33 @@ class Filling:
         plan, request = self._plan, self._request
         names = [column.name for column in plan.columns]
         if plan.types is not None:
-            create = statements.create_typed(
-                plan.staging, list(zip(names, plan.types, strict=True)), logged=plan.logged
-            )
+            create = [
+                statements.create_typed(
+                    plan.staging, list(zip(names, plan.types, strict=True)), logged=plan.logged
+                )
+            ]
         elif plan.direct:
-            create = statements.create_twin(plan.staging, request.target, self._tablespace())
+            create = self._twin()
         else:
-            create = statements.create_staging(
-                plan.staging, request.target, names, logged=plan.logged
-            )
+            create = [
+                statements.create_staging(plan.staging, request.target, names, logged=plan.logged)
+            ]
         comment = (
             f"stream {request.stream}, load {request.load_id}, try {request.run.try_number}, "
             f"window {plan.window}, for {request.target}"
         )
-        return [create, statements.comment(plan.staging, comment)]
+        return [*create, statements.comment(plan.staging, comment)]
 
-    def _tablespace(self) -> str | None:
-        """Where the one partition is kept that the table becomes, or would be if it were made now."""
+    def _twin(self) -> list[sql.Composed]:
+        """Make the table stored as the one partition is that it becomes, or as a sibling of that."""
+        target = read_table(self._watching, self._request.target, label=self._endpoint.label)
         (part,) = self._plan.partitions
-        target = self._request.target
-        oid = scalar(
-            self._watching,
-            "SELECT coalesce(to_regclass(%(partition)s), to_regclass(%(target)s))::oid::bigint",
-            {"partition": str(TableName(target.schema, part.name)), "target": str(target)},
-        )
-        return tablespace_of(self._watching, oid)
+        name = TableName(target.name.schema, part.name)
+        existing = [one for one in read_partitions(self._watching, target) if one.is_leaf]
+        old = next((one for one in existing if one.table == name), None)
+        column = target.column(target.partition_columns[0], use="the partition column")
+        sibling = youngest(self._watching, existing, column.type)
+        return twin_to_fill(self._watching, self._plan.staging, target, old, sibling)
 
     def _copy_in(self, *, freeze: bool) -> str:
         columns = [column.name for column in self._plan.columns]

@@ -57,7 +57,7 @@ from airflow_etl_provider.postgres.twin import (
     indexes_of_sibling,
     own_indexes,
     parent_indexes,
-    tablespace_of,
+    twin_to_fill,
 )
 
 
@@ -109,9 +109,9 @@ class Swap:
         require_range_partitioned(self._target, self._column)
         refuse_unswappable(self._connection, self._target)
         locking.require_budget(self._connection, self._options.lock_budget)
+        sibling = self._sibling = self._read_sibling()
         tables = self._fill()
         shared = parent_indexes(self._connection, self._target)
-        sibling = self._sibling = self._read_sibling()
         for part, table, old in zip(
             self._manifest.partitions, tables, self._existing(), strict=True
         ):
@@ -240,11 +240,10 @@ class Swap:
             reading = stack.enter_context(connect_for_copy(self._endpoint, read_only=True))
             writing = stack.enter_context(connect_for_copy(self._endpoint, read_only=False))
             draw, drawn = identity_defaults(self._connection, self._target, table, columns)
-            like = self._target.oid if old is None else old.oid
-            tablespace = tablespace_of(self._connection, like)
+            sibling = None if self._sibling is None else self._sibling.partition
             create = [
                 sql.SQL("DROP TABLE IF EXISTS {}").format(statements.ident(table)),
-                statements.create_twin(table, self._target.name, tablespace),
+                *twin_to_fill(self._connection, table, self._target, old, sibling),
                 *([] if staged is None else [statements.comment(table, staged)]),
                 *draw,
             ]

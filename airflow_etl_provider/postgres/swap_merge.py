@@ -52,7 +52,7 @@ from airflow_etl_provider.postgres.twin import (
     finish,
     own_indexes,
     parent_indexes,
-    tablespace_of,
+    twin_to_fill,
 )
 
 
@@ -413,8 +413,8 @@ class SwapMerge:
         :param among_newer: whether the target holds newer versions of any rows of the batch.
         """
         connection, leaf = self._connection, look.leaf
-        tablespace = tablespace_of(connection, leaf.partition.oid)
-        connection.execute(statements.create_twin(new, leaf.place.parent.name, tablespace))
+        for step in twin_to_fill(connection, new, leaf.place.parent, leaf.partition, None):
+            connection.execute(step)
         stored = [column.name for column in self._target.columns if not column.generated]
         batch: sql.Composable = ident(self._manifest.staging)
         stays: sql.Composable = sql.SQL("({}) IS NOT TRUE").format(self._replaced())

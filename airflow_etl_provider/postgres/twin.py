@@ -110,13 +110,58 @@ def tablespace_of(connection: psycopg.Connection[Any], oid: int) -> str | None:
     return None if row is None else row[0]
 
 
+def twin_to_fill(
+    connection: psycopg.Connection[Any],
+    name: TableName,
+    parent: Relation,
+    old: Partition | None,
+    sibling: Partition | None,
+) -> list[sql.Composed]:
+    """The statements that make *name*, empty, for rows that are stored as those of *old* are, whose place it takes, or
+    of *sibling*.
+
+    What is said of storage later would hold for none of the rows.
+    """
+    model = old or sibling
+    if model is None:
+        return [statements.create_twin(name, parent.name, tablespace_of(connection, parent.oid))]
+    params = {"old": model.oid, "parent": parent.oid, "of_sibling": old is None}
+    tablespace = scalar(connection, queries("twin")["tablespace_like"], params)
+    return [
+        statements.create_twin(name, parent.name, tablespace),
+        *_storage(connection, name, parent.oid, model, has=parent.oid, of_sibling=old is None),
+    ]
+
+
+def _storage(
+    connection: psycopg.Connection[Any],
+    name: TableName,
+    parent: int,
+    model: Partition,
+    *,
+    has: int,
+    of_sibling: bool,
+) -> list[sql.Composed]:
+    """What lets *name* store its rows as *model* does, as far as the table *has* (oid) does otherwise."""
+    params = {
+        "new": str(name),
+        "old": model.oid,
+        "parent": parent,
+        "has": has,
+        "of_sibling": of_sibling,
+    }
+    rows = connection.execute(queries("twin")["storage"], params).fetchall()
+    return [sql.Composed([sql.SQL(step)]) for (step,) in rows]
+
+
 def like_sibling(
     connection: psycopg.Connection[Any], name: TableName, parent: int, sibling: Partition
 ) -> list[sql.Composed]:
     """What gives *name*, made empty and not attached yet, all that *sibling* has beyond *parent* (oid)."""
     params = {"old": sibling.oid, "parent": parent, "new": str(name), "of_sibling": True}
     rows = connection.execute(queries("twin")["before_attach"], params).fetchall()
-    steps = [sql.Composed([sql.SQL(step)]) for (step,) in rows]
+    steps = _storage(connection, name, parent, sibling, has=parent, of_sibling=True)
+    steps += [sql.Composed([sql.SQL(step)]) for (step,) in rows]
     known = Sibling(sibling, tuple(indexes_of_sibling(connection, sibling)))
     chosen: list[str] = []
     stored = index_storage(connection, known.indexes, sibling, leaf=sibling.is_leaf)
@@ -296,6 +341,13 @@ def finish(
     begun = scalar(connection, has_constraint, {**known, "constraint": statements.BOUND_CHECK})
     with connection.transaction():
         model = old if sibling is None else sibling.partition
+        if model is not None:
+            # It was filled as that said then.
+            oid = scalar(connection, "SELECT to_regclass(%(t)s)::oid::bigint", {"t": str(table)})
+            for step in _storage(
+                connection, table, parent.oid, model, has=oid, of_sibling=sibling is not None
+            ):
+                connection.execute(step)
         if model is not None and not begun:
             params = {
                 "old": model.oid,

@@ -2,37 +2,59 @@
 -- beside it as a new sibling (of_sibling).
 -- The server writes the statements, so that every name in them is quoted as it must be.
 
--- name: before_attach
--- On the future partition, under its working name. What a CHECK says of the columns that the parent is partitioned by,
--- or of one sibling alone, is not said of another one; neither is a NOT NULL.
+-- name: storage
+-- What governs how rows are stored, where it is otherwise than with "has": that is the table itself, or the parent as
+-- long as there is only what LIKE will take from it; it is made in its tablespace.
+WITH options AS (
+    SELECT c.oid, o.setting, split_part(o.setting, '=', 1) AS name
+    FROM pg_class AS c
+    LEFT JOIN pg_class AS t ON t.oid = c.reltoastrelid
+    CROSS JOIN LATERAL (SELECT unnest(c.reloptions) UNION ALL SELECT 'toast.' || unnest(t.reloptions)) AS o (setting)
+    WHERE c.oid IN (%(old)s, %(has)s) AND o.setting !~ '^(toast\.)?autovacuum_enabled='
+)
+SELECT format('ALTER TABLE %%s RESET (%%s)', %(new)s::text, string_agg(o.name, ', '))
+FROM options AS o
+WHERE o.oid = %(has)s AND o.name NOT IN (SELECT wanted.name FROM options AS wanted WHERE wanted.oid = %(old)s)
+HAVING count(*) > 0
+UNION ALL
 SELECT format('ALTER TABLE %%s SET (%%s)', %(new)s::text, string_agg(o.setting, ', '))
-FROM (SELECT unnest(c.reloptions) FROM pg_class AS c WHERE c.oid = %(old)s
-      UNION ALL
-      SELECT 'toast.' || unnest(t.reloptions) FROM pg_class AS c JOIN pg_class AS t ON t.oid = c.reltoastrelid
-      WHERE c.oid = %(old)s) AS o (setting)
-WHERE o.setting !~ '^(toast\.)?autovacuum_enabled=' HAVING count(*) > 0
+FROM options AS o
+WHERE o.oid = %(old)s AND o.setting NOT IN (SELECT there.setting FROM options AS there WHERE there.oid = %(has)s)
+HAVING count(*) > 0
 UNION ALL
 SELECT format('ALTER TABLE %%s SET TABLESPACE %%I', %(new)s::text, coalesce(t.spcname, base.spcname))
 FROM pg_class AS c
 JOIN pg_class AS p ON p.oid = %(parent)s
-JOIN pg_class AS n ON n.oid = to_regclass(%(new)s)
+JOIN pg_class AS n ON n.oid = %(has)s AND n.oid <> p.oid
 JOIN pg_database AS d ON d.datname = current_database()
 JOIN pg_tablespace AS base ON base.oid = d.dattablespace
 LEFT JOIN pg_tablespace AS t ON t.oid = c.reltablespace
 WHERE c.oid = %(old)s AND c.reltablespace <> n.reltablespace AND NOT (%(of_sibling)s AND p.reltablespace <> 0)
 UNION ALL
+SELECT format('ALTER TABLE %%s %%s', %(new)s::text,
+              string_agg(format('ALTER COLUMN %%I %%s', a.attname, setting), ', ' ORDER BY a.attnum, setting))
+FROM pg_attribute AS a
+JOIN pg_attribute AS h ON h.attrelid = %(has)s AND h.attname = a.attname
+CROSS JOIN LATERAL unnest(ARRAY[
+    CASE WHEN a.attstorage <> h.attstorage
+         THEN 'SET STORAGE ' || CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN'
+                                                  ELSE 'EXTENDED' END END,
+    CASE WHEN a.attcompression <> h.attcompression
+         THEN 'SET COMPRESSION ' || CASE a.attcompression WHEN 'p' THEN 'pglz' WHEN 'l' THEN 'lz4'
+                                                          ELSE 'default' END END
+]) AS setting
+WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND setting IS NOT NULL
+HAVING count(*) > 0
+
+-- name: before_attach
+-- On the future partition, under its working name. What a CHECK says of the columns that the parent is partitioned by,
+-- or of one sibling alone, is not said of another one; neither is a NOT NULL.
 SELECT format('ALTER TABLE %%s ALTER COLUMN %%I %%s', %(new)s::text, a.attname, setting)
 FROM pg_attribute AS a
 JOIN pg_attribute AS pa ON pa.attrelid = %(parent)s AND pa.attname = a.attname
 CROSS JOIN LATERAL unnest(ARRAY[
     CASE WHEN a.attstattarget >= 0 THEN format('SET STATISTICS %%s', a.attstattarget) END,
-    CASE WHEN a.attoptions IS NOT NULL THEN format('SET (%%s)', array_to_string(a.attoptions, ', ')) END,
-    CASE WHEN a.attstorage <> pa.attstorage
-         THEN 'SET STORAGE ' || CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN'
-                                                  ELSE 'EXTENDED' END END,
-    CASE WHEN a.attcompression <> pa.attcompression
-         THEN 'SET COMPRESSION ' || CASE a.attcompression WHEN 'p' THEN 'pglz' WHEN 'l' THEN 'lz4'
-                                                          ELSE 'default' END END
+    CASE WHEN a.attoptions IS NOT NULL THEN format('SET (%%s)', array_to_string(a.attoptions, ', ')) END
 ]) AS setting
 WHERE a.attrelid = %(old)s AND a.attnum > 0 AND NOT a.attisdropped AND setting IS NOT NULL
 UNION ALL
@@ -197,6 +219,18 @@ ORDER BY 1
 -- name: tablespace
 -- Where the table is kept, unless that is the database's own tablespace.
 SELECT t.spcname::text FROM pg_class AS c JOIN pg_tablespace AS t ON t.oid = c.reltablespace WHERE c.oid = %(oid)s
+
+-- name: tablespace_like
+-- Where a table is to be kept that is made like "old"; where the parent says a tablespace, new ones go there. By name
+-- also the database's own, since a role may have another default.
+SELECT t.spcname::text
+FROM pg_class AS c
+JOIN pg_class AS p ON p.oid = %(parent)s
+JOIN pg_database AS d ON d.datname = current_database()
+JOIN pg_tablespace AS t
+    ON t.oid = coalesce(nullif(CASE WHEN %(of_sibling)s AND p.reltablespace <> 0 THEN p.reltablespace
+                                    ELSE c.reltablespace END, 0), d.dattablespace)
+WHERE c.oid = %(old)s
 
 -- name: foreign_keys
 -- Those of the table and those it has from its parent; not the rows that stand for partitions of what is referenced.

@@ -303,3 +303,66 @@ def test_a_new_partitions_indexes_are_kept_where_the_table_says(
     made(pipe)
     assert kept_in(warehouse18, "a.t_2013_02_v_idx") == "fast"
     assert kept_in(warehouse18, "a.t_2013_02_pkey") is None
+
+
+def packed(warehouse, name):
+    """Its pages now, and after it is written anew as it says."""
+    size = f"SELECT pg_relation_size('{name}')"
+    found = warehouse.value(size)
+    warehouse.run(f"VACUUM FULL {name}")
+    return found, warehouse.value(size)
+
+
+FILLED = "SET (fillfactor = 20, toast_tuple_target = 256, toast.vacuum_truncate = off)"
+OPTIONS = "SELECT reloptions FROM pg_class WHERE oid = %s::regclass"
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
+@pytest.mark.parametrize("window", [(JANUARY, FEBRUARY), (JANUARY, MARCH)], ids=["one", "two"])
+def test_rows_are_stored_as_the_replaced_partition_says(source, warehouse, strategy, window):
+    pipe = simple(source, warehouse)
+    fill(source, JANUARY, MARCH, 2_000)
+    warehouse.run(f"{ONE}; ALTER TABLE a.t_2013_01 {FILLED}")
+    for _ in range(2):
+        pipe.load(*window, options={"strategy": strategy})
+        found, told = packed(warehouse, "a.t_2013_01")
+        assert found > 0.9 * told
+        options = warehouse.value(OPTIONS, ("a.t_2013_01",))
+        assert sorted(options) == ["fillfactor=20", "toast_tuple_target=256"]
+
+
+@pytest.mark.parametrize("made", [by_load, by_a_load_of_several])
+def test_rows_of_a_new_partition_are_stored_as_its_siblings(source18, warehouse18, made):
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(f"{ONE}; ALTER TABLE a.t_2013_01 {FILLED}, ALTER v SET STORAGE EXTERNAL")
+    fill(source18, FEBRUARY, APRIL, 2_000)
+    source18.run("UPDATE t SET v = repeat('abc', 1500) WHERE id % 100 = 0")
+    made(pipe)
+    found, told = packed(warehouse18, "a.t_2013_02")
+    assert found > 0.9 * told
+    assert warehouse18.value("SELECT max(pg_column_compression(v)) FROM a.t_2013_02") is None
+
+
+def test_a_staged_table_is_made_where_its_partition_is_kept(source18, warehouse18, tablespaces):
+    """To move it when it is filled would copy it."""
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(f"{ONE} TABLESPACE fast")
+    fill(source18, JANUARY, MARCH, 20)
+    for window in ((JANUARY, FEBRUARY), (FEBRUARY, MARCH)):
+        manifest = pipe.extract(*window)
+        assert kept_in(warehouse18, str(manifest.staging)) == "fast"
+
+
+def test_what_is_said_of_storage_after_the_batch_was_staged(source18, warehouse18):
+    pipe = simple(source18, warehouse18)
+    warehouse18.run(
+        f"{ONE}; ALTER TABLE a.t_2013_01 SET (fillfactor = 50, toast_tuple_target = 256)"
+    )
+    fill(source18, JANUARY, FEBRUARY, 20)
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    warehouse18.run("ALTER TABLE a.t_2013_01 SET (fillfactor = 60), ALTER v SET STORAGE EXTERNAL")
+    warehouse18.run("ALTER TABLE a.t_2013_01 RESET (toast_tuple_target)")
+    told = warehouse18.run(SETTINGS)
+    pipe.publish(manifest)
+    assert warehouse18.value(OPTIONS, ("a.t_2013_01",)) == ["fillfactor=60"]
+    assert warehouse18.run(SETTINGS) == told
