@@ -106,6 +106,14 @@ class Table:
         return any(column.name == name for column in self.columns)
 
 
+def stored_otherwise(
+    connection: psycopg.Connection[Any], table: Relation, among: Sequence[str]
+) -> list[str]:
+    """Those columns whose values *table*, or a partition of it, stores otherwise than their types say."""
+    rows = connection.execute(queries("catalog")["stored_otherwise"], {"oid": table.oid}).fetchall()
+    return [name for (name,) in rows if name in among]
+
+
 def read_table(connection: psycopg.Connection[Any], table: TableName, *, label: str) -> Table:
     """Read *table*, with every column that its role may see.
 

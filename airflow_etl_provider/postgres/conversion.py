@@ -17,7 +17,7 @@ from psycopg import sql
 from airflow_etl_provider.core.conversion import Conversion, Judged
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.postgres.dead_letters import key_text, printed, written
-from airflow_etl_provider.postgres.statements import ident, names
+from airflow_etl_provider.postgres.statements import ident, names, uncompressed
 
 #: The first release whose server says whether it would take a text (``pg_input_is_valid``).
 ASKS_FROM = 160000
@@ -83,8 +83,11 @@ class Texts:
         columns = [column.name for column in self.conversion.columns]
         return columns if self.remark is None else [*columns, self.remark]
 
-    def create(self) -> list[sql.Composed]:
-        """Make :data:`RAW`, and what judges texts where the server cannot be asked."""
+    def create(self, otherwise: Sequence[str]) -> list[sql.Composed]:
+        """Make :data:`RAW`, and what judges texts where the server cannot be asked.
+
+        :param otherwise: columns that the target stores otherwise than their types say.
+        """
         columns: list[sql.Composable] = [
             sql.SQL("{}::text").format(sql.Identifier(column.name))
             if column.text
@@ -110,7 +113,7 @@ class Texts:
             if column.text and not self._can_ask(column)
             for type_ in (column.type, "numeric")
         }
-        return [*made, *map(_judging_function, types)]
+        return [*made, *uncompressed(RAW_TABLE, otherwise), *map(_judging_function, types)]
 
     def judge(self) -> sql.Composed:
         """Make :data:`BAD`: the places of rows that cannot be taken, and why."""

@@ -28,7 +28,12 @@ from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
 from airflow_etl_provider.core.window import humane
 from airflow_etl_provider.postgres import ledger, statements
-from airflow_etl_provider.postgres.catalog import read_partitions, read_table
+from airflow_etl_provider.postgres.catalog import (
+    Table,
+    read_partitions,
+    read_table,
+    stored_otherwise,
+)
 from airflow_etl_provider.postgres.conversion import RAW_TABLE, Texts
 from airflow_etl_provider.postgres.errors import translated_errors
 from airflow_etl_provider.postgres.partitions import youngest
@@ -112,8 +117,8 @@ class Filling:
                 for session in (own, sender.session):
                     if session is not None:
                         ledger.add_session(self._watching, self._request.load_id, session)
-                for statement in [*self._create(), *(texts.create() if texts else [])]:
-                    cursor.execute(statement.as_string(None))
+                for step in self._create(texts):
+                    cursor.execute(step.as_string(None))
             moved = relay(
                 sender,
                 connection,
@@ -200,8 +205,8 @@ class Filling:
             if not resumed:
                 # What another try has planned meanwhile is not in this one's table.
                 forget_slices(watching, request.load_id)
-                for statement in self._create():
-                    watching.execute(statement)
+                for step in self._create():
+                    watching.execute(step)
                 plan_slices(watching, request.load_id, cut.slices)
                 planned = [PlannedSlice(part, None, None, None, None) for part in cut.slices]
             take_slices(
@@ -247,9 +252,17 @@ class Filling:
             forget_slices(watching, request.load_id)
         return manifest
 
-    def _create(self) -> list[Any]:
+    def _create(self, texts: Texts | None = None) -> list[sql.Composed]:
         plan, request = self._plan, self._request
         names = [column.name for column in plan.columns]
+        target = read_table(self._watching, request.target, label=self._endpoint.label)
+        types = {column.name: column.type for column in target.columns}
+        alike = [
+            name
+            for name, type_ in zip(names, plan.types or map(types.get, names), strict=True)
+            if types.get(name) == type_
+        ]
+        otherwise = stored_otherwise(self._watching, target, alike)
         if plan.types is not None:
             create = [
                 statements.create_typed(
@@ -257,7 +270,7 @@ class Filling:
                 )
             ]
         elif plan.direct:
-            create = self._twin()
+            create = self._twin(target)
         else:
             create = [
                 statements.create_staging(plan.staging, request.target, names, logged=plan.logged)
@@ -266,11 +279,14 @@ class Filling:
             f"stream {request.stream}, load {request.load_id}, try {request.run.try_number}, "
             f"window {plan.window}, for {request.target}"
         )
+        if not plan.direct:
+            create += statements.uncompressed(plan.staging, otherwise)
+        if texts is not None:
+            create += texts.create(otherwise)
         return [*create, statements.comment(plan.staging, comment)]
 
-    def _twin(self) -> list[sql.Composed]:
+    def _twin(self, target: Table) -> list[sql.Composed]:
         """Make the table stored as the one partition is that it becomes, or as a sibling of that."""
-        target = read_table(self._watching, self._request.target, label=self._endpoint.label)
         (part,) = self._plan.partitions
         name = TableName(target.name.schema, part.name)
         existing = [one for one in read_partitions(self._watching, target) if one.is_leaf]

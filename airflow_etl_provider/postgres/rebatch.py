@@ -146,8 +146,10 @@ class Rebatch:
             f"stream {self.current.stream}, load {self.current.load_id}, transformed by {request.run.task_id}, "
             f"try {request.run.try_number}, for {self.current.target}"
         )
+        otherwise = catalog.stored_otherwise(self.watching, self.target, columns)
         for step in (
             statements.create_staging(self.table, self.current.target, columns, logged=self.logged),
+            *statements.uncompressed(self.table, otherwise),
             statements.comment(self.table, comment),
         ):
             run(cursor, step)

@@ -543,6 +543,7 @@ class _Staging:
     def _create(self, texts: Texts) -> None:
         connection, manifest = self._connection, self._manifest
         columns = [column.name for column in manifest.columns]
+        otherwise = catalog.stored_otherwise(connection, self._target, columns)
         logged = not scalar(
             connection, queries("catalog")["publishes_schema"], {"schema": ledger.STAGING_SCHEMA}
         )
@@ -553,9 +554,10 @@ class _Staging:
         connection.execute("DROP TABLE IF EXISTS pg_temp.etl_raw, pg_temp.etl_bad")
         for step in (
             statements.create_staging(manifest.staging, self._target.name, columns, logged=logged),
+            *statements.uncompressed(manifest.staging, otherwise),
             tag,
             statements.comment(manifest.staging, comment),
-            *texts.create(),
+            *texts.create(otherwise),
         ):
             connection.execute(step)
 

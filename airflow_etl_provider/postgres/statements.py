@@ -264,6 +264,16 @@ def create_typed(
     )
 
 
+def uncompressed(table: TableName, columns: Sequence[str]) -> list[sql.Composed]:
+    """Let the table into which the rows are copied decide how it stores values: compressed ones it takes as they are."""
+    return [
+        sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE EXTERNAL").format(
+            ident(table), sql.Identifier(column)
+        )
+        for column in columns
+    ]
+
+
 def comment(table: TableName, text: str) -> sql.Composed:
     return sql.SQL("COMMENT ON TABLE {} IS {}").format(ident(table), sql.Literal(text))
 

@@ -236,6 +236,14 @@ LEFT JOIN pg_inherits AS inh ON inh.inhrelid = i.indexrelid
 WHERE i.indrelid = %(oid)s
 ORDER BY c.relname
 
+-- name: stored_otherwise
+-- Columns whose values the table, or a partition of it, stores otherwise than their types say.
+SELECT DISTINCT a.attname::text
+FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+WHERE a.attrelid IN (SELECT %(oid)s::oid UNION SELECT relid FROM pg_partition_tree(%(oid)s::oid))
+  AND a.attnum > 0 AND NOT a.attisdropped AND (a.attstorage <> t.typstorage OR a.attcompression <> '')
+ORDER BY 1
+
 -- name: foreign_keys_of
 -- Of a table that is nobody's partition.
 SELECT con.conname::text, pg_get_constraintdef(con.oid)

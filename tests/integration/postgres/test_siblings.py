@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from psycopg import sql
 
+from airflow_etl_provider.core.dead_letters import DeadLimits, OnConversionError
 from airflow_etl_provider.core.load import Strategy
 from airflow_etl_provider.core.maintenance import MaintenanceOptions
+from airflow_etl_provider.core.request import StageAs
 from airflow_etl_provider.postgres.ahead import make_ahead
 from airflow_etl_provider.postgres.catalog import read_table
 from airflow_etl_provider.postgres.locking import Deadline
@@ -366,3 +368,49 @@ def test_what_is_said_of_storage_after_the_batch_was_staged(source18, warehouse1
     pipe.publish(manifest)
     assert warehouse18.value(OPTIONS, ("a.t_2013_01",)) == ["fillfactor=60"]
     assert warehouse18.run(SETTINGS) == told
+
+
+PART = datetime(2013, 1, 20, tzinfo=UTC)
+COMPRESSED = "SELECT max(pg_column_compression(v)) FROM a.t"
+LONG = "INSERT INTO t VALUES (1, '2013-01-02Z', repeat('abc', 1500))"
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP_MERGE, Strategy.DELETE_INSERT, Strategy.MERGE])
+@pytest.mark.parametrize("told_by", ["a.t", "a.t_2013_01"])
+def test_values_are_stored_as_the_target_says(source, warehouse, strategy, told_by):
+    """Compressed ones would be copied out of the staged table as they are."""
+    pipe = simple(source, warehouse, keys=("id",))
+    warehouse.run(f"{ONE}; ALTER TABLE {told_by} ALTER v SET STORAGE EXTERNAL")
+    source.run(LONG)
+    pipe.load(JANUARY, PART, options={"strategy": strategy})
+    assert warehouse.value(COMPRESSED) is None
+    told = "ALTER v SET STORAGE EXTENDED, ALTER v SET COMPRESSION pglz"
+    warehouse.run(f"ALTER TABLE {told_by} {told}; TRUNCATE a.t")
+    pipe.load(JANUARY, PART, options={"strategy": strategy})
+    assert warehouse.value(COMPRESSED) == "pglz"
+
+
+@pytest.mark.parametrize("way", ["transformed", "of the source's types", "converted", "in slices"])
+def test_values_of_every_batch_are_stored_as_the_target_says(source18, warehouse18, way):
+    changes = {"stage_as": StageAs.SOURCE} if way == "of the source's types" else {}
+    if way == "converted":
+        changes = {
+            "on_conversion_error": OnConversionError.QUARANTINE,
+            "dead_limits": DeadLimits(max_share=1.0),
+        }
+    if way == "in slices":
+        changes = {"slice_rows": 1}
+    pipe = simple(source18, warehouse18, options=changes)
+    warehouse18.run(
+        f"{ONE}; ALTER TABLE a.t ALTER v SET STORAGE EXTERNAL; ALTER TABLE a.t ADD n int"
+    )
+    warehouse18.run("ALTER TABLE a.t_2013_01 ALTER v SET STORAGE EXTERNAL")
+    source18.run("ALTER TABLE t ADD n text")
+    source18.run(LONG)
+    if way in ("in slices", "transformed"):
+        source18.run("ALTER TABLE t DROP n")
+    manifest = pipe.extract(JANUARY, PART)
+    if way in ("transformed", "of the source's types"):
+        manifest = pipe.transform(manifest, "SELECT id, ts, v FROM batch")
+    pipe.publish(pipe.waive(manifest), strategy=Strategy.DELETE_INSERT)
+    assert warehouse18.value(COMPRESSED) is None
