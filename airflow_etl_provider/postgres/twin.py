@@ -162,12 +162,20 @@ def like_sibling(
     rows = connection.execute(queries("twin")["before_attach"], params).fetchall()
     steps = _storage(connection, name, parent, sibling, has=parent, of_sibling=True)
     steps += [sql.Composed([sql.SQL(step)]) for (step,) in rows]
-    known = Sibling(sibling, tuple(indexes_of_sibling(connection, sibling)))
-    chosen: list[str] = []
-    stored = index_storage(connection, known.indexes, sibling, leaf=sibling.is_leaf)
-    for index in known.indexes:
-        chosen.append(_index_name_like(connection, index, known, name, chosen))
-        steps += build_index(name, chosen[-1], index, stored.get(index.oid))
+    # ATTACH would make those of the parent too, but as that says; it takes the ones that are there.
+    shared = parent_indexes(connection, Parent(name, parent)) if sibling.is_leaf else []
+    indexes = [*shared, *indexes_of_sibling(connection, sibling)]
+    theirs = _index_names_of(connection, sibling)
+    stored = index_storage(connection, indexes, sibling, of_sibling=True, leaf=sibling.is_leaf)
+    made: dict[str, Index] = {}
+    for index in indexes:
+        like = theirs.get(index.oid, index.name)
+        made[chosen := _index_name_like(connection, like, sibling, name, list(made))] = index
+        steps += build_index(name, chosen, index, stored.get(index.oid))
+    steps += [
+        sql.Composed([said])
+        for said in index_settings(connection, name, made, sibling, of_sibling=True)
+    ]
     named: list[str] = []
     for found in statistics_of(connection, sibling.oid):
         called = _statistics_name_like(connection, found, sibling, name, named)
@@ -194,13 +202,20 @@ def _from_sibling(
 
 def _index_name_like(
     connection: psycopg.Connection[Any],
-    index: Index,
-    sibling: Sibling,
+    name: str,
+    sibling: Partition,
     final: TableName,
     chosen: Sequence[str],
 ) -> str:
-    own = index.name.removeprefix(sibling.partition.table.name + "_")
+    own = name.removeprefix(sibling.table.name + "_")
     return _free(connection, shortened(f"{final.name}_{own}"), final.schema, chosen, None)
+
+
+def _index_names_of(connection: psycopg.Connection[Any], partition: Partition) -> dict[int, str]:
+    """What a partition's indexes are called that it has from its parent, by those of that (oid)."""
+    known = {"oid": partition.oid}
+    rows = connection.execute(queries("catalog")["child_index_names"], known).fetchall()
+    return {of_parent: name for of_parent, name in rows if of_parent is not None}
 
 
 def _statistics_name_like(
@@ -625,21 +640,18 @@ def final_index_names(
     final: TableName,
     sibling: Sibling | None = None,
 ) -> list[str]:
-    """What the indexes will be called: as on the replaced partition, else after partition and parent's index, or that
-    of the *sibling*.
+    """What the indexes will be called: as on the replaced partition, else as on the *sibling*, else after partition
+    and parent's index.
 
     Names that are taken get a number, as PostgreSQL's own do.
     """
-    before: dict[int, str] = {}
-    if old is not None:
-        rows = connection.execute(
-            queries("catalog")["child_index_names"], {"oid": old.oid}
-        ).fetchall()
-        before = {parent_oid: name for parent_oid, name in rows if parent_oid is not None}
+    before = {} if old is None else _index_names_of(connection, old)
+    beside = {} if sibling is None else _index_names_of(connection, sibling.partition)
     chosen: list[str] = []
     for index in indexes:
-        if not index.of_parent and sibling is not None:
-            name = _index_name_like(connection, index, sibling, final, chosen)
+        if sibling is not None and (index.oid in beside or not index.of_parent):
+            like = beside.get(index.oid, index.name)
+            name = _index_name_like(connection, like, sibling.partition, final, chosen)
         elif not index.of_parent:
             name = index.name
         elif index.oid in before:

@@ -414,3 +414,45 @@ def test_values_of_every_batch_are_stored_as_the_target_says(source18, warehouse
         manifest = pipe.transform(manifest, "SELECT id, ts, v FROM batch")
     pipe.publish(pipe.waive(manifest), strategy=Strategy.DELETE_INSERT)
     assert warehouse18.value(COMPRESSED) is None
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_indexes_of_a_new_partition_are_called_and_stored_as_its_siblings(source, warehouse, made):
+    pipe = simple(source, warehouse)
+    warehouse.run(
+        "CREATE INDEX ti ON a.t (v); ALTER TABLE a.t ADD CONSTRAINT once UNIQUE (ts, v) DEFERRABLE;"
+        f"CREATE INDEX ON a.t (lower(v)); {ONE};"
+        "ALTER INDEX a.t_2013_01_pkey SET (fillfactor = 33); ALTER INDEX a.t_2013_01_v_idx SET (fillfactor = 44);"
+        "ALTER INDEX a.t_2013_01_lower_idx ALTER COLUMN 1 SET STATISTICS 77;"
+        "ALTER INDEX a.t_2013_01_ts_v_key RENAME TO t_2013_01_own_name"
+    )
+    fill(source, FEBRUARY, APRIL, 20)
+    made(pipe)
+    indexes = (
+        "SELECT c.relname::text, c.reloptions, a.attstattarget,"
+        " EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = c.oid),"
+        " (SELECT con.contype::text || con.condeferrable FROM pg_constraint AS con"
+        "  WHERE con.conindid = c.oid AND con.coninhcount > 0)"
+        " FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
+        " JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = 1"
+        " WHERE i.indrelid = %s::regclass ORDER BY 1"
+    )
+    told = warehouse.run(indexes, ("a.t_2013_01",))
+    assert len(told) == 4
+    assert warehouse.run(indexes, ("a.t_2013_02",)) == [
+        (name.replace("t_2013_01", "t_2013_02"), *rest) for name, *rest in told
+    ]
+
+
+def test_indexes_made_ahead_below_a_sibling_are_stored_as_there(warehouse18):
+    pipe = Pipeline(warehouse18, warehouse18)
+    warehouse18.run(
+        "CREATE SCHEMA a; CREATE TABLE a.t (id bigint, ts timestamptz, v text, PRIMARY KEY (ts, v, id))"
+        f" PARTITION BY RANGE (ts); {ONE} PARTITION BY LIST (v);"
+        "CREATE TABLE a.t_2013_01_x PARTITION OF a.t_2013_01 FOR VALUES IN ('x');"
+        "ALTER INDEX a.t_2013_01_x_pkey SET (fillfactor = 33)"
+    )
+    before_anybody_needs_it(pipe)
+    assert warehouse18.value(OPTIONS, ("a.t_2013_02_x_pkey",)) == ["fillfactor=33"]
+    valid = "SELECT bool_and(indisvalid) FROM pg_index WHERE indrelid::regclass::text LIKE 'a.t\\_2013\\_02%%'"
+    assert warehouse18.value(valid, ())
