@@ -47,6 +47,7 @@ from airflow_etl_provider.postgres.partitions import (
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect_for_copy
+from airflow_etl_provider.postgres.shared_keys import shared_keys
 from airflow_etl_provider.postgres.snapshot import PostgresSender
 from airflow_etl_provider.postgres.transfer import relay
 from airflow_etl_provider.postgres.twin import (
@@ -118,7 +119,14 @@ class Swap:
             own = own_indexes(self._connection, old)
             if old is None and sibling is not None:
                 own = list(sibling.indexes)
-            with translated_errors(f"preparing {table} for partition {part.name}"):
+            indexes = [*shared, *own]
+            final = TableName(self._target.name.schema, part.name) if old is None else old.table
+            with (
+                translated_errors(f"preparing {table} for partition {part.name}"),
+                shared_keys(
+                    self._connection, table, indexes, self._manifest, self._target.name, final
+                ),
+            ):
                 bring_in_line(
                     self._connection,
                     table,
@@ -131,7 +139,7 @@ class Swap:
                     statements.holds(self._column, part),
                     self._target,
                     old,
-                    [*shared, *own],
+                    indexes,
                     in_attempts=self._patiently(f"adding a foreign key for partition {part.name}"),
                     sibling=sibling if old is None else None,
                 )

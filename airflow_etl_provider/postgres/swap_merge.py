@@ -46,6 +46,7 @@ from airflow_etl_provider.postgres.partitions import (
 )
 from airflow_etl_provider.postgres.queries import queries
 from airflow_etl_provider.postgres.session import Endpoint, connect
+from airflow_etl_provider.postgres.shared_keys import shared_keys
 from airflow_etl_provider.postgres.statements import FINGERPRINT, ident, names, qualified
 from airflow_etl_provider.postgres.twin import (
     Parent,
@@ -490,14 +491,20 @@ class SwapMerge:
 
     def _finish(self, one: _Built) -> None:
         connection, place, old = self._connection, one.leaf.place, one.leaf.partition
-        with translated_errors(f"preparing {one.new} for partition {place.name}"):
+        indexes = [*parent_indexes(connection, place.parent), *own_indexes(connection, old)]
+        with (
+            translated_errors(f"preparing {one.new} for partition {place.name}"),
+            shared_keys(
+                connection, one.new, indexes, self._manifest, place.parent.name, place.name
+            ),
+        ):
             finish(
                 connection,
                 one.new,
                 place.condition,
                 place.parent,
                 old,
-                [*parent_indexes(connection, place.parent), *own_indexes(connection, old)],
+                indexes,
                 in_attempts=self._patiently(
                     place.parent, f"adding a foreign key for partition {place.name}"
                 ),

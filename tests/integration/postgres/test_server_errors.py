@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import psycopg
 import pytest
 
@@ -9,7 +11,7 @@ from airflow_etl_provider.core.errors import CatalogError, DataError, EtlError, 
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.postgres.errors import translate
-from tests.builders import Pipeline
+from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, simple
 
 COLUMNS = "id int, v text"
 SECRET = "us-secret"
@@ -158,3 +160,46 @@ def test_a_value_does_not_pass_for_a_function(warehouse):
     error = translate(caught.value, "copying")
     assert error.function is None
     assert "s3cret" not in str(error)
+
+
+def doubles(source, warehouse, **changes) -> Pipeline:
+    pipe = simple(source, warehouse, **changes)
+    warehouse.run('ALTER TABLE a.t RENAME CONSTRAINT t_pkey TO "The Key"')
+    source.run("ALTER TABLE t DROP CONSTRAINT t_pkey")
+    source.run(f"INSERT INTO t VALUES (1, '2013-01-02Z', 'a'), (1, '2013-01-02Z', '{SECRET}')")
+    return pipe
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
+@pytest.mark.parametrize("end", [FEBRUARY, MARCH])
+def test_a_key_that_stands_double_in_the_batch(source, warehouse, strategy, end):
+    """It is called as the target calls it, not as the index is that was to become a partition's."""
+    pipe = doubles(source, warehouse)
+    with pytest.raises(DataError) as caught:
+        pipe.load(JANUARY, end, options={"strategy": strategy})
+    said = caught.value.what
+    assert 'constraint "The Key" of a.t, PRIMARY KEY (id, ts) (23505)' in said
+    assert "a.t_2013_01" in said
+    assert "double in the batch" in said
+    assert SECRET not in str(caught.value)
+    assert "keys=['id', 'ts']" in caught.value.remedy
+    assert "source" in caught.value.remedy
+    assert caught.value.sqlstate == "23505"
+
+
+def test_a_key_of_the_batch_that_a_row_has_which_stays(source18, warehouse18):
+    pipe = doubles(source18, warehouse18)
+    warehouse18.run(
+        "CREATE TABLE a.t_2013_01 PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z');"
+        'CREATE UNIQUE INDEX "Its own" ON a.t_2013_01 (v)'
+    )
+    source18.run("DELETE FROM t WHERE v = 'a'")
+    warehouse18.run(f"INSERT INTO a.t VALUES (9, '2013-01-30Z', '{SECRET}')")
+    with pytest.raises(DataError) as caught:
+        pipe.load(
+            JANUARY, datetime(2013, 1, 20, tzinfo=UTC), options={"strategy": Strategy.SWAP_MERGE}
+        )
+    assert 'unique index "Its own" of a.t_2013_01, USING btree (v)' in caught.value.what
+    assert "meet rows of the target that stay" in caught.value.what
+    assert "keys=['v']" in caught.value.remedy
+    assert SECRET not in str(caught.value)
