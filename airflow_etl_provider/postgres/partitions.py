@@ -179,6 +179,7 @@ def _make_missing(
         name = TableName(place.name.schema, part.name)
         if sibling is not None and any(sibling.ranges_of(spec.column)):
             raise _cut_further(connection, place, name, part, sibling)
+        refuse_uncreatable(connection, name, place.oid)
         in_attempts = locking.patiently(
             connection, place, options, what=f"making partition {name}", stop=stop, log=log
         )
@@ -594,12 +595,27 @@ def refuse_dependents(connection: psycopg.Connection[Any], partitions: Sequence[
     for partition in partitions:
         if not scalar(connection, queries("catalog")["may_own"], {"oid": partition.oid}):
             raise _not_owned(connection, partition.table, "exchange it")
+        refuse_uncreatable(connection, partition.table, partition.oid)
         found = problems(connection, partition)
         if found:
             raise CatalogError(
                 f"partition {partition.table} cannot be swapped: {'; '.join(found)}",
                 remedy="let it refer to the parent table, or load this table with another strategy",
             )
+
+
+def refuse_uncreatable(connection: psycopg.Connection[Any], name: TableName, oid: int) -> None:
+    """:raises CatalogError: no new table may get *name*, or not with the owner of *oid*: its schema does not let it."""
+    found = connection.execute(
+        queries("catalog")["missing_create"], {"schema": name.schema, "oid": oid}
+    ).fetchall()
+    if found:
+        roles = ", ".join(role for (role,) in found)
+        schema = quoted(name.schema)
+        raise CatalogError(
+            f"{roles} may make no table in schema {schema}, where a new partition is to be called {name}",
+            remedy=f"GRANT CREATE ON SCHEMA {schema} TO {roles}",
+        )
 
 
 def exclude_from_default(
@@ -723,6 +739,18 @@ def what_hinders(connection: psycopg.Connection[Any], partition: Partition) -> l
     """Why *partition* itself, unlike others of its table, cannot be exchanged by this role, or at all."""
     try:
         refuse_dependents(connection, [partition])
+    except CatalogError as error:
+        return [error.what]
+    return []
+
+
+def what_hinders_new(
+    connection: psycopg.Connection[Any], target: Relation, parts: Sequence[PartitionRange]
+) -> list[str]:
+    """Why none of *parts*, which *target* does not have yet, can be made by this role."""
+    try:
+        for part in parts:
+            refuse_uncreatable(connection, TableName(target.name.schema, part.name), target.oid)
     except CatalogError as error:
         return [error.what]
     return []

@@ -24,6 +24,7 @@ from airflow_etl_provider.postgres.partitions import (
     obstacles,
     overlapping,
     what_hinders,
+    what_hinders_new,
 )
 from airflow_etl_provider.postgres.queries import queries
 
@@ -42,10 +43,11 @@ def survey(
     if manifest.partitions:
         if ledger.later_reads(connection, manifest):
             hindrances.append("a load that was read later has published a part of the window")
-        named = {part.name for part in manifest.partitions}
+        missing = {part.name: part for part in manifest.partitions}
         for partition in read_partitions(connection, target):
-            if partition.table.name in named:
+            if missing.pop(partition.table.name, None) is not None:
                 hindrances += what_hinders(connection, partition)
+        hindrances += what_hinders_new(connection, target, list(missing.values()))
         return Facts(partitioned=True, obstacles=tuple(hindrances))
     if manifest.rows < REBUILD_ROWS:
         return Facts(partitioned=True, touched=manifest.rows, obstacles=tuple(hindrances))

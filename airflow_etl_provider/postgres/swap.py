@@ -42,6 +42,7 @@ from airflow_etl_provider.postgres.partitions import (
     partition_of,
     refuse_default_rows,
     refuse_dependents,
+    refuse_uncreatable,
     refuse_unswappable,
     youngest,
 )
@@ -111,6 +112,7 @@ class Swap:
         refuse_unswappable(self._connection, self._target)
         locking.require_budget(self._connection, self._options.lock_budget)
         sibling = self._sibling = self._read_sibling()
+        self._require_exchangeable()
         tables = self._fill()
         shared = parent_indexes(self._connection, self._target)
         for part, table, old in zip(
@@ -170,6 +172,15 @@ class Swap:
         return exchange.run(
             attempt, lambda: [change.old.oid for change in changes if change.old is not None]
         )
+
+    def _require_exchangeable(self) -> None:
+        """:raises CatalogError: no table may take the place of one of the partitions, or get its name."""
+        for part, old in zip(self._manifest.partitions, self._existing(), strict=True):
+            if old is None:
+                name = TableName(self._target.name.schema, part.name)
+                refuse_uncreatable(self._connection, name, self._target.oid)
+            else:
+                refuse_dependents(self._connection, [old])
 
     def _patiently(self, what: str) -> locking.Attempts:
         return locking.patiently(
@@ -277,6 +288,7 @@ class Swap:
     def _changes(self, tables: Sequence[TableName]) -> list[Change]:
         """What to exchange, with counts; partitions that are and stay empty are left alone."""
         manifest = self._manifest
+        self._require_exchangeable()
         refuse_default_rows(self._connection, self._target, self._column, manifest.partitions)
         exclude_from_default(
             self._connection,
@@ -288,7 +300,6 @@ class Swap:
         )
         changes = []
         for part, table, old in zip(manifest.partitions, tables, self._existing(), strict=True):
-            refuse_dependents(self._connection, [] if old is None else [old])
             self._require_logged(table)
             rows = self._count_once(table)
             before = 0 if old is None else self._count_once(old.table, old.oid)

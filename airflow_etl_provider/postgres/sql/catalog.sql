@@ -367,6 +367,17 @@ CROSS JOIN LATERAL (VALUES ('REFERENCES', may_refer), ('UPDATE', may_lock)) AS n
 WHERE NOT needed.granted
 GROUP BY name ORDER BY name
 
+-- name: missing_create
+-- Who needs CREATE on the schema for a table to get its name there, and lacks it: we, and the owner of the table whose
+-- place it takes, to whom it is given.
+SELECT quote_ident(r.rolname)
+FROM pg_class AS c
+JOIN pg_roles AS r ON r.rolname = current_user OR r.oid = c.relowner
+JOIN pg_namespace AS n ON n.nspname = %(schema)s
+WHERE c.oid = %(oid)s AND NOT has_schema_privilege(r.oid, n.oid, 'CREATE')
+  AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+ORDER BY r.rolname <> current_user
+
 -- name: may_own
 SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class AS c WHERE c.oid = %(oid)s
 

@@ -20,7 +20,7 @@ from airflow_etl_provider.core.errors import (
     TerminalError,
 )
 from airflow_etl_provider.core.load import Kind, Strategy
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.partition import Every, PartitionSpec
 from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import (
@@ -701,6 +701,75 @@ def test_without_references_on_what_a_foreign_key_refers_to(source18, warehouse1
         assert "GRANT REFERENCES, UPDATE ON a.dim TO" in (e.value.remedy or "")
         me = pipe.warehouse_role["user"]
         warehouse18.run(f"GRANT REFERENCES (id), UPDATE ON a.dim TO {me}")
+        assert pipe.load(JANUARY, FEBRUARY).strategy is Strategy.SWAP
+
+
+@pytest.mark.parametrize("schema", ["a", 'B "'])
+def test_without_create_on_the_schema_of_a_partition(source18, warehouse18, schema):
+    """A new partition could not get its name: what is there is written in place, swaps say the right that is missing."""
+    named = TableName(schema, "t_2013_01")
+    with owner(
+        source18,
+        warehouse18,
+        "CREATE TABLE a.t (id bigint, ts timestamptz NOT NULL, v text, PRIMARY KEY (id, ts)) PARTITION BY RANGE (ts);"
+        "ALTER TABLE a.t OWNER TO {me}; CREATE SCHEMA IF NOT EXISTS "
+        f"{quoted(schema)}; REVOKE CREATE ON SCHEMA {quoted(schema)} FROM {{me}};"
+        f"GRANT USAGE ON SCHEMA {quoted(schema)} TO {{me}};"
+        f"CREATE TABLE {named} PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z');"
+        f"ALTER TABLE {named} OWNER TO {{me}}",
+    ) as pipe:
+        me = pipe.warehouse_role["user"]
+        assert pipe.load(JANUARY, FEBRUARY).strategy is Strategy.DELETE_INSERT
+        built = pipe.left_in_staging()
+        asked = {Strategy.SWAP_MERGE} if schema != "a" else {Strategy.SWAP, Strategy.SWAP_MERGE}
+        for strategy in asked:
+            manifest = pipe.staged(JANUARY, FEBRUARY)
+            with pytest.raises(CatalogError, match=f"{me} may make no table in schema") as e:
+                pipe.publish(manifest, strategy=strategy)
+            assert pipe.left_in_staging() - built == {manifest.staging.name}
+            built = pipe.left_in_staging()
+        grant = e.value.remedy or ""
+        assert grant == f"GRANT CREATE ON SCHEMA {quoted(schema)} TO {me}"
+        warehouse18.run(grant)
+        again = pipe.staged(JANUARY, FEBRUARY)
+        assert pipe.publish(again, strategy=strategy).strategy is strategy
+        assert pipe.rows() == pipe.source_rows()
+
+
+@pytest.mark.parametrize("strategy", [Strategy.AUTO, Strategy.SWAP, Strategy.SWAP_MERGE])
+def test_without_create_on_the_schema_of_a_missing_partition(source18, warehouse18, strategy):
+    with owner(
+        source18,
+        warehouse18,
+        "CREATE TABLE a.t (id bigint, ts timestamptz NOT NULL, v text) PARTITION BY RANGE (ts);"
+        "ALTER TABLE a.t OWNER TO {me}; REVOKE CREATE ON SCHEMA a FROM {me}",
+    ) as pipe:
+        manifest = pipe.staged(JANUARY, FEBRUARY)
+        with pytest.raises(CatalogError, match=r"is to be called a\.t_2013_01") as e:
+            pipe.publish(manifest, strategy=strategy)
+        warehouse18.run(e.value.remedy or "")
+        pipe.publish(pipe.staged(JANUARY, FEBRUARY), strategy=strategy)
+        assert pipe.rows() == pipe.source_rows()
+
+
+def test_an_owner_without_create_on_the_schema_of_its_partition(source18, warehouse18):
+    """A new partition is given to the owner of the old one, who must be allowed to own a table there."""
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 5)
+    pipe.load(JANUARY, FEBRUARY)
+    with group_and_member(warehouse18) as (group, role):
+        warehouse18.run(
+            f"GRANT ALL ON SCHEMA a TO {role['user']}; GRANT {group} TO {role['user']};"
+            f"ALTER TABLE a.t OWNER TO {group}; ALTER TABLE a.t_2013_01 OWNER TO {group};"
+            f"GRANT ALL ON ALL TABLES IN SCHEMA etl TO {role['user']};"
+            f"GRANT ALL ON ALL SEQUENCES IN SCHEMA etl TO {role['user']};"
+            f"GRANT ALL ON SCHEMA etl, etl_staging TO {role['user']}, {group}"
+        )
+        pipe.warehouse_role = role
+        assert pipe.load(JANUARY, FEBRUARY).strategy is Strategy.DELETE_INSERT
+        with pytest.raises(CatalogError, match=f"{group} may make no table in schema a") as e:
+            pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP})
+        warehouse18.run(e.value.remedy or "")
         assert pipe.load(JANUARY, FEBRUARY).strategy is Strategy.SWAP
 
 
