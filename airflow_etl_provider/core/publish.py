@@ -248,6 +248,8 @@ def choose_strategy(
             f"rows of {manifest.target} are still true",
             remedy="extract with window='full', or declare kind='events' or 'entities'",
         )
+    if facts.partitioned:
+        return Strategy.DELETE_INSERT, "everything was read, for a partitioned table"
     return Strategy.REPLACE, "everything was read"
 
 
@@ -284,7 +286,8 @@ def _refuse(asked: Strategy, manifest: Manifest, facts: Facts) -> None:
         raise ConfigurationError(
             f"strategy {asked.value!r} would keep rows of {manifest.target} that are gone from the snapshot of stream "
             f"{manifest.stream!r}",
-            remedy="use strategy='replace', or declare kind='entities' or 'events'",
+            remedy="use strategy='delete_insert' for a partitioned table, 'replace' for any other, or declare "
+            "kind='entities' or 'events'",
         )
     if asked is Strategy.APPEND and manifest.kind is Kind.ENTITIES:
         raise ConfigurationError(

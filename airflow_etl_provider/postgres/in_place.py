@@ -215,10 +215,14 @@ class InPlace:
         target = self._target
         allowed = ("r",) if strategy is Strategy.REPLACE else ("r", "p")
         if target.kind not in allowed:
-            kind = "partitioned" if target.kind == "p" else "not a table"
+            if target.kind == "p":
+                raise CatalogError(
+                    f"strategy {strategy.value!r} cannot write into {target.name}, which is partitioned",
+                    remedy="use strategy='delete_insert', which takes everything that was read into partitions",
+                )
             raise CatalogError(
-                f"strategy {strategy.value!r} cannot write into {target.name}, which is {kind}",
-                remedy="use strategy='swap' for whole partitions, or load a plain table",
+                f"strategy {strategy.value!r} cannot write into {target.name}, which is not a table",
+                remedy="load the table itself",
             )
         missing = missing_privileges(self._connection, target, self._privileges(strategy))
         if missing:

@@ -12,8 +12,9 @@ from airflow_etl_provider.core.errors import (
     DataError,
     ShrinkBrake,
 )
-from airflow_etl_provider.core.load import Kind
-from tests.builders import FEBRUARY, JANUARY, Pipeline
+from airflow_etl_provider.core.load import Kind, Strategy
+from airflow_etl_provider.core.request import WindowMode
+from tests.builders import FEBRUARY, JANUARY, MARCH, Pipeline, fill
 
 
 def snapshots(source, warehouse, columns, *, target_columns=None, keys=(), **changes):
@@ -278,8 +279,52 @@ def test_what_is_no_plain_table_is_refused(source18, warehouse18, kind):
         }[kind]
     )
     pipe = Pipeline(source18, warehouse18, kind=Kind.SNAPSHOTS, cursor=None, partition=None)
-    with pytest.raises(CatalogError, match=r"a\.t"):
+    with pytest.raises(CatalogError, match=r"a\.t") as refused:
+        pipe.load(options={"strategy": Strategy.REPLACE})
+    assert kind != "partitioned" or "strategy='delete_insert'" in (refused.value.remedy or "")
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("kind", [Kind.EVENTS, Kind.SNAPSHOTS])
+@pytest.mark.parametrize("how", ["RANGE (ts)", "LIST (v)"])
+def test_a_partitioned_table_becomes_what_was_read(source, warehouse, how, kind, keyed):
+    """``auto`` knows how: what is gone from the source goes, and an emptied source is braked."""
+    columns = "id bigint, ts timestamptz NOT NULL, v text"
+    source.run(f"CREATE TABLE t ({columns})")
+    by_range = how.startswith("RANGE")
+    month = "FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    one = "FOR VALUES IN ('row 1')"
+    key = f", PRIMARY KEY (id, {'ts' if by_range else 'v'})" if keyed else ""
+    warehouse.run(
+        f"CREATE SCHEMA a; CREATE TABLE a.t ({columns}{key}) PARTITION BY {how};"
+        f"CREATE TABLE a.p PARTITION OF a.t {month if by_range else one};"
+        "CREATE TABLE a.rest PARTITION OF a.t DEFAULT"
+    )
+    pipe = Pipeline(
+        source,
+        warehouse,
+        kind=kind,
+        cursor="ts" if kind is Kind.EVENTS else None,
+        mode=WindowMode.FULL,
+        partition=None,
+        keys=("id",) if keyed else (),
+    )
+    fill(source, JANUARY, MARCH, 40)
+    if not keyed:
+        source.run("INSERT INTO t SELECT * FROM t WHERE id = 3")
+    assert pipe.load().strategy is Strategy.DELETE_INSERT
+    assert pipe.rows() == pipe.source_rows()
+    source.run("DELETE FROM t WHERE id % 3 = 0; UPDATE t SET v = 'row 1' WHERE id = 4")
+    for _ in range(2):
+        assert pipe.load().strategy is Strategy.DELETE_INSERT
+        assert pipe.rows() == pipe.source_rows()
+    source.run("DELETE FROM t WHERE id > 4")
+    before = pipe.picture()
+    with pytest.raises(ShrinkBrake):
         pipe.load()
+    assert pipe.picture() == before
+    pipe.load(options={"max_shrink": 1.0})
+    assert pipe.rows() == pipe.source_rows()
 
 
 def test_a_large_batch_with_keys_is_fast_enough_to_finish(source18, warehouse18):

@@ -23,7 +23,7 @@ from airflow_etl_provider.core.load import (
 )
 from airflow_etl_provider.core.names import TableName
 from airflow_etl_provider.core.partition import Every, PartitionSpec
-from airflow_etl_provider.core.publish import PublishOptions, brake, choose_strategy
+from airflow_etl_provider.core.publish import Facts, PublishOptions, brake, choose_strategy
 from airflow_etl_provider.core.window import FULL, Nulls, Window
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -220,6 +220,20 @@ def test_a_strategy_never_drops_what_was_not_read(asked, changes, expected):
         assert raised.value.remedy
     else:
         assert choose_strategy(asked, batch(**changes))[0] is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Kind.EVENTS, Strategy.DELETE_INSERT),
+        (Kind.SNAPSHOTS, Strategy.DELETE_INSERT),
+        (Kind.ENTITIES, Strategy.MERGE),
+    ],
+)
+def test_a_full_read_of_a_partitioned_table(kind, expected):
+    """``replace`` takes plain tables only."""
+    full = batch(kind=kind, window=FULL, partitions=())
+    assert choose_strategy(Strategy.AUTO, full, Facts(partitioned=True))[0] is expected
 
 
 @pytest.mark.parametrize(
