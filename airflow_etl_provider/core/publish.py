@@ -10,7 +10,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from airflow_etl_provider.core.errors import (
-    CatalogError,
     ConfigurationError,
     EtlError,
     LockBudgetExceeded,
@@ -179,12 +178,14 @@ class Facts:
     :param touched: rows of the target that the batch adds, changes or replaces, about.
     :param present: rows of the partitions that it touches, about.
     :param obstacles: why their partitions cannot be exchanged, or should not be.
+    :param unswappable: what to say of a batch without partitions that is to be swapped.
     """
 
     partitioned: bool = False
     touched: int = 0
     present: int = 0
     obstacles: tuple[str, ...] = ()
+    unswappable: EtlError | None = None
 
     @property
     def share(self) -> float:
@@ -269,11 +270,8 @@ def _by_share(in_place: Strategy, why: str, facts: Facts) -> tuple[Strategy, str
 
 def _refuse(asked: Strategy, manifest: Manifest, facts: Facts) -> None:
     windowed = not manifest.window.is_full
-    if asked is Strategy.SWAP and not manifest.partitions and facts.obstacles:
-        raise CatalogError(
-            facts.obstacles[0],
-            remedy=f"remove what hinders it, or load {manifest.target} with strategy='auto', which then writes in place",
-        )
+    if asked is Strategy.SWAP and not manifest.partitions and facts.unswappable is not None:
+        raise facts.unswappable
     if asked is Strategy.SWAP and not manifest.partitions:
         raise ConfigurationError(
             f"strategy 'swap' would replace partitions of {manifest.target} that stream {manifest.stream!r} did not "

@@ -314,7 +314,7 @@ def _refuse_subscribers(
     ).fetchall()
     if published:
         raise ContractError(
-            f"{target.name} is in publication {', '.join(name for (name,) in published)}: its subscribers would stop at "
+            f"{target.name} is in publication {', '.join(name for name, _ in published)}: its subscribers would stop at "
             "the first row that their table cannot take",
             remedy=f"first there, then here: {_shown(steps)}",
         )

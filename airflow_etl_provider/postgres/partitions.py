@@ -599,8 +599,9 @@ def refuse_dependents(connection: psycopg.Connection[Any], partitions: Sequence[
         found = problems(connection, partition)
         if found:
             raise CatalogError(
-                f"partition {partition.table} cannot be swapped: {'; '.join(found)}",
-                remedy="let it refer to the parent table, or load this table with another strategy",
+                f"partition {partition.table} cannot be swapped: {'; '.join(what for what, _ in found)}",
+                remedy=f"{'; '.join(helps for _, helps in found)}, or publish with strategy='auto', which then writes "
+                "in place",
             )
 
 
@@ -767,29 +768,32 @@ def _not_owned(connection: psycopg.Connection[Any], table: TableName, what: str)
 def obstacles(connection: psycopg.Connection[Any], target: Table) -> list[CatalogError]:
     """Why no partition of *target* can be exchanged by this role, or at all; with what would help."""
     found = []
-    referencing = [
-        row[0]
-        for row in connection.execute(
-            queries("catalog")["referencing_foreign_keys"], {"oid": target.oid}
-        )
-    ]
+    referencing = connection.execute(
+        queries("catalog")["referencing_foreign_keys"], {"oid": target.oid}
+    ).fetchall()
     if referencing:
         found.append(
             CatalogError(
-                f"{', '.join(referencing)} reference {target.name} by foreign key: PostgreSQL lets no "
-                "referenced partition be detached",
-                remedy=f"drop those foreign keys, or load {target.name} by another way than swap",
+                f"{', '.join(dict.fromkeys(name for name, _ in referencing))} reference {target.name} by foreign key: "
+                "PostgreSQL lets no referenced partition be detached",
+                remedy=f"{'; '.join(without for _, without in referencing)}, or load {target.name} by another way than "
+                "swap",
             )
         )
-    published = [
-        row[0]
-        for row in connection.execute(queries("catalog")["publications"], {"oid": target.oid})
-    ]
+    published = connection.execute(
+        queries("catalog")["publications"], {"oid": target.oid}
+    ).fetchall()
     if published:
+        out = [
+            without
+            or f"make publication {quoted(name)}, which holds all tables, anew FOR TABLE ..."
+            for name, without in published
+        ]
         found.append(
             CatalogError(
-                f"{target.name} is in publication {', '.join(published)}: subscribers would not see a swap",
-                remedy="take it out of the publication, or load it by another way than swap",
+                f"{target.name} is in publication {', '.join(name for name, _ in published)}: subscribers would not see "
+                "a swap",
+                remedy=f"{'; '.join(out)}, or load it by another way than swap",
             )
         )
     if not scalar(connection, queries("catalog")["may_own"], {"oid": target.oid}):
@@ -815,7 +819,13 @@ def obstacles(connection: psycopg.Connection[Any], target: Table) -> list[Catalo
             )
         )
     if missing_privileges(connection, target, ("SELECT",)):
-        found.append(CatalogError(f"role {connection.info.user} may not read {target.name}"))
+        user = connection.info.user
+        found.append(
+            CatalogError(
+                f"role {user} may not read {target.name}",
+                remedy=f"GRANT SELECT ON {target.name} TO {quoted(user)}",
+            )
+        )
     minor = connection.info.server_version
     if minor in _LOSES_FOREIGN_KEYS and scalar(
         connection, queries("catalog")["refers_to_partitioned"], {"oid": target.oid}

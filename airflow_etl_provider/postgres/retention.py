@@ -125,7 +125,7 @@ def refuse_unretirable(connection: Connection, target: Table) -> None:
         queries("catalog")["referencing_foreign_keys"], {"oid": target.oid}
     ).fetchall()
     if referencing:
-        names = ", ".join(name for (name,) in referencing)
+        names = ", ".join(name for name, _ in referencing)
         raise CatalogError(
             f"{names} reference {target.name} by foreign key: a partition could go only after a look through all of "
             "them under a lock, and not with rows that are referenced",

@@ -38,6 +38,8 @@ def survey(
     """Measure; a batch of few rows is not looked at closely, since it is quick in place."""
     if target.partition_strategy is None:
         return Facts()
+    if options.strategy is Strategy.SWAP:
+        return Facts(partitioned=True, unswappable=next(iter(obstacles(connection, target)), None))
     hindrances = _hindrances(connection, target, options)
     hindrances += _no_single_table(connection, manifest, target, options)
     if manifest.partitions:

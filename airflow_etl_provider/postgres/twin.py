@@ -624,12 +624,9 @@ def move_statistics(
     return steps
 
 
-def problems(connection: psycopg.Connection[Any], old: Partition) -> list[str]:
-    """What hangs on *old* itself and could not follow to its replacement."""
-    return [
-        row[0]
-        for row in connection.execute(queries("twin")["problems"], {"old": old.oid}).fetchall()
-    ]
+def problems(connection: psycopg.Connection[Any], old: Partition) -> list[tuple[str, str]]:
+    """What hangs on *old* itself and could not follow to its replacement, each with what would help."""
+    return connection.execute(queries("twin")["problems"], {"old": old.oid}).fetchall()
 
 
 def final_index_names(

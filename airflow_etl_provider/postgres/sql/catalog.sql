@@ -255,7 +255,8 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND con.contype = 'f' AND 
 ORDER BY 1
 
 -- name: referencing_foreign_keys
-SELECT conrelid::regclass::text AS name
+SELECT conrelid::regclass::text AS name,
+       format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname) AS without
 FROM pg_constraint
 WHERE confrelid = %(oid)s AND contype = 'f' AND conparentid = 0
 ORDER BY 1
@@ -323,22 +324,28 @@ ORDER BY age_s DESC NULLS LAST
 LIMIT 3
 
 -- name: publications
+-- With what takes the table out of each, if that can be done.
 WITH RECURSIVE tree AS (
     SELECT %(oid)s::oid AS oid
     UNION ALL
     SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
+), members AS (
+    SELECT r.prpubid AS oid, format('TABLE %%s', r.prrelid::regclass) AS member
+    FROM pg_publication_rel AS r
+    WHERE r.prrelid IN (SELECT oid FROM tree)
+       OR r.prrelid IN (SELECT relid FROM pg_partition_ancestors(%(oid)s::oid::regclass))
+    UNION
+    SELECT n.pnpubid, format('TABLES IN SCHEMA %%I', s.nspname)
+    FROM pg_publication_namespace AS n
+    JOIN pg_namespace AS s ON s.oid = n.pnnspid
+    JOIN pg_class AS c ON c.relnamespace = s.oid
+    WHERE c.oid IN (SELECT oid FROM tree)
 )
-SELECT p.pubname::text
+SELECT p.pubname::text,
+       (SELECT string_agg(format('ALTER PUBLICATION %%I DROP %%s', p.pubname, m.member), '; ' ORDER BY m.member)
+        FROM members AS m WHERE m.oid = p.oid AND NOT p.puballtables) AS without
 FROM pg_publication AS p
-WHERE p.puballtables
-   OR EXISTS (SELECT FROM pg_publication_rel AS r
-              WHERE r.prpubid = p.oid
-                AND (r.prrelid IN (SELECT oid FROM tree)
-                     OR r.prrelid IN (SELECT relid FROM pg_partition_ancestors(%(oid)s::oid::regclass))))
-   OR EXISTS (SELECT FROM pg_publication_namespace AS n
-              JOIN pg_class AS c ON c.relnamespace = n.pnnspid
-              WHERE n.pnpubid = p.oid
-                AND c.oid IN (SELECT oid FROM tree))
+WHERE p.puballtables OR p.oid IN (SELECT oid FROM members)
 ORDER BY 1
 
 -- name: publishes_schema

@@ -251,7 +251,7 @@ WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 ORDER BY 1
 
 -- name: problems
--- What cannot follow, with the name of the thing.
+-- What cannot follow, with the name of the thing, and what would help.
 WITH old AS (
     SELECT c.oid, c.reltype, t.typarray, c.relrowsecurity, i.inhparent, c.oid::regclass AS name
     FROM pg_class AS c JOIN pg_type AS t ON t.oid = c.reltype LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid
@@ -278,40 +278,52 @@ WITH old AS (
           ELSE false END
 )
 SELECT DISTINCT format('%%s %%s shows partition %%s by name and would go on showing the replaced rows',
-              CASE v.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, v.oid::regclass, old.name)
+              CASE v.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, v.oid::regclass, old.name),
+       format('let %%s show %%s', v.oid::regclass, old.inhparent::regclass)
 FROM old, depends AS d
 JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 JOIN pg_class AS v ON v.oid = r.ev_class AND v.relkind IN ('v', 'm')
 UNION ALL
 SELECT DISTINCT format('%%s goes by partition %%s itself, not by its table, and would stay with the replaced rows',
-              pg_describe_object(d.classid, d.objid, d.objsubid), old.name)
+              pg_describe_object(d.classid, d.objid, d.objsubid), old.name),
+       format('let %%s go by %%s, or drop it', pg_describe_object(d.classid, d.objid, d.objsubid), old.inhparent::regclass)
 FROM old, depends AS d
 LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 LEFT JOIN pg_class AS v ON v.oid = r.ev_class
 WHERE coalesce(v.relkind NOT IN ('v', 'm'), true)
 UNION ALL
-SELECT format('partition %%s has row security of its own', old.name)
+SELECT format('partition %%s has row security of its own', old.name),
+       format('who reads %%s goes by its policies alone, so take away those of the partition: ', old.inhparent::regclass)
+       || concat_ws('; ', CASE WHEN old.relrowsecurity THEN format('ALTER TABLE %%s DISABLE ROW LEVEL SECURITY', old.name) END,
+                    (SELECT string_agg(format('DROP POLICY %%I ON %%s', p.polname, old.name), '; ' ORDER BY p.polname)
+                     FROM pg_policy AS p WHERE p.polrelid = old.oid))
 FROM old WHERE old.relrowsecurity OR EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = old.oid)
 UNION ALL
-SELECT format('%%s references partition %%s by foreign key', con.conrelid::regclass, con.confrelid::regclass)
+SELECT format('%%s references partition %%s by foreign key', con.conrelid::regclass, con.confrelid::regclass),
+       format('ALTER TABLE %%s DROP CONSTRAINT %%I', con.conrelid::regclass, con.conname)
 FROM pg_constraint AS con
 WHERE con.confrelid = %(old)s AND con.contype = 'f' AND con.conparentid = 0
 UNION ALL
 SELECT format('constraint %%I of %%s would be built while readers wait: ATTACH takes no index for it', con.conname,
-              old.inhparent::regclass)
+              old.inhparent::regclass),
+       format('ALTER TABLE %%s DROP CONSTRAINT %%I', old.inhparent::regclass, con.conname)
 FROM old JOIN pg_index AS i ON i.indrelid = old.inhparent AND i.indisexclusion
 JOIN pg_constraint AS con ON con.conindid = i.indexrelid AND con.conrelid = i.indrelid
 UNION ALL
 -- Of what is kept nobody knows whether it holds, and of new rows it must hold. (conenforced is new in 18; what keeps
 -- rows out of DEFAULT is checked where it is needed.)
-SELECT format('constraint %%I of partition %%s is NOT VALID (ALTER TABLE %%s VALIDATE CONSTRAINT %%I makes it valid)',
-              con.conname, old.name, old.name, con.conname)
+SELECT format('constraint %%I of partition %%s is NOT VALID', con.conname, old.name),
+       format('ALTER TABLE %%s VALIDATE CONSTRAINT %%I', old.name, con.conname)
 FROM old JOIN pg_constraint AS con ON con.conrelid = old.oid
 WHERE con.contype IN ('c', 'f', 'n') AND NOT con.convalidated AND coalesce(to_jsonb(con) ->> 'conenforced', 'true') = 'true'
   AND con.conname !~ '^etl_not_'
 UNION ALL
 SELECT format('column %%I of partition %%s is generated otherwise than its table''s, which computes kept values anew',
-              a.attname, old.name)
+              a.attname, old.name),
+       CASE WHEN pd.adbin IS NOT NULL AND current_setting('server_version_num')::int >= 170000
+            THEN format('ALTER TABLE %%s ALTER COLUMN %%I SET EXPRESSION AS (%%s)', old.name, a.attname,
+                        pg_get_expr(pd.adbin, pd.adrelid))
+            ELSE format('make the partition anew with column %%I as %%s has it', a.attname, old.inhparent::regclass) END
 FROM old
 JOIN pg_attribute AS a ON a.attrelid = old.oid AND a.attnum > 0 AND a.attgenerated <> ''
 JOIN pg_attribute AS pa ON pa.attrelid = old.inhparent AND pa.attname = a.attname

@@ -514,6 +514,61 @@ def test_a_table_that_others_reference_is_written_in_place(source18, warehouse18
     assert pipe.rows() == pipe.source_rows()
 
 
+OBSTACLES = {
+    "foreign keys": 'CREATE TABLE a."O" (i bigint, ts timestamptz, CONSTRAINT "Fk 1" FOREIGN KEY (i, ts) REFERENCES a.t,'
+    " FOREIGN KEY (i, ts) REFERENCES a.t)",
+    "foreign key to the partition": "CREATE TABLE a.o (i bigint, ts timestamptz,"
+    ' CONSTRAINT "Fk 1" FOREIGN KEY (i, ts) REFERENCES a.t_2013_01)',
+    "publication of the table": 'CREATE PUBLICATION "P 1" FOR TABLE a.t',
+    "publication of the schema": 'CREATE PUBLICATION "P 1" FOR TABLES IN SCHEMA a',
+    "publications of the partition": "CREATE PUBLICATION p FOR TABLE a.t_2013_01; CREATE PUBLICATION q FOR TABLE a.t",
+    "row security": "ALTER TABLE a.t_2013_01 ENABLE ROW LEVEL SECURITY",
+    "policies": 'CREATE POLICY "P 1" ON a.t_2013_01; CREATE POLICY q ON a.t_2013_01',
+    "exclusion": "ALTER TABLE a.t ADD CONSTRAINT odd EXCLUDE (id WITH =, ts WITH =)",
+    "not valid": 'ALTER TABLE a.t_2013_01 ADD CONSTRAINT "C 1" CHECK (id <> 0) NOT VALID',
+    "several": 'ALTER TABLE a.t_2013_01 ADD CONSTRAINT "C 1" CHECK (id <> 0) NOT VALID, ENABLE ROW LEVEL SECURITY',
+}
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SWAP, Strategy.SWAP_MERGE])
+@pytest.mark.parametrize("what", OBSTACLES)
+def test_an_obstacle_is_told_with_the_statements_that_remove_it(
+    source18, warehouse18, what, strategy
+):
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 3)
+    pipe.load(JANUARY, FEBRUARY)
+    warehouse18.run(OBSTACLES[what])
+    with pytest.raises(CatalogError) as refused:
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy})
+    told, _, _ = (refused.value.remedy or "").partition(", or ")
+    statements = re.findall(r"(?:ALTER|DROP) [^;]*", told)
+    assert statements
+    for statement in statements:
+        warehouse18.run(statement)
+    assert pipe.load(JANUARY, FEBRUARY, options={"strategy": strategy}).strategy is strategy
+
+
+def test_a_generated_column_of_the_partition_is_made_like_its_tables(source18, warehouse18):
+    source18.run(
+        "CREATE TABLE t (id bigint, ts timestamptz); INSERT INTO t VALUES (1, '2013-01-02Z')"
+    )
+    columns = (
+        'id bigint, ts timestamptz NOT NULL, "G 1" bigint GENERATED ALWAYS AS (id * {}) STORED'
+    )
+    warehouse18.run(
+        f"CREATE SCHEMA a; CREATE TABLE a.t ({columns.format(2)}) PARTITION BY RANGE (ts);"
+        f"CREATE TABLE a.t_2013_01 ({columns.format(3)});"
+        "ALTER TABLE a.t ATTACH PARTITION a.t_2013_01 FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')"
+    )
+    pipe = Pipeline(source18, warehouse18)
+    with pytest.raises(CatalogError, match="generated otherwise") as refused:
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP})
+    warehouse18.run((refused.value.remedy or "").partition(", or ")[0])
+    pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP})
+    assert warehouse18.run('SELECT id, "G 1" FROM a.t') == [(1, 2)]
+
+
 @pytest.mark.parametrize("what", ["TABLE a.t", "TABLES IN SCHEMA a", "ALL TABLES"])
 def test_a_published_table_is_never_swapped(source18, warehouse18, what):
     """Rule 10: subscribers would not see a swap. Refused, or published in a way that they see."""
@@ -526,8 +581,11 @@ def test_a_published_table_is_never_swapped(source18, warehouse18, what):
         "SELECT relpersistence::text FROM pg_class WHERE relname = %s", (manifest.staging.name,)
     )
     assert found == logged, "a logged staged table would stop the apply worker of every subscriber"
-    with pytest.raises(CatalogError, match="pub"):
+    with pytest.raises(CatalogError, match="pub") as refused:
         pipe.publish(manifest, strategy=Strategy.SWAP)
+    assert what == "ALL TABLES" or f"ALTER PUBLICATION pub DROP {what}" in (
+        refused.value.remedy or ""
+    )
     assert pipe.publish(manifest).strategy is Strategy.DELETE_INSERT
     assert pipe.rows() == pipe.source_rows()
 
