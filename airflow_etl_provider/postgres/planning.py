@@ -13,9 +13,14 @@ from psycopg import sql
 from airflow_etl_provider.core.columns import Selected, missing_column
 from airflow_etl_provider.core.conversion import Conversion
 from airflow_etl_provider.core.dead_letters import OnConversionError
-from airflow_etl_provider.core.errors import ConfigurationError, ContractError
-from airflow_etl_provider.core.load import Kind, PartitionRange, StreamPosition
-from airflow_etl_provider.core.names import TableName
+from airflow_etl_provider.core.errors import (
+    CatalogError,
+    ConfigurationError,
+    ContractError,
+    EtlError,
+)
+from airflow_etl_provider.core.load import Kind, Manifest, PartitionRange, StreamPosition
+from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.ports import SourceColumn, SourceShape
 from airflow_etl_provider.core.request import ExtractRequest
 from airflow_etl_provider.core.settle import Settled
@@ -26,7 +31,9 @@ from airflow_etl_provider.postgres.cursors import CursorKind, cursor_kind, curso
 from airflow_etl_provider.postgres.partitions import (
     expected_partitions,
     obstacles,
+    overlapping,
     refuse_default_rows,
+    same_range,
 )
 from airflow_etl_provider.postgres.tree import read_tree
 from airflow_etl_provider.postgres.types import judged
@@ -257,6 +264,97 @@ def _require_ranges(connection: psycopg.Connection[Any], target: Table, column: 
         read_tree(connection, target).first_ranges_of(column)
     ):
         catalog.require_range_partitioned(target, column)
+
+
+def why_no_swap(connection: psycopg.Connection[Any], manifest: Manifest, target: Table) -> EtlError:
+    """Why there are no partitions that the batch could be swapped for, as things are now, and which way is open."""
+    partitioned = target.partition_strategy is not None
+    hindering = obstacles(connection, target) if partitioned else []
+    in_place = {
+        Kind.EVENTS: "delete_insert",
+        Kind.ENTITIES: "merge",
+        Kind.SNAPSHOTS: "delete_insert" if partitioned else "replace",
+    }[manifest.kind]
+    ways = f"use strategy={in_place!r}"
+    if partitioned and not hindering and manifest.kind is not Kind.SNAPSHOTS:
+        ways = f"use strategy='swap_merge' or {in_place!r}"
+    found = _why_not_whole(connection, manifest, target)
+    if found is None and hindering:
+        return hindering[0]
+    why, helps = found or (
+        (
+            "none were planned when the batch was staged, for what hindered it then, or because a window by watermark goes by "
+            "partitions with a lookback alone"
+        ),
+        "clear extract and downstream, which plans the window anew",
+    )
+    return ConfigurationError(
+        f"strategy 'swap' exchanges partitions that a window of events covers whole, and for load {manifest.load_id} there "
+        f"are none: {why}",
+        remedy=ways if helps is None else f"{helps}, or {ways}",
+    )
+
+
+def _why_not_whole(
+    connection: psycopg.Connection[Any], manifest: Manifest, target: Table
+) -> tuple[str, str | None] | None:
+    """Why the batch's window is not made of whole partitions that can be exchanged, and what would change that."""
+    window, spec = manifest.window, manifest.partition
+    if manifest.kind is not Kind.EVENTS:
+        return f"the rows of stream {manifest.stream!r} are {manifest.kind}", None
+    if window.is_full or manifest.cursor is None:
+        return "everything was read, without a window", "extract with window='interval'"
+    try:
+        catalog.require_range_partitioned(target, manifest.cursor)
+    except CatalogError as error:
+        return error.what, None
+    column_type = target.column(manifest.cursor, use="the partition column").type
+    if cursor_kind(column_type) is not CursorKind.TIME:
+        return (
+            (
+                f"{target.name} is partitioned by {manifest.cursor} of type {column_type}, and only of times is known where "
+                "partitions begin and end"
+            ),
+            None,
+        )
+    if window.low is None or window.high is None:
+        return f"window {window} has no beginning or no end", None
+    wanted = PartitionRange("", window.low, window.high)
+    covered = overlapping(
+        connection, catalog.read_partitions(connection, target), wanted, column_type
+    )
+    for one in covered:
+        if not one.is_leaf:
+            return (
+                f"partition {one.table} is partitioned itself, so no one table can take its place",
+                None,
+            )
+        if one.table.schema != target.name.schema:
+            return (
+                f"partition {one.table} lies in another schema than {target.name}",
+                f"ALTER TABLE {one.table} SET SCHEMA {quoted(target.name.schema)} and clear extract and downstream",
+            )
+    if spec is None and len(covered) > 1:
+        return (
+            f"window {window} covers {len(covered)} partitions, and nothing says how long one is",
+            "say partition={'column': ..., 'every': 'month', 'timezone': ...}",
+        )
+    if spec is None:
+        whole = all(same_range(connection, one, wanted, column_type) for one in covered)
+        length = "a partition"
+    else:
+        low, high = (
+            moment_of(connection, text, column_type, spec.timezone)
+            for text in (window.low, window.high)
+        )
+        whole = low is not None and high is not None and spec.covers_whole(low, high)
+        length = f"one {spec.every}"
+    if whole:
+        return None
+    return (
+        f"window {window} did not read partitions of {target.name} whole, and the rest of their rows would be lost",
+        f"load windows as long as {length}, from its beginning on",
+    )
 
 
 def instants(

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from airflow_etl_provider.core.errors import CatalogError
 from airflow_etl_provider.core.load import Kind, Manifest, PartitionRange, Strategy
 from airflow_etl_provider.core.publish import REBUILD_ROWS, Facts, PublishOptions
 from airflow_etl_provider.postgres import ledger, statements
@@ -26,6 +27,7 @@ from airflow_etl_provider.postgres.partitions import (
     what_hinders,
     what_hinders_new,
 )
+from airflow_etl_provider.postgres.planning import why_no_swap
 from airflow_etl_provider.postgres.queries import queries
 
 
@@ -36,12 +38,15 @@ def survey(
     options: PublishOptions,
 ) -> Facts:
     """Measure; a batch of few rows is not looked at closely, since it is quick in place."""
-    if target.partition_strategy is None:
-        return Facts()
+    partitioned = target.partition_strategy is not None
     if options.strategy is Strategy.SWAP:
-        return Facts(partitioned=True, unswappable=next(iter(obstacles(connection, target)), None))
+        cut = _no_single_table(connection, manifest, target) if partitioned else None
+        return Facts(partitioned, unswappable=cut or why_no_swap(connection, manifest, target))
+    if not partitioned:
+        return Facts()
     hindrances = _hindrances(connection, target, options)
-    hindrances += _no_single_table(connection, manifest, target, options)
+    cut = _no_single_table(connection, manifest, target) if manifest.partitions else None
+    hindrances += [] if cut is None else [cut.what]
     if manifest.partitions:
         if ledger.later_reads(connection, manifest):
             hindrances.append("a load that was read later has published a part of the window")
@@ -89,22 +94,18 @@ def _hindrances(
 
 
 def _no_single_table(
-    connection: psycopg.Connection[Any], manifest: Manifest, target: Table, options: PublishOptions
-) -> list[str]:
+    connection: psycopg.Connection[Any], manifest: Manifest, target: Table
+) -> CatalogError | None:
     """Why a missing partition cannot be one table, where one would be swapped in."""
     if target.partition_strategy != "r" or len(target.partition_columns) != 1:
-        return []
+        return None
     existing = read_partitions(connection, target)
     if manifest.partitions:
         named = {partition.table.name for partition in existing}
         missing = any(part.name not in named for part in manifest.partitions)
     else:
-        asked = options.strategy is Strategy.SWAP
-        missing = asked and _is_new(connection, manifest, target, existing)
-    if not missing:
-        return []
-    refusal = no_single_table(connection, target)
-    return [] if refusal is None else [refusal.what]
+        missing = _is_new(connection, manifest, target, existing)
+    return no_single_table(connection, target) if missing else None
 
 
 def _is_new(

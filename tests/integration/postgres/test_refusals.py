@@ -22,6 +22,7 @@ from airflow_etl_provider.core.errors import (
 from airflow_etl_provider.core.load import Kind, Strategy
 from airflow_etl_provider.core.names import TableName, quoted
 from airflow_etl_provider.core.partition import Every, PartitionSpec
+from airflow_etl_provider.core.request import WindowMode
 from airflow_etl_provider.testing import RecordedEvents
 from tests.builders import (
     APRIL,
@@ -242,6 +243,113 @@ def test_a_partition_that_is_partitioned_itself_is_written_in_place(source18, wa
         pipe.publish(manifest, strategy=Strategy.SWAP)
     assert pipe.publish(manifest).strategy is Strategy.DELETE_INSERT
     assert pipe.rows() == pipe.source_rows()
+
+
+NO_SWAP = {
+    "partitioned itself": (
+        (
+            "CREATE TABLE a.j {month} PARTITION BY HASH (id);"
+            "CREATE TABLE a.j0 PARTITION OF a.j FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        ),
+        r"partition a\.j is partitioned itself",
+    ),
+    "another schema": (
+        'CREATE SCHEMA "B 1"; CREATE TABLE "B 1".t_2013_01 {month}',
+        r'partition "B 1"\.t_2013_01 lies in another schema',
+    ),
+    "full": ("CREATE TABLE a.t_2013_01 {month}", "everything was read"),
+    "a part": ("CREATE TABLE a.t_2013_01 {month}", "did not read partitions of a.t whole"),
+    "two months": (
+        (
+            "CREATE TABLE a.t_2013_01 {month};"
+            "CREATE TABLE a.t_2013_02 PARTITION OF a.t FOR VALUES FROM ('2013-02-01Z') TO ('2013-03-01Z')"
+        ),
+        "covers 2 partitions, and nothing says how long one is",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NO_SWAP)
+def test_why_a_batch_cannot_be_swapped(source18, warehouse18, what):
+    """The reason is true, and the ways that are named are open."""
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 20)
+    made, why = NO_SWAP[what]
+    warehouse18.run(
+        made.format(month="PARTITION OF a.t FOR VALUES FROM ('2013-01-01Z') TO ('2013-02-01Z')")
+    )
+    window = (JANUARY, FEBRUARY)
+    if what == "full":
+        window = ()
+        pipe.mode = WindowMode.FULL
+    elif what == "a part":
+        window = (JANUARY, datetime(2013, 1, 20, tzinfo=UTC))
+    elif what == "two months":
+        window = (JANUARY, MARCH)
+        pipe.partition = None
+    manifest = pipe.staged(*window)
+    with pytest.raises(ConfigurationError, match=why) as refused:
+        pipe.publish(manifest, strategy=Strategy.SWAP)
+    remedy = refused.value.remedy or ""
+    assert remedy.endswith("use strategy='swap_merge' or 'delete_insert'")
+    for way in (Strategy.SWAP_MERGE, Strategy.DELETE_INSERT):
+        assert pipe.load(*window, options={"strategy": way}).strategy is way
+    if what == "another schema":
+        warehouse18.run(remedy.partition(" and clear")[0])
+        assert pipe.load(*window, options={"strategy": Strategy.SWAP}).strategy is Strategy.SWAP
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("PARTITION BY RANGE (id)", "of type bigint, and only of times"),
+        ("PARTITION BY LIST (id)", r"partitioned by LIST \(id\), not by RANGE \(id\)"),
+        ("", "is not partitioned"),
+    ],
+)
+def test_why_a_watermark_window_of_numbers_cannot_be_swapped(source18, warehouse18, how, why):
+    columns = "id bigint, ts timestamptz NOT NULL, v text"
+    source18.run(f"CREATE TABLE t ({columns})".replace("id bigint", "id bigserial"))
+    warehouse18.run(f"CREATE SCHEMA a; CREATE TABLE a.t ({columns}) {how}")
+    if how:
+        warehouse18.run("CREATE TABLE a.p PARTITION OF a.t DEFAULT")
+    source18.run("INSERT INTO t (ts, v) SELECT '2013-01-02Z', 'x' FROM generate_series(1, 5)")
+    pipe = Pipeline(source18, warehouse18, cursor="id", mode=WindowMode.WATERMARK, partition=None)
+    manifest = pipe.staged()
+    with pytest.raises(ConfigurationError, match=why) as refused:
+        pipe.publish(manifest, strategy=Strategy.SWAP)
+    assert "'delete_insert'" in (refused.value.remedy or "")
+    assert ("swap_merge" in (refused.value.remedy or "")) is bool(how)
+    pipe.publish(manifest, strategy=Strategy.DELETE_INSERT)
+    assert pipe.rows() == pipe.source_rows()
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [(Kind.ENTITIES, Strategy.MERGE), (Kind.SNAPSHOTS, Strategy.DELETE_INSERT)],
+)
+def test_what_is_no_event_cannot_be_swapped(source18, warehouse18, kind, way):
+    pipe = simple(source18, warehouse18, kind=kind, keys=("id",), mode=WindowMode.FULL)
+    fill(source18, JANUARY, FEBRUARY, 20)
+    manifest = pipe.staged()
+    with pytest.raises(ConfigurationError, match=f"the rows of stream 't' are {kind}") as refused:
+        pipe.publish(manifest, strategy=Strategy.SWAP)
+    assert repr(way.value) in (refused.value.remedy or "")
+    assert pipe.publish(manifest, strategy=way).strategy is way
+
+
+def test_a_swap_that_something_hindered_when_the_batch_was_staged(source18, warehouse18):
+    pipe = simple(source18, warehouse18)
+    fill(source18, JANUARY, FEBRUARY, 20)
+    warehouse18.run("CREATE PUBLICATION p FOR TABLE a.t")
+    manifest = pipe.staged(JANUARY, FEBRUARY)
+    warehouse18.run("DROP PUBLICATION p")
+    with pytest.raises(ConfigurationError, match="when the batch was staged") as refused:
+        pipe.publish(manifest, strategy=Strategy.SWAP)
+    assert "clear extract and downstream" in (refused.value.remedy or "")
+    assert (
+        pipe.load(JANUARY, FEBRUARY, options={"strategy": Strategy.SWAP}).strategy is Strategy.SWAP
+    )
 
 
 @pytest.mark.parametrize(
