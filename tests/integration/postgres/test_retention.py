@@ -768,7 +768,7 @@ class TestLevels:
         done = maintained(warehouse, keep=timedelta(days=1))
         assert names(done) == ["a.t_2013_01"]
         assert done.retired[0].bytes > 0
-        assert attached(warehouse) == ["a.t_2013_02"]
+        assert attached(warehouse) == ["a.t_2013_02_0", "a.t_2013_02_1"]
         assert warehouse.value("SELECT count(*) FROM pg_class WHERE relnamespace = 'a'::regnamespace"
                                " AND relname IN ('h0', 'h1', 't_2013_01')") == 0  # fmt: skip
         assert cleaned(warehouse).unregistered == ()
