@@ -103,10 +103,12 @@ def keys_by_now(
     target: TableName,
     identity: Identity | None,
     keys: Mapping[str, str],
+    *,
+    log: EventLog,
 ) -> dict[str, str]:
     """Foreign *keys* that a kept *table* had (definitions by name), over its columns as they are called by now.
 
-    One over a column that *target* has dropped is left as it is, and cannot be given back.
+    One over a column that *target* has dropped is logged and left out: another column may have its name by now.
     """
     if not keys or identity is None or not is_known(connection, table, target, identity):
         return dict(keys)
@@ -116,12 +118,22 @@ def keys_by_now(
     def column(match: re.Match[str]) -> str:
         was = match["name"]
         plain = was[1:-1].replace('""', '"') if was.startswith('"') else was
-        return f"{match['period'] or ''}{now.get(plain, was)}"
+        return f"{match['period'] or ''}{now[plain]}"
 
     def columns(match: re.Match[str]) -> str:
         return f"{match['before']}{_COLUMN.sub(column, match['columns'])})"
 
-    return {name: _COLUMNS.sub(columns, definition) for name, definition in keys.items()}
+    found = {}
+    for name, definition in keys.items():
+        try:
+            found[name] = _COLUMNS.sub(columns, definition)
+        except KeyError:
+            log(
+                "a foreign key that the target no longer has was not given back",
+                table=str(table),
+                name=name,
+            )
+    return found
 
 
 def _rename(table: TableName, old: str, new: str) -> sql.Composed:

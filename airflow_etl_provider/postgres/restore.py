@@ -262,6 +262,7 @@ class _Restore:
                     self._target.name,
                     (self._row["rebuild"] or {}).get("columns"),
                     foreign_keys_in(self._row["rebuild"]),
+                    log=self._log,
                 ),
                 add=add_validated if self._is_leaf() else _add_at_once,
                 log=self._log,

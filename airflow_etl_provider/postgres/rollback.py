@@ -505,7 +505,11 @@ class _Rollback:
 
     def _is_recorded(self, one: _Return) -> bool:
         """Whether the ledger says which transaction published the partition."""
-        known = {"cluster": one.rebuild.get("cluster")}
+        known = {
+            "cluster": one.rebuild.get("cluster"),
+            "version": (one.columns or {}).get("table"),
+            "oid": one.oid,
+        }
         found: bool = scalar(self._connection, queries("rollback")["is_recorded"], known)
         return found
 

@@ -261,9 +261,6 @@ FROM pg_constraint
 WHERE confrelid = %(oid)s AND contype = 'f' AND conparentid = 0
 ORDER BY 1
 
--- name: partition_condition
-SELECT pg_get_partition_constraintdef(%(oid)s)
-
 -- name: referenced_tables
 -- Also of a table that is a partition itself; a partitioned table that is referenced stands for its partitions.
 SELECT DISTINCT n.nspname::text AS schema, c.relname::text AS name, c.oid::bigint AS oid

@@ -211,10 +211,12 @@ INSERT INTO etl.load_partitions (load_id, partition, bound, rows, rows_before, b
 VALUES (%(load_id)s, %(partition)s, %(bound)s, %(rows)s, %(rows_before)s, %(bytes)s, %(previous)s, %(rebuild)s)
 
 -- name: publisher
--- This transaction, the oldest that writes beside it if there is one, and the cluster whose transactions these are.
+-- This transaction, the oldest that writes beside it if there is one, and the numbers of database and ledger, which a
+-- copy in another cluster does not have.
 SELECT pg_current_xact_id()::text AS xid,
        nullif(least(pg_snapshot_xmin(pg_current_snapshot()), pg_current_xact_id()), pg_current_xact_id())::text AS oldest,
-       (SELECT system_identifier FROM pg_control_system())::text AS cluster
+       (SELECT concat(oid, '/', 'etl.loads'::regclass::oid) FROM pg_database WHERE datname = current_database())
+           AS cluster
 
 -- name: filled_by
 -- The transactions that wrote the rows of a table, as far as they are not older than all that still write.

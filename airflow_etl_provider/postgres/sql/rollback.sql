@@ -34,8 +34,10 @@ WHERE is_known IS NOT FALSE
 ORDER BY is_known NULLS LAST, published_at DESC LIMIT 1
 
 -- name: is_recorded
--- Whether transactions that were recorded are those of this cluster: a copy of the database has its own.
-SELECT coalesce(%(cluster)s::text = (SELECT system_identifier FROM pg_control_system())::text, false)
+-- Whether transactions that were recorded are those of this cluster: a copy of the database has its own, and other numbers
+-- of tables; "version" is that of the one which was replaced.
+SELECT coalesce(%(cluster)s::text = concat(oid, '/', 'etl.loads'::regclass::oid) AND %(version)s::bigint = %(oid)s, false)
+FROM pg_database WHERE datname = current_database()
 
 -- name: rows_now
 -- Of a partition: its rows, and those written since it was published: by transactions with a later number than the one
@@ -156,9 +158,3 @@ SELECT s FROM (
     SELECT 8, format('ALTER TABLE %%s OWNER TO %%I', %(table)s::text, current_user)
     FROM pg_class AS c WHERE c.oid = %(previous)s AND pg_get_userbyid(c.relowner) <> current_user
 ) AS statements ORDER BY place, s
-
--- name: replica_identity
--- The index that a partition is identified by, or the parent's that it belongs to.
-SELECT coalesce(h.inhparent, i.indexrelid)::bigint
-FROM pg_index AS i LEFT JOIN pg_inherits AS h ON h.inhrelid = i.indexrelid
-WHERE i.indrelid = %(current)s AND i.indisreplident

@@ -1063,6 +1063,25 @@ class TestRestore:
             "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'mine' AND convalidated"
         ) == [(f"FOREIGN KEY ({now}) REFERENCES a.dim(k) ON DELETE SET NULL ({now})",)]
 
+    def test_a_foreign_key_over_a_column_that_was_dropped(self, source18, warehouse18):
+        """It does not come back over another column, which has got that name."""
+        pipe = simple(source18, warehouse18)
+        warehouse18.run("ALTER TABLE a.t ADD p int DEFAULT 1, ADD q int DEFAULT 1")
+        warehouse18.run("CREATE TABLE a.dim (k int PRIMARY KEY); INSERT INTO a.dim VALUES (1)")
+        fill(source18, JANUARY, MARCH, 60)
+        pipe.load(JANUARY, FEBRUARY)
+        pipe.load(FEBRUARY, MARCH)
+        warehouse18.run(
+            "ALTER TABLE a.t_2013_01 ADD CONSTRAINT mine FOREIGN KEY (p) REFERENCES a.dim"
+        )
+        maintained(warehouse18, keep=timedelta(days=1))
+        warehouse18.run("ALTER TABLE a.t DROP p; ALTER TABLE a.t RENAME q TO p")
+        log = RecordedEvents()
+        restored(warehouse18, "a.t_2013_01", log=log)
+        assert warehouse18.value("SELECT count(*) FROM pg_constraint WHERE conname = 'mine'") == 0
+        assert "a foreign key that the target no longer has was not given back" in log.names()
+        assert warehouse18.value("SELECT count(p) FROM a.t") == 60
+
     def test_an_index_that_is_stored_in_its_own_way(self, source18, warehouse18):
         """It is the table's all the same, and not made a second time."""
         pipe = simple(source18, warehouse18)
