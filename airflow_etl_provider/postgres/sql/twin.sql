@@ -407,7 +407,7 @@ GROUP BY definition, partitions HAVING count(DISTINCT indrelid) = partitions
 -- a role may have another default: but for partitioned tables, which PostgreSQL does not let name it.
 SELECT ci.oid::bigint AS oid,
        CASE WHEN t.oid <> d.dattablespace AND NOT has_tablespace_privilege(t.oid, 'CREATE') THEN t.spcname END::text AS denied,
-       CASE WHEN has_tablespace_privilege(t.oid, 'CREATE') AND (%(leaf)s OR t.oid <> d.dattablespace)
+       CASE WHEN CASE t.oid WHEN d.dattablespace THEN %(leaf)s ELSE has_tablespace_privilege(t.oid, 'CREATE') END
             THEN t.spcname END::text AS tablespace,
        (SELECT string_agg(format('%%I=%%s', split_part(o, '=', 1),
                                  CASE WHEN quote_ident(v) = v THEN v ELSE quote_literal(v) END), ', ')
